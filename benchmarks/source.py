@@ -28,8 +28,8 @@ def running(rows: Mapping[str, int]) -> Iterator[tuple[str, Path]]:
     """A PostgreSQL with tables of so many ``rows`` each, and an empty folder beside it.
 
     Args:
-        rows: the number of rows of ``order_details``, of ``wide``, or of tables named
-            ``order_details_<anything>``, which are alike.
+        rows: the number of rows by the table's name: ``wide…`` is made as `benchmarks.wide` says,
+            any other name is a table like ``order_details``.
 
     Yields:
         The DSN of the database, whose tables are in the schema `SCHEMA`, and the folder.
@@ -41,14 +41,14 @@ def running(rows: Mapping[str, int]) -> Iterator[tuple[str, Path]]:
 
 
 def _fill(server_dsn: str, rows: Mapping[str, int]) -> str:
-    most = max((count for name, count in rows.items() if name != "wide"), default=1)
+    most = max((count for name, count in rows.items() if not name.startswith("wide")), default=1)
     full, least = inventory.SIZES["order_details"]
     dsn = inventory.create(server_dsn, scale=min(max(most, least), full) / full)
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
         for name, count in rows.items():
             table = sql.Identifier(SCHEMA, name)
-            if name == "wide":
+            if name.startswith("wide"):
                 wide.create(connection, table, count)
             else:
                 _copy_order_details(connection, table, count)

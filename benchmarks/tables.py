@@ -1,7 +1,8 @@
 """What many small tables cost: ``python -m benchmarks.tables``.
 
 Databases of 10, 100 and 1,000 tables of 20 rows each, and the commands as installed, with their
-defaults: ``check``, the first ``run``, a ``run`` that finds nothing new, ``verify``. Figures are of
+defaults: ``check``, the first ``run``, a ``run`` that finds nothing new, ``verify``. Beside them
+dlt's ``sql_database`` with connectorx, which loads all rows again in its second run. Figures are of
 whole processes; those of a table are the slope from the smallest database to this one.
 """
 
@@ -14,13 +15,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import BRONZE, Used, measure, server_of
+from benchmarks.command import BRONZE, Used, configure, measure, median_of, server_of
+from benchmarks.contestants import CONTESTANTS, Task
 from bronze.demo import server
 from bronze.demo.server import Server
 
@@ -41,15 +42,17 @@ FROM generate_series(1, {rows}) g;
 """
 
 
-def compare(counts: Sequence[int], rounds: int) -> dict[int, dict[str, Used]]:
+def compare(counts: Sequence[int], rounds: int, with_dlt: bool) -> dict[int, dict[str, Used]]:
     """For each number of tables what each command took, medians of the rounds."""
     with tempfile.TemporaryDirectory(prefix="bronze-bench-") as name:
         folder = Path(name)
         with server.running(folder / "postgres") as started:
-            return {count: _commands(folder, started, count, rounds) for count in counts}
+            return {count: _commands(folder, started, count, rounds, with_dlt) for count in counts}
 
 
-def _commands(folder: Path, started: Server, count: int, rounds: int) -> dict[str, Used]:
+def _commands(
+    folder: Path, started: Server, count: int, rounds: int, with_dlt: bool
+) -> dict[str, Used]:
     database = f"tables_{count}"
     with psycopg.connect(started.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {database}")
@@ -58,27 +61,21 @@ def _commands(folder: Path, started: Server, count: int, rounds: int) -> dict[st
         for number in range(count):
             connection.execute(_TABLE.format(number=number, rows=_ROWS))
     home = folder / database
-    home.mkdir()
-    (home / "bronze.toml").write_text(
-        f'[source]\nname = "bench"\ndsn = "{own}"\nschema = "public"\n'
-        '[lake]\nroot = "lake"\nschema = "bronze"\n'
-    )
     process = server_of(own)
+    commands: dict[str, list[str | Path]] = {
+        title: [BRONZE, *arguments] for title, arguments in _COMMANDS.items()
+    }
+    if with_dlt:
+        dlt = CONTESTANTS["dlt-connectorx"].command(Task(own, "public", "", home / "dlt"))
+        commands |= {"dlt, first": dlt, "dlt, again": dlt}
     figures: dict[str, list[Used]] = {}
     for _ in range(rounds):
-        shutil.rmtree(home / "lake", ignore_errors=True)
-        for title, command in _COMMANDS.items():
-            figures.setdefault(title, []).append(measure([BRONZE, *command], process, home))
-    return {title: _median(runs) for title, runs in figures.items()}
-
-
-def _median(runs: Sequence[Used]) -> Used:
-    return Used(
-        median(run.wall for run in runs),
-        median(run.cpu for run in runs),
-        median(run.server_cpu for run in runs),
-        round(median(run.peak for run in runs)),
-    )
+        (home / "dlt").mkdir(parents=True)
+        configure(home, own, "public", {})
+        for title, command in commands.items():
+            figures.setdefault(title, []).append(measure(command, process, home))
+        shutil.rmtree(home)
+    return {title: median_of(runs) for title, runs in figures.items()}
 
 
 def show(figures: dict[int, dict[str, Used]]) -> None:
@@ -111,8 +108,9 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1000], help="of tables")
     parser.add_argument("--runs", type=int, default=3, help="rounds, whose medians are shown")
     parser.add_argument("--json", type=Path, help="a file for the figures")
+    parser.add_argument("--without-dlt", action="store_true")
     given = parser.parse_args()
-    figures = compare(given.counts, given.runs)
+    figures = compare(given.counts, given.runs, not given.without_dlt)
     show(figures)
     if given.json:
         document = {

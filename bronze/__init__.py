@@ -17,7 +17,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 from bronze.api.client import Bronze, open  # noqa: A004 - as in gzip.open
-from bronze.api.rule import Rule
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -51,6 +50,7 @@ from bronze.version import VERSION
 
 if TYPE_CHECKING:
     from bronze.api.check import CheckReport
+    from bronze.api.rule import Rule
     from bronze.config.settings import Settings as Config
     from bronze.governance.audit_proof import AuditReport
     from bronze.protection.erasure_result import ErasureResult
@@ -66,6 +66,7 @@ _LATER = {
     "ErasureResult": ("bronze.protection.erasure_result", "ErasureResult"),
     "KeyReport": ("bronze.protection.keys", "KeyReport"),
     "QualityReport": ("bronze.quality.report", "QualityReport"),
+    "Rule": ("bronze.api.rule", "Rule"),
     "VerifiedTable": ("bronze.verify.results", "VerifiedTable"),
     "VerifyResult": ("bronze.verify.results", "VerifyResult"),
 }

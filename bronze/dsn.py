@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-
 from bronze.errors import ConfigError
 
 
@@ -22,6 +19,10 @@ def parse_dsn(conninfo: str, source: str) -> dict[str, str]:
             probably meant. The message quotes nothing of it: an unencoded password can make libpq
             cut the string anywhere.
     """
+    # Commands that only read the lake do without this library.
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
     subject = f"The connection string of source {source}" if source else "The connection string"
     try:
         params = {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}

@@ -12,9 +12,6 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import Request, urlopen
 
 from bronze.errors import ConfigError
 from bronze.model.locations import Secret
@@ -108,6 +105,10 @@ _DATABRICKS_TIMEOUT = 30.0
 
 def _databricks(secret: Secret) -> str:
     """A secret of a Databricks scope, from the REST API. ``place`` is the scope."""
+    from urllib.error import HTTPError
+    from urllib.parse import urlencode
+    from urllib.request import Request, urlopen
+
     host = os.environ.get("DATABRICKS_HOST", "").removeprefix("https://").rstrip("/")
     token = os.environ.get("DATABRICKS_TOKEN", "")
     if not host or not token:

@@ -1,75 +1,64 @@
-"""The contestants: each a module run as ``python -m``, with DSN, schema, table and lake folder.
+"""The contestants: commands that copy a table of PostgreSQL into files.
 
-Each says what it did as one line of JSON, the fields of `Report`, on its standard output.
+``bronze`` is ``bronze run`` as installed, with its defaults. Every other one is a script in this
+folder, as one would write it: it is started with DSN, schema, table and an empty folder, and with
+the contestant's variant, if it has one. Nothing of `benchmarks` is imported by them.
 """
 
 from __future__ import annotations
 
-import json
-import resource
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-MODULES = {
-    "bronze": "benchmarks.contestants.bronze",
-    "dlt-connectorx": "benchmarks.contestants.dlt_connectorx",
-    "dlt-pyarrow": "benchmarks.contestants.dlt_pyarrow",
-    "naive": "benchmarks.contestants.naive",
-    "limit": "benchmarks.contestants.limit",
-}
-"""The names of the contestants, and their modules."""
+from benchmarks.command import BRONZE, configure
+from bronze.demo.installation import binary
+
+_SCRIPTS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to load, and the empty folder to load it into."""
+    """A table to copy, and the empty folder to copy it into."""
 
     dsn: str
     schema: str
     table: str
-    lake: Path
+    folder: Path
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a contestant did: ``path`` is the Delta table, "" if it made none.
+class Contestant:
+    """A script with its variant, none for bronze, and where in the folder its table is.
 
-    ``cpu`` is the user and system time of the work; ``peak`` the process's most resident bytes.
+    ``result`` is a Delta table or a Parquet file, "" if the contestant makes none.
     """
 
-    seconds: float
-    cpu: float
-    peak: int
-    path: str
+    result: str
+    script: str = ""
+    variant: Sequence[str] = ()
+
+    def command(self, task: Task) -> list[str | Path]:
+        """The command that does the task, in the task's folder."""
+        if not self.script:
+            configure(task.folder, task.dsn, task.schema, {"source": {"tables": [task.table]}})
+            return [BRONZE, "run"]
+        given = (task.dsn, task.schema, task.table, str(task.folder))
+        return [sys.executable, _SCRIPTS / self.script, *given, *self.variant]
+
+    def table(self, task: Task) -> Path | None:
+        """The Delta table or Parquet file, None if the contestant makes none."""
+        return task.folder / self.result.format(task.table) if self.result else None
 
 
-def task() -> Task:
-    """The task in the command line's arguments."""
-    dsn, schema, table, lake = sys.argv[1:]
-    return Task(dsn, schema, table, Path(lake))
-
-
-def timed(work: Callable[[Task], Path]) -> None:
-    """Does the task of the command line, and reports it; ``work`` returns the Delta table."""
-    given = task()
-    began, used = time.perf_counter(), time.process_time()
-    path = work(given)
-    report(time.perf_counter() - began, time.process_time() - used, str(path))
-
-
-def report(seconds: float, cpu: float, path: str) -> None:
-    """Prints the report."""
-    print(json.dumps(asdict(Report(seconds, cpu, _peak(), path))), flush=True)
-
-
-def _peak() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        # ru_maxrss of a started program counts from the size of the process that started it.
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+CONTESTANTS = {
+    "bronze": Contestant("lake/bronze/bz_{}"),
+    "dlt-connectorx": Contestant("lake/bench/{}", "dlt_database.py", ["connectorx"]),
+    "dlt-default": Contestant("lake/bench/{}", "dlt_database.py", ["sqlalchemy"]),
+    "duckdb": Contestant("{}.parquet", "duckdb_copy.py", ["plain"]),
+    "duckdb-hash": Contestant("{}.parquet", "duckdb_copy.py", ["hash"]),
+    "naive": Contestant("{}", "naive.py"),
+    "limit": Contestant("", "limit.py", [str(binary("psql"))]),
+}
+"""The contestants by their names, in the order of a round."""

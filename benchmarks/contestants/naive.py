@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
 import connectorx
-import polars as pl
-import psycopg
 from deltalake import write_deltalake
 
-from benchmarks.contestants import Task, timed
-from benchmarks.table import key
 
-
-def load(task: Task) -> Path:
-    """Reads the table in four partitions of its key, and writes it in one go."""
-    with psycopg.connect(task.dsn) as connection:
-        partition_on = key(connection, task.schema, task.table)
+def load(dsn: str, schema: str, table: str, folder: str) -> None:
+    """Reads the table in four partitions of its first column, and writes it in one go."""
+    query = f'SELECT * FROM "{schema}"."{table}"'
+    first = connectorx.read_sql(dsn, f"{query} LIMIT 0", return_type="polars").columns[0]
     frame = connectorx.read_sql(
-        task.dsn,
-        f'SELECT * FROM "{task.schema}"."{task.table}"',
-        return_type="polars",
-        partition_on=partition_on,
-        partition_num=4,
+        dsn, query, return_type="polars", partition_on=first, partition_num=4
     )
-    assert isinstance(frame, pl.DataFrame)
-    path = task.lake / task.table
-    write_deltalake(path, frame)
-    return path
+    write_deltalake(f"{folder}/{table}", frame)
 
 
 if __name__ == "__main__":
-    timed(load)
+    load(*sys.argv[1:])

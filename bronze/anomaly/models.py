@@ -367,7 +367,7 @@ def _from_source(context: TableContext, columns: Sequence[Column], seed: int) ->
         if pages > sampled:
             table += f" TABLESAMPLE SYSTEM ({100 * sampled / pages:.6f}) REPEATABLE ({seed})"
     query = statement.select(columns, table)
-    session = context.snapshot.session(context.origin)
+    session = context.snapshot.session
     has_protection = bool(context.target.settings.protect)
     label = context.target.label
     parts = reader.reader_of(context.origin)(

@@ -1,4 +1,4 @@
-"""Trains an isolation forest on a sample of a table's rows, with scikit-learn."""
+"""Trains an isolation forest on a sample of a table's rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import polars as pl
 
 from bronze.anomaly.features import MAX_NUMBER, as_numbers, feature_values, missing
 from bronze.anomaly.forest import Scorer
-from bronze.model.anomaly import Feature, Forest, Measure, Model
+from bronze.anomaly.trees import grow_forest
+from bronze.model.anomaly import Feature, Measure, Model
 from bronze.model.columns import Column
 
 MIN_ROWS = 50
@@ -27,7 +28,7 @@ _SAMPLE = 256
 _ROWS = 2000
 _FAR_ROWS = 64
 _FAR = 1.5
-# How often a number is among the features that a tree draws from; others are once.
+# How much more often a tree draws a number than another feature.
 _WEIGHT = 3
 # A text is a category with at most this many values, and at least this many rows for each.
 _CATEGORIES = 50
@@ -116,8 +117,6 @@ def train(
 
     The same arguments give the same model, down to its version.
     """
-    from sklearn.ensemble import IsolationForest  # the import takes a second
-
     first = feature_values(sample, features, moment, moment)
     varying = [i for i, values in enumerate(first) if values.min() < values.max()]
     if not varying:
@@ -127,12 +126,15 @@ def train(
     kept = [replace(f, fill=fill) for f, fill in zip(kept, fills, strict=True)]
     values = feature_values(sample, kept, moment, moment)
     # The length of a text, or a date, says less about a row than a number.
-    drawn = [i for i, f in enumerate(kept) for _ in range(_WEIGHT if f.measure == "number" else 1)]
+    weights = np.array([_WEIGHT if f.measure == "number" else 1 for f in kept])
     rows_drawn = _training_rows(kept, values, np.random.default_rng(seed))
-    trained = IsolationForest(
-        n_estimators=trees, max_samples=min(_SAMPLE, len(rows_drawn)), random_state=seed
-    ).fit(np.column_stack([values[i][rows_drawn] for i in drawn]))
-    forest = _forest(trained, np.array(drawn, np.int32))
+    forest = grow_forest(
+        np.column_stack(values)[rows_drawn],
+        weights,
+        trees=trees,
+        sample=min(_SAMPLE, len(rows_drawn)),
+        seed=seed,
+    )
     scores = Scorer(forest, len(kept)).scores(values)
     threshold = float(np.quantile(scores, 1 - expected, method="lower"))
     model = Model("", moment, rows, seed, expected, threshold, tuple(kept), forest)
@@ -175,24 +177,6 @@ def _distances(feature: Feature, values: npt.NDArray[np.float64]) -> npt.NDArray
         return np.sinh(np.abs(values))
     low, middle, high = np.quantile(values, [0.01, 0.5, 0.99])
     return np.asarray(np.abs(values - middle) / (high - low or 1.0))
-
-
-def _forest(trained: Any, drawn: npt.NDArray[np.int32]) -> Forest:
-    trees = [tree.tree_ for tree in trained.estimators_]
-
-    def joined(name: str, kind: type) -> npt.NDArray[Any]:
-        return np.concatenate([getattr(tree, name) for tree in trees]).astype(kind)
-
-    feature = joined("feature", np.int32)
-    return Forest(
-        sample=int(trained.max_samples_),
-        sizes=np.array([tree.node_count for tree in trees], np.int32),
-        feature=np.where(feature < 0, np.int32(-1), drawn[np.maximum(feature, 0)]),
-        threshold=joined("threshold", np.float64),
-        left=joined("children_left", np.int32),
-        right=joined("children_right", np.int32),
-        rows=joined("n_node_samples", np.int32),
-    )
 
 
 def version(model: Model) -> str:

@@ -14,12 +14,11 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from bronze.api.rule import Rule
-
 if TYPE_CHECKING:
     from polars import DataFrame, LazyFrame
 
     from bronze.api.check import CheckReport
+    from bronze.api.rule import Rule
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.config.settings import Settings
     from bronze.governance.audit_proof import AuditReport

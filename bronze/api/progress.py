@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from bronze.model.events import (
     BatchApplied,
@@ -47,6 +46,8 @@ def progress(quiet: bool) -> Iterator[Notify]:
 @contextmanager
 def progress_bars() -> Iterator[Notify]:
     """A bar for each table on the terminal, which is gone at the end."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -73,10 +74,10 @@ def progress_bars() -> Iterator[Notify]:
 def log_event(event: LoadEvent) -> None:
     """A line of the log for each table that has ended."""
     if isinstance(event, TableFailed):
-        structured_logger().error("failed", table=event.table, error=event.error.message)
+        LOG.error("failed", table=event.table, error=event.error.message)
     elif isinstance(event, TableLanded):
         done = event.result
-        structured_logger().info(
+        LOG.info(
             done.status,
             table=done.table,
             rows=done.rows_read,
@@ -86,29 +87,42 @@ def log_event(event: LoadEvent) -> None:
         )
 
 
-def structured_logger() -> Any:
-    """A logger of structured lines on stderr."""
-    import structlog
+class LogLines:
+    """Writes events as lines on stderr: time, level, event, and its facts sorted by name."""
 
-    def shown(_: Any, __: str, facts: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {name: visible(v) if isinstance(v, str) else v for name, v in facts.items()}
+    def info(self, event: str, **facts: object) -> None:
+        """Writes what happened."""
+        self._write("info", event, facts)
 
-    usual = structlog.get_config()["processors"]
-    if not any(getattr(one, "__name__", "") == "shown" for one in usual):
-        usual = [*usual[:-1], shown, usual[-1]]
-    structlog.configure(processors=usual, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    return structlog.get_logger()
+    def warning(self, event: str, **facts: object) -> None:
+        """Writes what needs attention."""
+        self._write("warning", event, facts)
+
+    def error(self, event: str, **facts: object) -> None:
+        """Writes what failed."""
+        self._write("error", event, facts)
+
+    @staticmethod
+    def _write(level: str, event: str, facts: Mapping[str, object]) -> None:
+        pairs = " ".join(f"{name}={fact}" for name, fact in sorted(facts.items()))
+        moment = time.strftime("%Y-%m-%d %H:%M:%S")
+        # One write for a line, so that those of several threads do not mix.
+        text = visible(f"{moment} [{level:<9}] {event:<30} {pairs}".rstrip())
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+LOG = LogLines()
 
 
 def stream_log(quiet: bool) -> NotifyStep:
     """A structured line for each batch of a stream on stderr, only notes if quiet."""
-    log = structured_logger()
 
     def show(event: StreamEvent) -> None:
         if event.message:
-            log.warning(event.message)
+            LOG.warning(event.message)
         elif not quiet and isinstance(event, BatchApplied) and event.changes:
-            log.info(
+            LOG.info(
                 "landed",
                 transactions=event.transactions,
                 changes=event.changes,

@@ -20,16 +20,16 @@ from bronze.governance import audit
 from bronze.governance.audit import Event
 from bronze.model.events import StreamEvent
 from bronze.model.results import LateRecord, MaintainResult, RunResult, StreamResult, TableResult
-from bronze.protection.erasure_result import ErasureResult
-from bronze.verify.results import VerifyResult
 
 # Each command imports only what it needs: all together take half a second.
 if TYPE_CHECKING:
     from bronze.cdc import stream
     from bronze.ingest import pipeline
     from bronze.maintenance import maintain as maintenance
+    from bronze.protection.erasure_result import ErasureResult
+    from bronze.verify.results import VerifyResult
 
-R = TypeVar("R", RunResult, StreamResult, MaintainResult, VerifyResult, ErasureResult)
+R = TypeVar("R", RunResult, StreamResult, MaintainResult, "VerifyResult", "ErasureResult")
 
 
 def run(

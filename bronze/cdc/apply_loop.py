@@ -158,7 +158,7 @@ class Session:
             while self._has_tables(until_caught_up) and not stream.stop.is_set():
                 joined_at = self._join_waiting_tables(pool, receiver, until_caught_up)
                 end = end if end is None else max(end, joined_at)
-                batch = self._receive_batch(receiver)
+                batch = self._receive_batch(receiver, end)
                 if batch:
                     stamp = self._apply_batch(pool, batch)
                     stream.progress.done = max(stream.progress.done, batch.position)
@@ -274,13 +274,17 @@ class Session:
             past=past,
             # The server does not answer there either: a query would wait for ever.
             lost=lambda: sockets.cut_connection(stream.control),
+            stop=stream.stop,
         )
 
-    def _receive_batch(self, receiver: Receiver) -> Batch | None:
-        """The next batch, None if there is none yet."""
-        progress = self._stream.progress
-        patience = _SHORT_PATIENCE if self._tables.waiting.creating_slot else _PATIENCE
-        batch = receiver.take(patience, progress.done)
+    def _receive_batch(self, receiver: Receiver, end: int | None) -> Batch | None:
+        """The next batch, None if there is none yet; or if the server has sent all transactions
+        before ``end``, and no table waits.
+        """
+        progress, waiting = self._stream.progress, self._tables.waiting
+        patience = _SHORT_PATIENCE if waiting.creating_slot else _PATIENCE
+        beyond = progress.done if end is None or waiting else min(progress.done, end - 1)
+        batch = receiver.take(patience, beyond)
         if batch is None:
             progress.done = max(progress.done, receiver.idle)
         return batch

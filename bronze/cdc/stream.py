@@ -56,7 +56,7 @@ from bronze.tables.selection import Target
 
 __all__ = ["Notify", "drop", "stream"]
 
-_PATIENCE = 0.05
+_CLAIM_PAUSE = 0.01
 _LEAVING = 2.0
 _LONGEST_LEAVING = 120.0
 _LONGEST_PAUSE = 60.0
@@ -217,7 +217,7 @@ def _claim(control: Connection, slot_name: str, had_session: bool, stop: threadi
     after_cut = slot.sender_timeout(control) * 2 or _LONGEST_LEAVING
     until = time.monotonic() + (after_cut if had_session else _LEAVING)
     while not slot.claim(control, slot_name):
-        if stop.wait(_PATIENCE):
+        if stop.wait(_CLAIM_PAUSE):
             raise Stopped
         if time.monotonic() >= until:
             raise SourceRefused(

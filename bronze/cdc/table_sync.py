@@ -276,6 +276,8 @@ def _plan_streamed_columns(
 ) -> list[TableRun]:
     slots = stream.settings.source[stream.origin.name].pool.readers
     batch_id = str(uuid_utils.uuid7())
+    # With the connection that has the tables' locks: another one might wait for a lock.
+    streamed = publication.streamed_columns(placed.holder, placed.relations, stream.publication)
 
     def with_streamed_columns(target: Target) -> Target:
         if not target.published:
@@ -284,9 +286,7 @@ def _plan_streamed_columns(
                 hint="The next retry adds it again.",
                 table=target.label,
             )
-        # With the connection that has the tables' locks: another one might wait for a lock.
-        names = publication.streamed_columns(placed.holder, target.relation, stream.publication)
-        return selection.with_columns_of(target, names)
+        return selection.with_columns_of(target, streamed.get(target.relation.oid, frozenset()))
 
     tables = pipeline.plan_tables(
         stream.settings, stream.origin, placed, targets, batch_id, slots, with_streamed_columns
@@ -342,7 +342,8 @@ def _sent_columns(
 ) -> tuple[tuple[str, int, int], ...]:
     """The columns as the stream describes them: a column list may lack what the config drops."""
     relation, dropped = target.relation, selection.dropped_columns(target)
-    streamed = publication.streamed_columns(connection, relation, stream.publication)
+    in_stream = publication.streamed_columns(connection, [relation], stream.publication)
+    streamed = in_stream.get(relation.oid, frozenset())
     published = publication.find(connection, stream.publication)
     listed = published.attributes.get(relation.oid, streamed) if published else streamed
     sent = {

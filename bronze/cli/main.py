@@ -6,6 +6,7 @@ Imports of the work itself are made when a command runs, so that ``--help`` answ
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -397,4 +398,10 @@ def main() -> None:
     """The console script."""
     # Garbage collection of imported objects takes a tenth of a short run.
     gc.set_threshold(50_000)
-    app()
+    # pydantic would read the metadata of every installed package.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+    try:
+        app()
+    finally:
+        # The interpreter would search all objects for cycles twice before it ends.
+        gc.freeze()

@@ -7,7 +7,6 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
 
-import polars as pl
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from bronze.config.fields import NameList, Seconds, Section
@@ -144,10 +143,15 @@ RULE_SECTIONS: Mapping[str, type[BaseModel]] = {
 
 
 def _check_syntax(kind: RuleKind, text: str) -> None:
+    if kind not in ("pattern", "expression"):
+        return
+    # A config without such rules is read, and its errors are reported, without this library.
+    import polars as pl
+
     try:
         if kind == "pattern":
             pl.Series([""]).str.contains(text)
-        elif kind == "expression":
+        else:
             pl.sql_expr(text)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{text!r} cannot be used: {error_text(error)}") from None

@@ -75,10 +75,10 @@ def table_actions(
     configuration = {**state.properties, **properties}
     if columns == state.columns and configuration == state.properties:
         return
-    known = state.table.protocol().reader_features or ()
+    known = state.content.protocol.reader_features
     if NTZ in needed.get("readerFeatures", ()) and NTZ not in known:
         yield {"protocol": needed}
-    metadata = state.table.metadata()
+    metadata = state.content.metadata
     yield {
         "metaData": {
             "id": metadata.id,
@@ -86,7 +86,7 @@ def table_actions(
             "description": metadata.description,
             "format": {"provider": "parquet", "options": {}},
             "schemaString": delta_schema(columns),
-            "partitionColumns": metadata.partition_columns,
+            "partitionColumns": list(metadata.partition_columns),
             "configuration": configuration,
             "createdTime": metadata.created_time,
         }

@@ -168,7 +168,7 @@ def _parquet(sink: Any, first: pa.Table) -> pq.ParquetWriter:
     # Large values need neither a dictionary nor statistics.
     head = first.slice(0, _SAMPLE)
     small = [n for n in head.column_names if head[n].nbytes <= _GROUP_BYTES]
-    sample = _frame(head.select(small), head.num_rows)
+    sample = head.select(small)
     return pq.ParquetWriter(
         sink,
         first.schema,
@@ -390,11 +390,14 @@ def cluster_of(path: str) -> tuple[str, str] | None:
     return (named["spec"], named["cluster"]) if named and named["spec"] else None
 
 
-def _repeating(frame: pl.DataFrame) -> list[str]:
-    flat = [s for s in frame.get_columns() if not isinstance(s.dtype, pl.List)]
-    return [s.name for s in flat if s.n_unique() * _REPEATS <= frame.height]
+def _repeating(sample: pa.Table) -> list[str]:
+    if sample.num_rows < _REPEATS:
+        return []
+    flat = [s for s in _frame(sample, sample.num_rows) if not isinstance(s.dtype, pl.List)]
+    return [s.name for s in flat if s.n_unique() * _REPEATS <= sample.num_rows]
 
 
-def _statistics_columns(frame: pl.DataFrame) -> list[str]:
+def _statistics_columns(sample: pa.Table) -> list[str]:
     # Row group statistics of floats mislead readers about NaN.
-    return [s.name for s in frame.get_columns() if s.dtype.is_integer() or s.dtype.is_temporal()]
+    of = pa.types
+    return [c.name for c in sample.schema if of.is_integer(c.type) or of.is_temporal(c.type)]

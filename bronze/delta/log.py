@@ -14,20 +14,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import obstore
-import polars as pl
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
 from bronze.delta import files, store
+from bronze.delta.replay import LogContent, Replayed, content_of
 from bronze.delta.schema import kinds
-from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, FileDamaged, LakeError
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
@@ -62,8 +60,8 @@ class State:
     """A table as it was read. A commit on top of it fails if the table has changed since."""
 
     place: Place
-    table: DeltaTable
     version: int
+    content: LogContent
 
     @cached_property
     def columns(self) -> tuple[tuple[str, DeltaType], ...]:
@@ -72,19 +70,17 @@ class State:
         Raises:
             LakeError: one of them is of a type that bronze never writes.
         """
-        return kinds(self.table.schema().to_json())
+        return kinds(self.content.metadata.schema)
 
     @cached_property
     def properties(self) -> Mapping[str, str]:
         """The table properties."""
-        found: dict[str, str] = dict(self.table.metadata().configuration)
-        return found
+        return self.content.metadata.configuration
 
     @property
     def partition(self) -> str | None:
         """The partition column, if there is one."""
-        found = self.table.metadata().partition_columns
-        return str(found[0]) if found else None
+        return next(iter(self.content.metadata.partition_columns), None)
 
     @cached_property
     def files(self) -> tuple[StoredFile, ...]:
@@ -101,10 +97,8 @@ class State:
     @cached_property
     def listed_files(self) -> tuple[StoredFile, ...]:
         """All data files that the log names, wherever they are."""
-        safe = [name for name, kind in self.columns if kind.name in SAFE]
         with mapped_errors(self.place, "read"):
-            adds: Any = pl.DataFrame(self.table.get_add_actions(flatten=False))
-        return tuple(_stored_file(row, safe) for row in adds.iter_rows(named=True))
+            return self.content.files()
 
     @cached_property
     def foreign(self) -> tuple[str, ...]:
@@ -137,13 +131,13 @@ class State:
 
     def is_same(self, other: State) -> bool:
         """Whether both are one version of one table."""
-        ids = self.table.metadata().id, other.table.metadata().id
-        return ids[0] == ids[1] and self.version == other.version
+        same_table = self.content.metadata.id == other.content.metadata.id
+        return same_table and self.version == other.version
 
     def position(self, name: str) -> int | None:
         """The value of an app transaction, None where there is none."""
-        found: int | None = self.table.transaction_version(name)
-        return found
+        with mapped_errors(self.place, "read"):
+            return self.content.transaction(name)
 
     def writable(self) -> None:
         """Checks that bronze may add, rewrite and remove files.
@@ -151,13 +145,12 @@ class State:
         Raises:
             LakeError: the table has a feature that bronze cannot write.
         """
-        protocol = self.table.protocol()
-        used = {*(protocol.writer_features or ()), *(protocol.reader_features or ())}
-        unknown = sorted(used - _FEATURES)
-        if protocol.min_writer_version not in (*range(_OLD_WRITER + 1), _NAMED_FEATURES):
-            unknown.append(f"writer version {protocol.min_writer_version}")
+        protocol = self.content.protocol
+        unknown = sorted((protocol.writer_features | protocol.reader_features) - _FEATURES)
+        if protocol.writer not in (*range(_OLD_WRITER + 1), _NAMED_FEATURES):
+            unknown.append(f"writer version {protocol.writer}")
         unknown += [name for name in self.properties if name.startswith("delta.constraints.")]
-        if len(self.table.metadata().partition_columns) > 1:
+        if len(self.content.metadata.partition_columns) > 1:
             unknown.append("several partition columns")
         if unknown:
             raise LakeError(
@@ -168,26 +161,6 @@ class State:
             )
 
 
-def _stored_file(row: Mapping[str, Any], safe: Sequence[str]) -> StoredFile:
-    low, high = (row.get(side) or {} for side in ("min", "max"))
-    partition = row.get("partition") or {}
-    return StoredFile(
-        path=row["path"],
-        size=row["size_bytes"],
-        rows=-1 if row["num_records"] is None else row["num_records"],
-        low=tuple((n, low[n]) for n in safe if low.get(n) is not None),
-        high=tuple((n, _widest(high[n])) for n in safe if high.get(n) is not None),
-        partition=tuple((n, None if v is None else str(v)) for n, v in partition.items()),
-    )
-
-
-def _widest(bound: Any) -> Any:
-    """An upper bound that other writers may have cut to milliseconds."""
-    if not isinstance(bound, datetime) or bound.microsecond % 1000:
-        return bound
-    return bound.replace(microsecond=bound.microsecond + 999)
-
-
 def read(place: Place) -> State | None:
     """The table as it is now, None if there is none.
 
@@ -196,12 +169,26 @@ def read(place: Place) -> State | None:
     """
     with mapped_errors(place, "read"):
         try:
-            table = DeltaTable(place.url, storage_options=store.options(place) or None)
+            content = content_of(place)
         except TableNotFoundError as error:
             if "unknown scheme" in str(error).lower():
                 raise
             return None
-        return State(place, table, table.version())
+        return State(place, content.version, content)
+
+
+def refresh(state: State) -> State | None:
+    """The table as it is now: the state itself where nothing was committed since it was read.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    content = state.content
+    if isinstance(content, Replayed) and content.is_latest():
+        return state
+    now = read(state.place)
+    # The given one knows already what it has read of the log.
+    return state if now is not None and state.is_same(now) else now
 
 
 def write(place: Place, version: int, actions: Sequence[Action]) -> None:

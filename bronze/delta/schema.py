@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, get_args
 
 from bronze.errors import LakeError
@@ -47,6 +48,7 @@ def _type(kind: DeltaType) -> Any:
     return _NAMES.get(kind.name, kind.name)
 
 
+@lru_cache(256)
 def kinds(schema: str) -> tuple[tuple[str, DeltaType], ...]:
     """The columns of a Delta schema in JSON.
 

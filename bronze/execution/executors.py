@@ -43,8 +43,12 @@ _PATIENCE = 0.5
 
 
 @contextmanager
-def executor(engine: str, workers: int) -> Iterator[Executor]:
+def executor(
+    engine: str, workers: int, prepare: Callable[[], None] | None = None
+) -> Iterator[Executor]:
     """The executor of a config's ``engine``: "threads", "processes" or "dask://host:port".
+
+    ``prepare``, a function of a module, is called in each process that works for this run alone.
 
     Raises:
         ConfigError: Dask is not installed, or its scheduler does not answer.
@@ -55,15 +59,19 @@ def executor(engine: str, workers: int) -> Iterator[Executor]:
     elif engine == "processes":
         # A forked child would inherit the locks of the libraries' threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _end_with_parent) as processes:
+        with ProcessPoolExecutor(workers, context, _begin, (prepare,)) as processes:
             yield processes
     else:
         with _dask(engine.removeprefix("dask://")) as cluster:
             yield cluster
 
 
-def _end_with_parent() -> None:
-    """Ends this worker process when its parent is killed; it would wait forever otherwise."""
+def _begin(prepare: Callable[[], None] | None) -> None:
+    """Begins a worker process, which ends when its parent is killed; it would wait forever
+    otherwise.
+    """
+    if prepare:
+        prepare()
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -128,9 +136,9 @@ def drive(
 ) -> Iterator[T]:
     """Runs workflows side by side, at most ``limit`` tasks at once; yields the result of each.
 
-    The tasks of earlier workflows come first. A task that finds no free connection is put back, and
-    afterwards fewer tasks run at once. After a task has failed, no further task of its workflow
-    is started.
+    The tasks of earlier workflows come first, and a workflow begins when there is room for its
+    tasks. A task that finds no free connection is put back, and afterwards fewer tasks run at once.
+    After a task has failed, no further task of its workflow is started.
 
     Args:
         pool: the executor of the tasks.
@@ -146,17 +154,18 @@ def drive(
     stages = [_Stage(workflow) for workflow in workflows]
     waiting: list[tuple[int, int, Task]] = []
     flying: dict[Future[Parcel[Any]], tuple[int, int, Task]] = {}
-    refused = 0
+    refused = begun = 0
     try:
-        for number in range(len(stages)):
-            yield from _advance(stages, number, waiting)
-        while waiting or flying:
+        while waiting or flying or begun < len(stages):
+            while begun < len(stages) and len(waiting) + len(flying) < limit:
+                begun += 1
+                yield from _advance(stages, begun - 1, waiting)
             while waiting and len(flying) < limit:
                 entry = heapq.heappop(waiting)
                 task = entry[2]
                 flying[pool.submit(_perform, task.work, Parcel(task.given))] = entry
             # Without a time limit an interrupt would be seen only when a task has ended.
-            ended = wait(flying, _PATIENCE, FIRST_COMPLETED).done
+            ended = wait(flying, _PATIENCE, FIRST_COMPLETED).done if flying else ()
             meanwhile()
             for future in ended:
                 number, place, task = entry = flying.pop(future)

@@ -9,7 +9,7 @@ of runs that died, or that have not written theirs yet; those then skip them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -83,7 +83,7 @@ def begin_stream(entry: LineageEntry) -> LineageEntry:
 
 def add_counts(entry: LineageEntry, **done: int) -> LineageEntry:
     """The entry with the counts of a batch of the stream added."""
-    known = asdict(entry.record)
+    known = vars(entry.record)
     sums = {name: known[name] + count for name, count in done.items()}
     return replace(entry, record=replace(entry.record, **sums))
 
@@ -105,7 +105,7 @@ def end_stream(entry: LineageEntry, error: BronzeError | None) -> LineageEntry:
 
 def facts_of(entry: LineageEntry, **done: Any) -> Mapping[str, Any]:
     """The facts of a commit with the record; the commit itself is its version."""
-    return {FACT: asdict(replace(entry.record, **done))}
+    return {FACT: dict(vars(replace(entry.record, **done)))}
 
 
 def place(settings: Settings) -> Place:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from bronze.anomaly.profile import profile_of
-from bronze.model.anomaly import Profile
+from bronze.model.anomaly import NO_PROFILE, Profile
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Enrichment, Findings
 from bronze.protection import protect
@@ -39,6 +39,7 @@ def enrich(
     base: int,
     enrichment: Enrichment,
     keep: Keep | None = None,
+    known: Profile = NO_PROFILE,
 ) -> EnrichedRows:
     """The Bronze rows of source rows, with the profile and quality of the latter.
 
@@ -49,13 +50,14 @@ def enrich(
         base: how many of the columns the table began with.
         enrichment: what to add to the rows.
         keep: which of the rows become Bronze rows; None means all.
+        known: the profile of earlier rows, to which that of these rows will be added.
 
     Raises:
         ConfigError: a key cannot be unwrapped.
         TableRefused: a rule cannot be evaluated on these rows.
     """
     scores, quality = scoring.score_rows(rows, rejected, stamp, enrichment.quality)
-    profile = profile_of(rows, enrichment.watch) if enrichment.watch else Profile()
+    profile = profile_of(rows, enrichment.watch, known) if enrichment.watch else NO_PROFILE
     protection, checksums = enrichment.protection, None
     if protection or keep:
         hashes = row_hashes_of(rows, rejected, base)

@@ -36,7 +36,7 @@ from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
 from bronze.model.results import TableResult
 from bronze.model.stamp import RowStamp
-from bronze.model.units import KnownRows, RejectedValue
+from bronze.model.units import KnownRows, RejectedValue, UnitResult
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
@@ -74,11 +74,12 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         SnapshotLost: the connection to the source was lost, and with it the snapshot that all
             tables share.
     """
+    table.began = time.monotonic()
     try:
         if table.error or table.plan is None:
             return _failed_result(table, table.error or _unplanned_error(table))
         plan = table.plan
-        table.results = yield _read_tasks(table, plan)
+        table.results = yield from _read(table, plan)
         failpoint.reach("read")
         record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
@@ -93,6 +94,8 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         notes += yield from _optimize(settings, table, outcome.has_changes)
         return _result(table, outcome, notes)
     except BronzeError as error:
+        if isinstance(error, SnapshotLost):
+            raise
         if error.retry and not isinstance(error, CommitConflict) and not table.snapshot.alive():
             raise SnapshotLost(
                 f"The connection to the source {table.origin.name} was lost during the run:"
@@ -109,8 +112,15 @@ def _unplanned_error(table: TableRun) -> BronzeError:
     )
 
 
-def _read_tasks(table: TableRun, plan: Plan) -> list[Task]:
-    return [Task(read_unit, unit, table.target.label) for unit in plan.units]
+def _read(table: TableRun, plan: Plan) -> Workflow[list[UnitResult]]:
+    """Reads the units of a plan.
+
+    Raises:
+        SnapshotLost: the rows may be incomplete.
+    """
+    results = yield [Task(read_unit, unit, table.target.label) for unit in plan.units]
+    table.snapshot.check_alive()
+    return results
 
 
 def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
@@ -164,21 +174,18 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
     difference = diff.difference_of(plan, table.stamp, table.results)
     for attempt in commit.attempts():
         with attempt:
-            state = log.read(plan.target.place)
+            state = log.refresh(plan.state) if plan.state else log.read(plan.target.place)
             if (
                 state is None
                 or _another_run_committed(state, plan)
                 or _have_doubtful_rows_moved(state, plan)
             ):
                 raise commit.overtaken_error(plan.target.place)
-            if plan.state and plan.state.is_same(state):
-                # It knows already what it has read of the log.
-                state = plan.state
             edit = yield from diff.edit_table(plan, table.stamp, difference, state)
             if _row_counts_differ(table, plan, difference, edit, state):
                 _delete_files(table, edit.commit_files)
                 plan = table.compare_all_rows(plan)
-                table.results = yield _read_tasks(table, plan)
+                table.results = yield from _read(table, plan)
                 quality_gate.check_quality(settings, table, plan)
                 difference = diff.difference_of(plan, table.stamp, table.results)
                 edit = yield from diff.edit_table(plan, table.stamp, difference, state)

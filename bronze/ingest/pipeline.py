@@ -42,7 +42,7 @@ from bronze.model.results import Failure, RunResult, TableResult
 from bronze.model.stamp import AuditMark, RowStamp
 from bronze.model.units import Unit, UnitResult
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect, translation
+from bronze.postgres.connection import connect, read_connections, translation
 from bronze.postgres.copy import snapshot as snapshots
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables import selection
@@ -179,12 +179,13 @@ class OpenSource:
 
 
 def open_sources(
-    settings: Settings, batch_id: str, stack: ExitStack
+    settings: Settings, batch_id: str, stack: ExitStack, *, detailed: bool = False
 ) -> tuple[list[tuple[str, Relation]], dict[str, OpenSource]]:
     """Connects to all sources, until the stack is closed.
 
     Returns:
-        All tables, with the names of their sources; and the open sources by name.
+        All tables, with the names of their sources, and only if ``detailed`` with their columns,
+        keys and definitions, which a snapshot shows again; and the open sources by name.
 
     Raises:
         ConfigError, SourceError
@@ -194,12 +195,10 @@ def open_sources(
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
         stack.callback(connect.forget_server, origin)
-        pool = stack.enter_context(connect.pool(origin, source.pool.min, source.pool.max))
+        connection = stack.enter_context(connect.connect(origin))
         with translation.source_errors(origin):
-            connection = stack.enter_context(pool.connection())
-            relations += [
-                (name, r) for r in selection.relations_of(connection, name, source.schema_)
-            ]
+            listed = selection.relations_of(connection, name, source.schema_, detailed=detailed)
+            relations += [(name, relation) for relation in listed]
         connect.remember_server(origin, connection)
         sources[name] = OpenSource(origin, connection, source.pool.readers)
     return relations, sources
@@ -407,7 +406,8 @@ def worker_pool(
     settings: Settings, pool: Executor | None, limit: int, origins: Collection[Origin]
 ) -> Iterator[Executor]:
     """The executor of the units. An error inside the block cancels the running queries first."""
-    context = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
+    engine, prepare = settings.run.engine, read_connections.keep_all
+    context = nullcontext(pool) if pool else executors.executor(engine, limit, prepare)
     with context as workers:
         try:
             yield workers

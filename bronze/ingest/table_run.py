@@ -91,7 +91,7 @@ def schema_changes(plan: Plan | None) -> tuple[str, ...]:
 @dataclass
 class TableRun:
     """One table of a run, read in ``snapshot`` by ``readers`` workers. ``results`` are those
-    of its units, ``began`` is a time of `time.monotonic`.
+    of its units, ``began`` is when its load began, a time of `time.monotonic`.
     """
 
     target: Target

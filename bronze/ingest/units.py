@@ -177,7 +177,7 @@ def _source_read(
     return SourceRead(
         table=context.target.label,
         origin=context.origin,
-        session=context.snapshot.session(context.origin),
+        session=context.snapshot.session,
         query=statement.select(columns, statement.quoted(relation.schema, relation.name)),
         splits=tuple(conditions),
         columns=columns,

@@ -164,7 +164,8 @@ class _UnitTotals:
     def _enriched(self, rows: pl.DataFrame, rejected: pl.Series) -> pl.DataFrame:
         how = self.unit.rows
         keep = self.filter.new_rows_of if self.filter else None
-        enriched = enrich(rows, rejected, how.into.stamp, how.base, how.enrichment, keep)
+        known = self.findings.profile
+        enriched = enrich(rows, rejected, how.into.stamp, how.base, how.enrichment, keep, known)
         if self.unit.sums_rows and rows.height:
             self.sum = fingerprint.sum_of_totals(self.sum, fingerprint.total(enriched.hashes))
         if self.unit.counts_rows:

@@ -168,6 +168,9 @@ class Profile:
     columns: Mapping[str, ColumnProfile] = field(default_factory=dict)
 
     def __add__(self, other: Profile) -> Profile:
+        for side, rest in ((self, other), (other, self)):
+            if not side.rows and not side.columns:
+                return rest
         none = ColumnProfile()
         names = dict.fromkeys((*self.columns, *other.columns))
         return Profile(

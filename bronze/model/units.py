@@ -81,6 +81,10 @@ class KnownRows:
     versions: tuple[str, ...] = ()
     form: RowFormat | None = None
 
+    def __hash__(self) -> int:
+        # One of all files would take longer than the rest of a comparison of a small table.
+        return hash((self.place, self.version, self.key, self.offset, self.share))
+
     @property
     def history(self) -> bool:
         """Whether the table has history: every version of a row."""

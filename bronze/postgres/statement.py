@@ -8,6 +8,7 @@ for each such value: a JSON array of the column's name and PostgreSQL's text of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from psycopg import sql
 
@@ -17,6 +18,7 @@ from bronze.model.columns import Column
 _MAX_ARGUMENTS = 90
 
 
+@lru_cache(4096)
 def quoted(*names: str) -> str:
     """A qualified name in SQL, for example ``"tests"."orders"``."""
     return sql.Identifier(*names).as_string(None)

@@ -23,25 +23,20 @@ AES-GCM and FF1 take these 32 bytes, AES-SIV all 64.
 
 from __future__ import annotations
 
-import base64
-import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import polars as pl
 import polars_hash as plh
 import pyarrow as pa
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 
 from bronze.errors import Mismatch
 from bronze.model.locations import Secret
-from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
+from bronze.model.protection import ProtectedColumn, TableProtection
 from bronze.model.units import RejectedValue
-from bronze.protection import ff1, plaintext
+from bronze.protection import encryption, plaintext
+from bronze.protection.format_tokens import tokens_with_format
 from bronze.protection.keyring import unwrap
 
 REVEALED = ("encrypt", "encrypt_deterministic")
@@ -50,15 +45,11 @@ REVEALED = ("encrypt", "encrypt_deterministic")
 MASK = "***"
 
 _HALF = 32
-_NONCE = 12
 _HASH_DIGITS = 32
 _LONGEST_BOOLEAN = len("false")
 _TOKEN = "tok_"  # noqa: S105 - a prefix
-_VERSIONS = {"encrypt": "v1", "encrypt_deterministic": "s1"}
-_SEALED = re.compile(r"^(v1|s1):([0-9a-f]{16}):(.*)$", re.DOTALL)
-_DIGITS, _LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
-# The alphabets in which tokens can keep the format, each with the fewest of its characters.
-_FORMATS = ((_DIGITS, 6), (_LETTERS, 5))
+# Finding equal texts takes half as long as the fastest method: it has to save more than that.
+_REPEATED = 2
 
 
 def protected_hashes(hashes: pl.Series, protection: TableProtection) -> pl.Series:
@@ -126,41 +117,23 @@ def protect_texts(
     if rule.method == "encrypt":
         # Without the blank the length would show which one is true.
         padded = texts.str.pad_end(_LONGEST_BOOLEAN) if clear.dtype == pl.Boolean else texts
-        return _encrypt(padded, key, AESGCM(data[:_HALF]))
-    if rule.method == "hash":
-        return _hmac(texts, data)
+        return encryption.encrypt(padded, key, data)
     methods: Mapping[str, Callable[[pl.Series], pl.Series]] = {
-        "encrypt_deterministic": lambda unique: _encrypt(unique, key, AESSIV(data)),
+        "hash": lambda unique: _hmac(unique, data),
+        "encrypt_deterministic": lambda unique: encryption.encrypt_deterministic(unique, key, data),
         "tokenize": lambda unique: _tokens(unique, data, rule.format),
     }
     return _apply_to_unique(texts, methods[rule.method])
 
 
 def _apply_to_unique(texts: pl.Series, method: Callable[[pl.Series], pl.Series]) -> pl.Series:
-    """The texts protected by a method, which is applied once to equal texts."""
-    unique = texts.drop_nulls().unique()
-    stored = pl.DataFrame({"clear": unique, "stored": method(unique)})
-    frame = pl.DataFrame({"clear": texts})
-    return frame.join(stored, on="clear", how="left", maintain_order="left")["stored"]
-
-
-def _encrypt(texts: pl.Series, key: DataKey, cipher: AESGCM | AESSIV) -> pl.Series:
-    binding = associated_data(key)
-    clear = texts.cast(pl.Binary).to_list()
-    if isinstance(cipher, AESGCM):
-        random = os.urandom(_NONCE * len(clear))
-        nonces = [random[at : at + _NONCE] for at in range(0, len(random), _NONCE)]
-        pairs = zip(nonces, clear, strict=True)
-        sealed = [None if v is None else n + cipher.encrypt(n, v, binding) for n, v in pairs]
-    else:
-        sealed = [None if v is None else cipher.encrypt(b"\0" + v, [binding]) for v in clear]
-    version = _VERSIONS["encrypt" if isinstance(cipher, AESGCM) else "encrypt_deterministic"]
-    return f"{version}:{key.id}:" + pl.Series(sealed, dtype=pl.Binary).bin.encode("base64")
-
-
-def associated_data(key: DataKey) -> bytes:
-    """The associated data of the values that a key encrypts: its table and column."""
-    return f"{key.table}\0{key.column}".encode()
+    """What a method makes of the texts. If few differ, it is applied once to equal texts."""
+    count: Any = texts.approx_n_unique()
+    if count * _REPEATED > len(texts):
+        return method(texts)
+    encoded = texts.to_arrow(compat_level=pl.CompatLevel.oldest()).dictionary_encode()
+    unique, positions = pl.Series(encoded.dictionary), pl.Series(encoded.indices)
+    return method(unique).gather(positions)
 
 
 def _hmac(values: pl.Series, key: bytes, digits: int = 64) -> pl.Series:
@@ -179,51 +152,13 @@ def _mask(texts: pl.Series, keep: int) -> pl.Series:
 
 
 def _tokens(texts: pl.Series, key: bytes, keeps_format: bool) -> pl.Series:
-    plain = _TOKEN + _hmac(texts, key, _HASH_DIGITS)
     if not keeps_format:
-        return plain
-    tokens = plain.to_list()
-    for rows, stored in _tokens_with_format(texts.to_list(), key):
-        for row, text in zip(rows, stored, strict=True):
-            tokens[row] = text
-    return pl.Series(tokens, dtype=pl.String)
-
-
-def _tokens_with_format(texts: Sequence[str], key: bytes) -> list[tuple[list[int], list[str]]]:
-    """The tokens of the texts whose format can be kept, with the row numbers of the texts."""
-    groups: dict[tuple[str, int], list[int]] = {}
-    for row, text in enumerate(texts):
-        alphabets = [alphabet for alphabet, least in _FORMATS if _fits(text, alphabet, least)]
-        if len(alphabets) == 1:
-            count = sum(c.lower() in alphabets[0] for c in text)
-            groups.setdefault((alphabets[0], count), []).append(row)
-    tokens = []
-    for (alphabet, _), rows in groups.items():
-        values = [[alphabet.index(c) for c in texts[r].lower() if c in alphabet] for r in rows]
-        encrypted = ff1.encrypt(key[:_HALF], len(alphabet), np.array(values, np.uint8))
-        pairs = zip(rows, encrypted, strict=True)
-        tokens.append(
-            (rows, [_replace_characters(texts[row], alphabet, new) for row, new in pairs])
-        )
-    return tokens
-
-
-def _fits(text: str, alphabet: str, least: int) -> bool:
-    """Whether a text has enough of an alphabet, and no other letters and digits."""
-    word = [c for c in text if c.isalnum()]
-    return len(word) >= least and text.isascii() and all(c.lower() in alphabet for c in word)
-
-
-def _replace_characters(text: str, alphabet: str, numerals: Any) -> str:
-    """A text with other letters or digits, which keeps its case and its punctuation."""
-    remaining = iter(numerals.tolist())
-    characters = []
-    for c in text:
-        if c.isalnum():
-            new = alphabet[next(remaining)]
-            c = new.upper() if c.isupper() else new
-        characters.append(c)
-    return "".join(characters)
+        return _TOKEN + _hmac(texts, key, _HASH_DIGITS)
+    tokens = tokens_with_format(texts, key[:_HALF])
+    others = texts.set(tokens.is_not_null(), None)
+    if others.null_count() == len(others):
+        return tokens
+    return tokens.fill_null(_TOKEN + _hmac(others, key, _HASH_DIGITS))
 
 
 def reveal_values(
@@ -240,54 +175,43 @@ def reveal_values(
             f"Column {column.column} is protected by {column.protect.method}, which"
             " cannot be undone."
         )
-    keys = {key.id: key for key in column.keys}
-    ciphers: dict[str, Any] = {}
-
-    def clear(text: str) -> str:
-        parts = _SEALED.match(text)
-        key = keys.get(parts[2]) if parts else None
-        if parts is None or key is None:
-            raise ValueError
-        if parts[2] not in ciphers:
-            data = unwrap(key, tuple(masters))
-            ciphers[key.id] = AESGCM(data[:_HALF]) if parts[1] == "v1" else AESSIV(data)
-        return _decrypt(parts[3], ciphers[key.id], associated_data(key))
-
-    try:
-        texts = [None if text is None else clear(text) for text in stored.to_list()]
-    except (ValueError, InvalidTag):
+    texts = _decrypted_texts(stored, column, masters)
+    if texts.null_count() > stored.null_count():
         raise Mismatch(
             f"A value of column {column.column} cannot be decrypted by any key of this column.",
             hint="It was changed, or moved here from another column; or its key is missing in"
             " governance.keys.",
-        ) from None
-    return plaintext.values(pl.Series(stored.name, texts, dtype=pl.String), kind)
+        )
+    return plaintext.values(texts, kind)
 
 
 def decrypt(
     stored: pl.Series, column: ProtectedColumn, masters: Sequence[Secret], kind: Any
 ) -> tuple[pl.Series, pl.Series]:
-    """What `reveal_values` returns, with NULL for a value that no key of this column has encrypted;
-    and which values these are.
+    """What `reveal_values` returns, with NULL for a value that no key of this column has encrypted,
+    or that is not of the type; and which values these are.
 
     Raises:
         ConfigError: a key cannot be unwrapped.
     """
+    values = _values_of_type(_decrypted_texts(stored, column, masters), kind)
+    return values, values.is_null() & stored.is_not_null()
+
+
+def _decrypted_texts(
+    stored: pl.Series, column: ProtectedColumn, masters: Sequence[Secret]
+) -> pl.Series:
+    return _apply_to_unique(
+        stored, lambda unique: encryption.decrypt(unique, column.keys, masters)
+    ).alias(stored.name)
+
+
+def _values_of_type(texts: pl.Series, kind: Any) -> pl.Series:
+    """The values of texts; NULL for texts that are not of the type."""
     try:
-        values = reveal_values(stored, column, masters, kind)
-        return values, pl.repeat(False, len(stored), eager=True)
-    except (Mismatch, pl.exceptions.PolarsError, pa.ArrowException, ValueError):
-        if len(stored) == 1:
-            nothing = pl.Series(stored.name, [None], dtype=kind)
-            return nothing, pl.Series([True])
-    half = len(stored) // 2
-    halves = [decrypt(part, column, masters, kind) for part in (stored[:half], stored[half:])]
-    revealed, faulty = zip(*halves, strict=True)
-    return pl.concat(revealed), pl.concat(faulty)
-
-
-def _decrypt(text: str, cipher: AESGCM | AESSIV, binding: bytes) -> str:
-    sealed = base64.b64decode(text, validate=True)
-    if isinstance(cipher, AESGCM):
-        return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], binding).decode()
-    return cipher.decrypt(sealed, [binding])[1:].decode()
+        return plaintext.values(texts, kind)
+    except (pl.exceptions.PolarsError, pa.ArrowException, ValueError):
+        if len(texts) == 1:
+            return pl.Series(texts.name, [None], dtype=kind)
+    half = len(texts) // 2
+    return pl.concat([_values_of_type(part, kind) for part in (texts[:half], texts[half:])])

@@ -14,7 +14,6 @@ import polars as pl
 from bronze.errors import TableRefused
 from bronze.model.columns import KEY_TEXT, Column, RowKey
 from bronze.model.quality import SET_RULE_KINDS, QualityRules, ResolvedRule
-from bronze.postgres.catalog import constraints
 from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.operators import (
     DEFAULT_OPERATORS,
@@ -26,7 +25,7 @@ from bronze.postgres.copy.rows_reader import decode, dtype
 from bronze.postgres.copy.splits import size_of
 from bronze.postgres.statement import quoted
 from bronze.quality import rules
-from bronze.tables.context import TableContext, ask_source
+from bronze.tables.context import TableContext, ask_source, constraints_of
 from bronze.tables.evolution import ColumnContract
 
 MAX_VALUES = 10_000
@@ -56,10 +55,7 @@ def quality_rules(
     Raises:
         TableRefused: a rule cannot be used on this table.
     """
-    relation = context.target.relation
-    known: Constraints = ask_source(
-        context, lambda holder: constraints.constraints(holder, relation)
-    )
+    known = constraints_of(context)
     names = tuple((c.name, c.target) for c in contract.columns if c.name)
     criteria = rules.criteria(context.settings, context.target, contract, key.source_names, known)
     if asking:
@@ -72,7 +68,7 @@ def quality_rules(
         threshold=context.settings.quality_of(context.target.settings).threshold,
         names=names,
         key=tuple(name for name in key.names if name not in hidden),
-        distinct=0 if key.columns else -(-_rows(relation) // _MAX_FINGERPRINTS) or 1,
+        distinct=0 if key.columns else -(-_rows(context.target.relation) // _MAX_FINGERPRINTS) or 1,
     )
 
 

@@ -21,6 +21,8 @@ _DIGITS = 16
 # The value of each hexadecimal digit in ASCII.
 _NIBBLES = np.zeros(256, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_IS_DIGIT = np.zeros(256, np.bool_)
+_IS_DIGIT[np.frombuffer(b"0123456789abcdef", np.uint8)] = True
 
 
 def is_well_formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
@@ -32,21 +34,39 @@ def is_well_formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
 
 def with_zeros(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series, pl.Series]:
     """Hashes with zeros, which no row has, for malformed ones; and which are `is_well_formed`."""
+    text = _text(hashes, digits)
+    if text is not None and _IS_DIGIT[text].all():
+        # Nearly always; and an expression would take longer than all else of a small table.
+        return hashes, pl.Series(np.ones(len(hashes), np.bool_))
     known = is_well_formed(hashes, digits)
-    if known.all():
-        return hashes, known
     made = pl.when(known).then(hashes).otherwise(pl.lit("0" * digits)).alias(hashes.name)
     return pl.select(made).to_series(), known
+
+
+def _text(hashes: pl.Series, digits: int) -> npt.NDArray[np.uint8] | None:
+    """The bytes of hashes, a row for each; None if one is NULL or has not ``digits`` bytes."""
+    if hashes.dtype != pl.String or hashes.null_count():
+        return None
+    packed = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())
+    _, offsets, data = packed.buffers()
+    ends = np.frombuffer(offsets, np.int64)[packed.offset :][: len(packed) + 1]
+    if (np.diff(ends) != digits).any():
+        return None
+    text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data else np.empty(0, np.uint8)
+    return text.reshape(-1, digits)
 
 
 def of_hashes(hashes: pl.Series, offset: int) -> Fingerprints:
     """The 16 digits of each ``row_hash`` from ``offset`` (0 to 16) on; none may be NULL."""
     if not len(hashes):
         return np.empty(0, np.uint64)
-    packed = hashes.str.slice(offset, _DIGITS).to_arrow(compat_level=pl.CompatLevel.oldest())
-    start = packed.offset * _DIGITS
-    text = np.frombuffer(packed.buffers()[2], np.uint8)[start : start + len(packed) * _DIGITS]
-    nibbles = _NIBBLES[text].reshape(-1, 2)
+    text = _text(hashes, 2 * _DIGITS)
+    if text is None:
+        text = _text(hashes.str.slice(offset, _DIGITS), _DIGITS)
+        offset = 0
+    if text is None:
+        raise ValueError("a hash is NULL or too short")
+    nibbles = _NIBBLES[text[:, offset : offset + _DIGITS]].reshape(-1, 2)
     return ((nibbles[:, 0] << 4) | nibbles[:, 1]).view(np.uint64)
 
 

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from bronze import portion
 from bronze.model.columns import DeltaType
@@ -37,10 +37,7 @@ COMMIT_TIMESTAMP = "source_commit_timestamp"
 """A column of streamed tables: when the transaction that wrote the row was committed; NULL for rows
 that were loaded by a query."""
 
-_HASH_DIGITS = 32
 _CHECKSUM_DIGITS = 16
-# Four hexadecimal digits for each of the 65,536 values of two bytes.
-_HEX = np.array([f"{i:04x}".encode() for i in range(1 << 16)]).view(np.uint32)
 
 
 def with_metadata(
@@ -61,37 +58,47 @@ def with_metadata(
         scores: the quality score of each row; None if all rows have the best score.
         threshold: the score below which a row is quarantined.
     """
-    loaded_at = pl.lit(stamp.loaded_at).cast(pl.Datetime("us", "UTC"))
-    values = {
+    best = pl.Series([BEST_SCORE], dtype=pl.Int32)
+    values = _stamp_values(stamp) | {
+        "record_status": _status(scores, threshold),
+        "data_quality_score": best if scores is None else scores.cast(pl.Int32),
+        "checksum": checksums,
+        "row_hash": hashes,
+    }
+    columns = [_repeated(values[name], rows.height).alias(name) for name, _ in METADATA_COLUMNS]
+    return portion.with_columns(rows, columns)
+
+
+@lru_cache(maxsize=16)
+def _stamp_values(stamp: RowStamp) -> dict[str, pl.Series]:
+    """The value that each column of the stamp has in all rows."""
+    loaded_at = pl.Series([stamp.loaded_at], dtype=pl.Datetime("us", "UTC"))
+    return {
         "load_timestamp": loaded_at,
         "update_timestamp": loaded_at,
-        "source_system": _constant(stamp.source_system),
-        "record_status": _status(scores, threshold),
-        "data_quality_score": pl.lit(BEST_SCORE if scores is None else scores).cast(pl.Int32),
-        "batch_id": _constant(stamp.batch_id),
-        "ingestion_method": _constant(stamp.method),
-        "data_lineage": _constant(stamp.lineage),
-        "checksum": pl.lit(checksums),
-        "row_hash": pl.lit(hashes),
+        "source_system": _enum(stamp.source_system),
+        "batch_id": _enum(stamp.batch_id),
+        "ingestion_method": _enum(stamp.method),
+        "data_lineage": _enum(stamp.lineage),
     }
-    # In a frame of their own, because an expression over the rows would copy their values.
-    metadata = pl.DataFrame(height=rows.height)
-    metadata = metadata.with_columns(values[name].alias(name) for name, _ in METADATA_COLUMNS)
-    return portion.with_columns(rows, metadata.get_columns())
 
 
-def _status(scores: pl.Series | None, threshold: int) -> pl.Expr:
-    # The same enum for all rows, so that those of several splits can be concatenated.
-    status = pl.Enum([ACTIVE, QUARANTINED])
-    if scores is None:
-        return pl.lit(ACTIVE, status)
-    low = pl.lit(scores < threshold)
-    return pl.when(low).then(pl.lit(QUARANTINED, status)).otherwise(pl.lit(ACTIVE, status))
-
-
-def _constant(text: str) -> pl.Expr:
+def _enum(text: str) -> pl.Series:
     # An enum of one value takes one byte a row, and is written to Parquet as a string.
-    return pl.lit(text, dtype=pl.Enum([text]))
+    return pl.Series([text], dtype=pl.Enum([text]))
+
+
+# The same enum for all rows, so that those of several splits can be concatenated.
+_STATUSES = pl.Series([ACTIVE, QUARANTINED], dtype=pl.Enum([ACTIVE, QUARANTINED]))
+
+
+def _status(scores: pl.Series | None, threshold: int) -> pl.Series:
+    return _STATUSES[:1] if scores is None else _STATUSES.gather((scores < threshold).cast(pl.Int8))
+
+
+def _repeated(values: pl.Series, rows: int) -> pl.Series:
+    """The values of all rows, from them or from the one that they have in common."""
+    return values if len(values) == rows else values.new_from_index(0, rows)
 
 
 def digests(
@@ -106,17 +113,17 @@ def digests(
     """
     if not rows.height:
         return pl.Series(dtype=pl.String), pl.Series(dtype=pl.String)
-    encoding = encoding_pieces(rows.get_columns(), rows.height, base)
-    return row_hashes_of_pieces(encoding, rejected), _hexadecimal(
-        hashing.xxh3(encoding, rows.height)
-    )
+    encoding = hashing.joined(encoding_pieces(rows.get_columns(), rows.height, base))
+    checksums = _hexadecimal(hashing.xxh3(encoding, rows.height))
+    return hashing.sha256(encoding, rows.height, rejected), checksums
 
 
 def row_hashes_of(rows: pl.DataFrame, rejected: pl.Series, base: int) -> pl.Series:
     """``row_hash`` of each row; arguments as of `digests`."""
     if not rows.height:
         return pl.Series(dtype=pl.String)
-    return row_hashes_of_pieces(encoding_pieces(rows.get_columns(), rows.height, base), rejected)
+    encoding = encoding_pieces(rows.get_columns(), rows.height, base)
+    return hashing.sha256(encoding, rows.height, rejected)
 
 
 def checksums_of(rows: pl.DataFrame, base: int) -> pl.Series:
@@ -127,19 +134,6 @@ def checksums_of(rows: pl.DataFrame, base: int) -> pl.Series:
     return _hexadecimal(hashing.xxh3(encoding, rows.height))
 
 
-def row_hashes_of_pieces(encoding: hashing.Pieces, rejected: pl.Series) -> pl.Series:
-    """``row_hash`` of each row, from the pieces of its encoding."""
-    hashes = hashing.sha256(encoding, len(rejected), rejected)
-    # Arrow slices the texts where they are in memory.
-    text = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())
-    return pl.Series(pc.utf8_slice_codeunits(text, 0, _HASH_DIGITS))
-
-
 def _hexadecimal(numbers: npt.NDArray[np.uint64]) -> pl.Series:
     """The numbers as strings of sixteen hexadecimal digits."""
-    pairs = numbers.astype(">u8").view(">u2").astype(np.uint16)
-    offsets = np.arange(len(numbers) + 1, dtype=np.int64) * _CHECKSUM_DIGITS
-    text = pa.LargeStringArray.from_buffers(
-        len(numbers), pa.py_buffer(offsets), pa.py_buffer(_HEX[pairs])
-    )
-    return pl.Series(text)
+    return hashing.texts(numbers.astype(">u8").tobytes().hex().encode(), _CHECKSUM_DIGITS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -11,10 +12,15 @@ from bronze.config.settings import RunSettings, Settings
 from bronze.errors import BronzeError
 from bronze.model.locations import Origin
 from bronze.model.stamp import RowStamp
+from bronze.postgres.catalog import constraints
+from bronze.postgres.catalog.constraints import ConstraintRows, Constraints
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.connection.translation import explain
 from bronze.postgres.copy.snapshot import Snapshot
+from bronze.postgres.replication import publication
 from bronze.tables.selection import Target
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,3 +58,55 @@ def ask_source(context: TableContext, question: Any) -> Any:
             holder.execute("ROLLBACK TO SAVEPOINT plan; RELEASE SAVEPOINT plan")
         raise failure from error
     return answer
+
+
+def ask_once(context: TableContext, question: Callable[..., T], *arguments: str) -> T:
+    """The answer to a question about all tables of the snapshot, which is asked only once.
+
+    Args:
+        context: the first table that needs it.
+        question: a function of a module, of the snapshot and ``arguments``.
+        arguments: what else the answer depends on.
+
+    Raises:
+        BronzeError: the query failed.
+    """
+    answers, key = context.snapshot.answers, (question, *arguments)
+    if key not in answers:
+        answers[key] = ask_source(context, lambda _: question(context.snapshot, *arguments))
+    answer: T = answers[key]
+    return answer
+
+
+def constraints_of(context: TableContext) -> Constraints:
+    """The constraints of a table in the snapshot.
+
+    Raises:
+        BronzeError: the query failed.
+    """
+    relation = context.target.relation
+    if relation.oid in context.snapshot.locked:
+        rows = ask_once(context, _constraint_rows_of_locked)
+    else:
+        rows = ask_source(context, lambda holder: constraints.constraint_rows(holder, [relation]))
+    return constraints.constraints(relation, rows[relation.oid])
+
+
+def _constraint_rows_of_locked(snapshot: Snapshot) -> Mapping[int, ConstraintRows]:
+    locked = [relation for relation in snapshot.relations if relation.oid in snapshot.locked]
+    return constraints.constraint_rows(snapshot.holder, locked)
+
+
+def streamed_columns_of(context: TableContext) -> frozenset[str]:
+    """The columns of a table that its publication has, or will have; none if it was dropped.
+
+    Raises:
+        BronzeError: the query failed.
+    """
+    _, name = context.settings.stream.names(context.origin.name)
+    columns = ask_once(context, _streamed_columns, name)
+    return columns.get(context.target.relation.oid, frozenset())
+
+
+def _streamed_columns(snapshot: Snapshot, name: str) -> Mapping[int, frozenset[str]]:
+    return publication.streamed_columns(snapshot.holder, snapshot.relations, name)

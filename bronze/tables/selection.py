@@ -17,7 +17,14 @@ from bronze.model.anomaly import ANOMALY_COLUMNS
 from bronze.model.columns import KEY_TEXT, Column
 from bronze.model.locations import Place, TableName
 from bronze.postgres import statement
-from bronze.postgres.catalog.relations import TABLEOID, Relation, relations, schemas, with_tableoid
+from bronze.postgres.catalog.relations import (
+    TABLEOID,
+    Relation,
+    list_relations,
+    relations,
+    schemas,
+    with_tableoid,
+)
 from bronze.postgres.catalog.survey import Personal
 from bronze.postgres.catalog.types import TypeOptions, column_contract
 from bronze.postgres.connection.connect import Connection
@@ -63,9 +70,10 @@ class Target:
 
 
 def relations_of(
-    connection: Connection, source: str, wanted: Sequence[str]
+    connection: Connection, source: str, wanted: Sequence[str], *, detailed: bool = True
 ) -> tuple[Relation, ...]:
-    """All relations in the schemas that the config of a source names.
+    """All relations in the schemas that the config of a source names; with their columns, keys and
+    definitions only if ``detailed``.
 
     Raises:
         ConfigError: there is no such schema.
@@ -77,7 +85,7 @@ def relations_of(
             f"There is no schema {', '.join(unknown)} in the source {source}.",
             hint=f"Correct [source] schema; there are the schemas {', '.join(known)}.",
         )
-    return relations(connection, wanted)
+    return (relations if detailed else list_relations)(connection, wanted)
 
 
 def select_targets(

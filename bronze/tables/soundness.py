@@ -7,6 +7,7 @@ a secret key. The other metadata columns have values that no run writes if they 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -23,7 +24,7 @@ from bronze.model.quality import BEST_SCORE
 from bronze.model.stamp import IngestionMethod
 from bronze.model.units import ACTIVE, DELETED, QUARANTINED
 from bronze.postgres.copy.rows_reader import dtype
-from bronze.rows import fingerprint, hashing, metadata
+from bronze.rows import fingerprint, hashing
 from bronze.rows.encoding import cast_exactly, encoding_pieces
 from bronze.rows.metadata import COMMIT_TIMESTAMP
 
@@ -32,7 +33,7 @@ Mask = npt.NDArray[np.bool_]
 _DIGITS = 16
 _DAY = 86_400_000
 # A UUIDv7 (RFC 9562), whose first 48 bits are its time in milliseconds.
-_UUID7 = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+_UUID7 = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _VERSIONS = ("insert", "update", "delete")
 
 
@@ -86,12 +87,12 @@ def _match_hashes(rows: pl.DataFrame, form: RowFormat) -> tuple[Mask, pl.Series]
     if not rows.height:
         return np.ones(0, np.bool_), pl.Series(dtype=pl.String)
     values = rows.select(form.values)
-    made = encoding_pieces(values.get_columns(), rows.height, form.base)
+    made = hashing.joined(encoding_pieces(values.get_columns(), rows.height, form.base))
     sound = _match_checksums(rows["checksum"], hashing.xxh3(made, rows.height))
-    none = pl.repeat(None, rows.height, dtype=pl.String, eager=True)
+    none = pl.Series([None], dtype=pl.String).new_from_index(0, rows.height)
     if not form.hashed:
         return sound, none
-    hashes = metadata.row_hashes_of_pieces(made, none)
+    hashes = hashing.sha256(made, rows.height, none)
     other = hashes.ne_missing(rows["row_hash"]).to_numpy()
     if other.any():
         # NULL may stand for a rejected value, which is part of the hash but not of the table.
@@ -156,15 +157,13 @@ def _status(thresholds: tuple[int, ...]) -> pl.Expr:
 
 def _times(ids: pl.Series) -> pl.Series:
     """The times of UUIDv7s, in milliseconds; NULL for anything else."""
-    unique = ids.drop_nulls().unique()
+    unique: list[str | None] = ids.unique().to_list()
     times = {
         text: int(text.replace("-", "")[:12], 16)
-        for text in unique.filter(unique.str.contains(_UUID7))
+        for text in unique
+        if text is not None and _UUID7.fullmatch(text)
     }
-    if len(unique) == 1 and not ids.null_count():
-        return pl.repeat(times.get(unique[0]), len(ids), dtype=pl.Int64, eager=True)
-    return ids.replace_strict(times, default=None, return_dtype=pl.Int64) if times else _nulls(ids)
-
-
-def _nulls(like: pl.Series) -> pl.Series:
-    return pl.repeat(None, len(like), dtype=pl.Int64, eager=True)
+    if len(unique) == 1 or not times:
+        time = times.get(unique[0] or "") if unique else None
+        return pl.Series([time], dtype=pl.Int64).new_from_index(0, len(ids))
+    return ids.replace_strict(times, default=None, return_dtype=pl.Int64)

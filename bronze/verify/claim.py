@@ -27,10 +27,9 @@ from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
-from bronze.postgres.replication import publication
 from bronze.protection import key_text, keys
 from bronze.tables import evolution, row_format, selection
-from bronze.tables.context import TableContext, ask_source
+from bronze.tables.context import TableContext, streamed_columns_of
 from bronze.tables.selection import Target
 from bronze.verify import digests, evidence
 from bronze.verify.digests import Basis
@@ -146,7 +145,7 @@ class Claim:
                 )
             task = SourceTask(
                 origin=context.origin,
-                session=context.snapshot.session(context.origin),
+                session=context.snapshot.session,
                 table=self.label,
                 queries=packed,
                 estimate=sum(split.size for split in group),
@@ -269,11 +268,7 @@ def with_streamed_columns(context: TableContext, target: Target) -> Target:
     """The target, if it is streamed with the columns of its publication only."""
     if target.settings.pattern != "streaming":
         return target
-    relation = target.relation
-    _, publication_name = context.settings.stream.names(context.origin.name)
-    names = ask_source(
-        context, lambda holder: publication.streamed_columns(holder, relation, publication_name)
-    ) or {attribute.name for attribute in relation.attributes}
+    names = streamed_columns_of(context) or {a.name for a in target.relation.attributes}
     return selection.with_columns_of(target, names)
 
 

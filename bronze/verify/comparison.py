@@ -119,6 +119,7 @@ def _compare_table(settings: Settings, claim: Claim, options: Options) -> Workfl
         if claim.error:
             raise claim.error
         yield from _compare_sides(settings, claim, comparison)
+        claim.context.snapshot.check_alive()
         result = comparison.result
         notes = (*result.notes, *claim.notes(result, comparison.duplicates))
         comparison.result = replace(result, notes=notes)

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.conftest import Source
 
-_TWO_RUNS = """
-import sys
+_COMMANDS = """
+import json, sys
 from bronze.cli.main import app
-for _ in range(2):
-    assert app(["run", "--config", "bronze.toml"], standalone_mode=False) in (None, 0)
+for command in json.loads(sys.argv[1]):
+    code = app(command, standalone_mode=False) or 0
+    print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
 """
+
+_DATA = {"connectorx", "deltalake", "numpy", "obstore", "polars", "psycopg", "pyarrow"}
+_RARE = {
+    "azure",
+    "connectorx",
+    "IPython",
+    "openlineage",
+    "rich.live",
+    "rich.progress",
+    "scipy",
+    "sklearn",
+    "sqlglot",
+    "structlog",
+    "urllib.request",
+    "bronze.api.init",
+    "bronze.cdc",
+    "bronze.demo",
+    "bronze.postgres.connection.relay",
+    "bronze.protection.erasure",
+}
 
 
 def test_a_run_does_not_load_pandas(source: Source, tmp_path: Path) -> None:
@@ -25,15 +48,54 @@ def test_a_run_does_not_load_pandas(source: Source, tmp_path: Path) -> None:
     )
     (tmp_path / "pandas").mkdir()
     (tmp_path / "pandas/__init__.py").write_text("raise SystemExit('pandas was loaded')")
+    _write_config(source, tmp_path)
+    run = ["run", "--config", "bronze.toml"]
+    assert [code for code, _ in _loaded_after([run, run], tmp_path)] == [0, 0]
+
+
+def test_commands_load_only_what_they_use(source: Source, tmp_path: Path) -> None:
+    """Help and errors of the config need no library of data, commands on the lake none of the
+    source, and a run of plain tables none of the libraries for what is rare.
+    """
+    source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+    _write_config(source, tmp_path)
+    (tmp_path / "wrong.toml").write_text("[source]\nname = 1\n")
+    # They are run by one process: what a command loads counts for those after it.
+    unused: Mapping[tuple[str, ...], set[str]] = {
+        ("--help",): {*_DATA, *_RARE, "pydantic", "bronze.config"},
+        ("run", "--help"): {*_DATA, *_RARE, "bronze.config"},
+        ("run", "--config", "missing.toml"): {*_DATA, *_RARE, "bronze.ingest"},
+        ("run", "--config", "wrong.toml"): {*_DATA, *_RARE, "bronze.ingest"},
+        ("quality",): {*_RARE, "psycopg", "bronze.ingest", "bronze.postgres"},
+        ("audit",): {*_RARE, "psycopg", "bronze.ingest", "bronze.postgres"},
+        ("run",): {*_RARE, "bronze.verify", "bronze.api.check"},
+        ("check", "t"): {*_RARE, "bronze.verify"} - {"bronze.postgres.connection.relay"},
+        ("verify",): _RARE - {"bronze.postgres.connection.relay"},
+    }
+    found = _loaded_after([*unused], tmp_path)
+    for (command, names), (_, modules) in zip(unused.items(), found, strict=True):
+        assert (command, names & set(modules)) == (command, set())
+    assert [code for code, _ in found] == [0, 0, 2, 2, 1, 0, 0, 0, 0]
+
+
+def _write_config(source: Source, folder: Path) -> None:
     config = f'[source]\nname = "test"\ndsn = "{source.dsn}"\n[lake]\nroot = "{source.lake}"\n'
-    (tmp_path / "bronze.toml").write_text(config)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    (folder / "bronze.toml").write_text(config)
+
+
+def _loaded_after(
+    commands: Sequence[Sequence[str]], folder: Path
+) -> list[tuple[int, Sequence[str]]]:
+    """The exit code of each command, and the modules that are loaded after it."""
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", _TWO_RUNS],
+        [sys.executable, "-c", _COMMANDS, json.dumps(commands)],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
     )
-    assert (done.returncode, done.stderr.count("pandas")) == (0, 0), done.stderr
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    return [(code, modules) for code, modules in map(json.loads, lines)]

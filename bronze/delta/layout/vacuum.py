@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 from obstore.exceptions import BaseError
 
 from bronze import failpoint
-from bronze.delta import log, store
+from bronze.delta import log, replay, store
 from bronze.delta.commit import ORPHAN_AGE
 from bronze.delta.log import ENTRY, State, mapped_errors, read
 from bronze.model.locations import Place
@@ -93,7 +93,7 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> V
     # The changes of a young entry can be read: the files that it removed are needed too.
     young = [e for e in entries if e.version > oldest or e.at > now - retention]
     needed = {path for entry in young for path in entry.paths}
-    needed |= {unquote(path) for version in kept for path in _live(place, version)}
+    needed |= {unquote(path) for version in kept for path in _live(state, version)}
     known = {path for entry in entries for path in entry.paths}
     spared = now - max(retention, ORPHAN_AGE)
     dead = [
@@ -133,7 +133,7 @@ def purge(place: Place, now: float) -> VacuumResult:
     objects = list(objects_of(place))
     entries = _entries(place, objects)
     known = {path for entry in entries for path in entry.paths}
-    needed = {unquote(path) for path in _live(place, state.version)}
+    needed = {unquote(path) for path in _live(state, state.version)}
     # Other writers may have committed since.
     needed |= {path for e in entries if e.version > state.version for path in e.paths}
     dead = [
@@ -205,11 +205,11 @@ def _current(entries: Sequence[_Entry], moment: float, latest: int) -> int:
     return max(before, default=entries[0].version if entries else latest)
 
 
-def _live(place: Place, version: int) -> list[str]:
-    with mapped_errors(place, "read"):
-        table = DeltaTable(place.url, version=version, storage_options=store.options(place) or None)
-        found: Any = table.get_add_actions(flatten=False)
-        return [str(path) for path in found["path"].to_pylist()]
+def _live(state: State, version: int) -> Sequence[str]:
+    with mapped_errors(state.place, "read"):
+        if version == state.version:
+            return state.content.paths()
+        return replay.opened(state.place, version).paths()
 
 
 def is_data(path: str) -> bool:

@@ -12,12 +12,13 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
 
+from bronze.governance.tables.frames import frame_of, schema_of
 from bronze.model.columns import DeltaType
 
 COLUMNS: tuple[tuple[str, DeltaType], ...] = (
@@ -40,8 +41,7 @@ NAME = "audit_log"
 FIRST = "0" * 64
 """The hash before the first record."""
 
-_POLARS = {"string": pl.String(), "long": pl.Int64(), "timestamp": pl.Datetime("us", "UTC")}
-_SCHEMA = {name: _POLARS[kind.name] for name, kind in COLUMNS}
+_SCHEMA = schema_of(COLUMNS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ID_DIGITS = 8
 
@@ -98,7 +98,7 @@ def continue_chain(
 
 def digest(record: AuditRecord, key: bytes | None) -> str:
     """A record's hash as 64 hexadecimal digits; its field ``record_hash`` is not part of it."""
-    *values, _ = astuple(record)
+    *values, _ = vars(record).values()
     text = json.dumps(
         [_encode(value) for value in values], ensure_ascii=False, separators=(",", ":")
     ).encode()
@@ -163,9 +163,7 @@ def _span(first: int, last: int) -> str:
 
 def frame(records: Sequence[AuditRecord]) -> pl.DataFrame:
     """The records as a frame with `COLUMNS`."""
-    names = [field.name for field in fields(AuditRecord)]
-    values = {name: [getattr(record, name) for record in records] for name in names}
-    return pl.DataFrame(values, schema=_SCHEMA)
+    return frame_of(COLUMNS, [[vars(record)[name] for name, _ in COLUMNS] for record in records])
 
 
 def read(rows: pl.DataFrame) -> list[AuditRecord]:

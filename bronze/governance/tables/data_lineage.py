@@ -7,11 +7,12 @@ appends the record of a table again as it goes on, under the same id: the latest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import polars as pl
 
+from bronze.governance.tables.frames import frame_of
 from bronze.model.columns import DeltaType
 
 COLUMNS: tuple[tuple[str, DeltaType], ...] = (
@@ -42,7 +43,6 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("error_kind", DeltaType("string")),
 )
 NAME = "data_lineage"
-_POLARS = {"string": pl.String(), "long": pl.Int64(), "timestamp": pl.Datetime("us", "UTC")}
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,7 @@ class LineageRecord:
 
 def frame(records: Sequence[LineageRecord]) -> pl.DataFrame:
     """The records as a frame with `COLUMNS`, written now."""
-    known = {field.name for field in fields(LineageRecord)}
     now = datetime.now(UTC)
-    return pl.DataFrame(
-        {
-            name: [getattr(r, name) if name in known else now for r in records]
-            for name, _ in COLUMNS
-        },
-        schema={name: _POLARS[kind.name] for name, kind in COLUMNS},
+    return frame_of(
+        COLUMNS, [[vars(record).get(name, now) for name, _ in COLUMNS] for record in records]
     )

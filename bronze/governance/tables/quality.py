@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import polars as pl
 
+from bronze.governance.tables.frames import frame_of
 from bronze.model.columns import DeltaType
 from bronze.model.stamp import RowStamp
 
@@ -118,14 +118,4 @@ def frame(tables: Iterable[TableFigures]) -> pl.DataFrame:
         for table in tables
         for figure in table.figures
     ]
-    return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
-
-
-_TYPES: dict[str, Any] = {
-    "string": pl.String,
-    "timestamp": pl.Datetime("us", "UTC"),
-    "boolean": pl.Boolean,
-    "long": pl.Int64,
-    "double": pl.Float64,
-}
-_SCHEMA: dict[str, Any] = {name: _TYPES[kind.name] for name, kind in COLUMNS}
+    return frame_of(COLUMNS, rows)

@@ -8,10 +8,11 @@ after a restart the source sends everything from there on again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
+from bronze.governance.tables.frames import frame_of
 from bronze.model.columns import DeltaType
 
 COLUMNS: tuple[tuple[str, DeltaType], ...] = (
@@ -28,6 +29,7 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("tables", DeltaType("string")),
 )
 NAME = "streams"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,18 @@ class Checkpoint:
 
 def frame(record: Checkpoint) -> pl.DataFrame:
     """The record as a frame with `COLUMNS`."""
-    moment = pl.Datetime("us", "UTC")
-    return pl.DataFrame(
-        {
-            "stream": [record.stream],
-            "source_system": [record.source],
-            "position": [record.position],
-            "source_commit_timestamp": pl.Series([record.committed], dtype=pl.Int64).cast(moment),
-            "recorded_timestamp": pl.Series([datetime.now(UTC)], dtype=moment),
-            "batch_id": [record.batch_id],
-            "transactions": [record.transactions],
-            "changes": [record.changes],
-            "lag_bytes": [record.lag_bytes],
-            "lag_seconds": [record.lag_seconds],
-            "tables": [record.tables],
-        }
+    committed = record.committed
+    row = (
+        record.stream,
+        record.source,
+        record.position,
+        None if committed is None else _EPOCH + timedelta(microseconds=committed),
+        datetime.now(UTC),
+        record.batch_id,
+        record.transactions,
+        record.changes,
+        record.lag_bytes,
+        record.lag_seconds,
+        record.tables,
     )
+    return frame_of(COLUMNS, [row])

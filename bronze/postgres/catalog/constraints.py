@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +54,19 @@ class Constraints:
     folding: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class ConstraintRows:
+    """What the catalog has of the constraints of a relation."""
+
+    constraints: Sequence[Any] = ()
+    unique: Sequence[Any] = ()
+    columns: Sequence[Any] = ()
+
+
+# The first column of each query is the oid of the relation.
 # A NOT VALID or NOT ENFORCED constraint guarantees nothing, a NO INHERIT one nothing of children.
 _CONSTRAINTS = f"""
-SELECT c.conname, c.contype::text,
+SELECT c.conrelid::int8, c.conname, c.contype::text,
        c.convalidated AND coalesce((to_jsonb(c)->>'conenforced')::bool, true),
        ARRAY(SELECT a.attname::text FROM unnest(c.conkey) WITH ORDINALITY AS k(attnum, o)
              JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum ORDER BY k.o),
@@ -71,45 +81,67 @@ SELECT c.conname, c.contype::text,
                 FROM unnest(c.confkey) AS k(attnum)))
 FROM pg_constraint c
 LEFT JOIN pg_class f ON f.oid = c.confrelid LEFT JOIN pg_namespace n ON n.oid = f.relnamespace
-WHERE c.conrelid = %(oid)s AND c.contype IN ('c', 'f', 'n')
-ORDER BY c.conname
+WHERE c.conrelid = ANY(%(oids)s::oid[]) AND c.contype IN ('c', 'f', 'n')
+ORDER BY c.conrelid, c.conname
 """  # noqa: S608 - made of constants
 
 _UNIQUE = """
-SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
+SELECT i.indrelid::int8,
+       ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, o)
              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
              WHERE k.o <= i.indnkeyatts ORDER BY k.o)
 FROM pg_index i
-WHERE i.indrelid = %(oid)s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+WHERE i.indrelid = ANY(%(oids)s::oid[]) AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
   AND i.indexprs IS NULL
 ORDER BY i.indexrelid
 """
 
 _COLUMNS = f"""
-SELECT a.attname::text,
+SELECT a.attrelid::int8, a.attname::text,
        CASE WHEN t.typtype = 'e' THEN ARRAY(SELECT {valid_text("e.enumlabel::text")} FROM pg_enum e
             WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) END,
        NOT coalesce(c.collisdeterministic, true)
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_collation c ON c.oid = a.attcollation
-WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+WHERE a.attrelid = ANY(%(oids)s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
   AND (t.typtype = 'e' OR NOT c.collisdeterministic)
-ORDER BY a.attnum
+ORDER BY a.attrelid, a.attnum
 """  # noqa: S608 - made of constants
 
 
-def constraints(connection: Connection, relation: Relation) -> Constraints:
-    """The constraints of a relation; views and foreign tables have none.
+def constraint_rows(
+    connection: Connection, relations: Sequence[Relation]
+) -> Mapping[int, ConstraintRows]:
+    """What the catalog has of the constraints of relations, by oid; asked for all of them at once.
+
+    Some versions of PostgreSQL lock a relation to show its conditions. So the transaction has a
+    lock on each, or the relations are asked about one by one.
 
     Raises:
         psycopg.Error
     """
+    oids = {"oids": [r.oid for r in relations if r.kind in ("table", "partitioned")]}
+    asked = [_rows_by_oid(connection, query, oids) for query in (_CONSTRAINTS, _UNIQUE, _COLUMNS)]
+    return {
+        relation.oid: ConstraintRows(*(rows.get(relation.oid, ()) for rows in asked))
+        for relation in relations
+    }
+
+
+def _rows_by_oid(
+    connection: Connection, query: Any, oids: Mapping[str, Any]
+) -> Mapping[int, Sequence[Any]]:
+    rows: dict[Any, list[Any]] = {}
+    for oid, *row in connection.execute(query, oids):
+        rows.setdefault(oid, []).append(row)
+    return rows
+
+
+def constraints(relation: Relation, known: ConstraintRows) -> Constraints:
+    """The constraints of a relation; views and foreign tables have none."""
     if relation.kind not in ("table", "partitioned"):
         return Constraints()
-    oid = {"oid": relation.oid}
-    rows: list[Any] = connection.execute(_CONSTRAINTS, oid).fetchall()
-    unique: list[Any] = connection.execute(_UNIQUE, oid).fetchall()
-    columns: list[Any] = connection.execute(_COLUMNS, oid).fetchall()
+    rows, unique, columns = known.constraints, known.unique, known.columns
     alone = relation.kind == "partitioned" or len(relation.parts) <= 1
     unproven = {
         row[3][0] for row in rows if row[1] == "n" and not (row[2] and (alone or not row[8]))

@@ -11,7 +11,7 @@ a function uses in a body stored as text are not included: PostgreSQL records no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bronze.postgres.connection.connect import Connection
@@ -22,6 +22,8 @@ Definition = Mapping[str, str]
 STORAGE = "storage"
 """The aspect that a rewrite changes: the files in which the rows are."""
 _LABEL = "label "
+# Not an aspect: a function that shows the values of a type.
+_OUTPUT = "output"
 
 # Of several aspects that differ the first one is reported.
 _CHANGED: Mapping[str, str] = {
@@ -42,9 +44,19 @@ _CHANGED: Mapping[str, str] = {
 _FIRST_USER_OID = 16384
 _NAMING = "(t.typname LIKE 'reg%%' OR t.typname = 'aclitem')"
 
-_ASPECTS = f"""
+# The aspects of `facts(root, aspect, fact)`, each with its fingerprint.
+_FINGERPRINTS = """
+SELECT root::int8, aspect,
+       hashtextextended(string_agg(fact, chr(10) ORDER BY fact COLLATE "C"), 0)::text
+FROM facts GROUP BY root, aspect
+"""
+# The relations on which each root depends, and the root itself. Arrays are estimated by their
+# lengths, so that a few relations are looked up by indexes.
+_REACH = "reach(root, oid) AS (SELECT * FROM unnest(%(roots)s::oid[], %(oids)s::oid[]))"
+
+_DEPENDENCIES_OF_VIEWS = """
 WITH RECURSIVE reach(root, oid) AS (
-    SELECT c.oid, c.oid FROM pg_class c WHERE c.oid = ANY(%(oids)s::oid[])
+    SELECT oid, oid FROM unnest(%(oids)s::oid[]) AS oid
   UNION
     SELECT r.root, next.oid FROM reach r CROSS JOIN LATERAL (
         SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = r.oid
@@ -55,12 +67,46 @@ WITH RECURSIVE reach(root, oid) AS (
             AND d.refclassid = 'pg_class'::regclass
         WHERE w.ev_class = r.oid
     ) AS next(oid)
-), expressions AS (
-    SELECT d.oid, d.adrelid, d.adnum, hashtextextended(d.adbin::text, 0) AS text
-    FROM pg_attrdef d
-    JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attgenerated <> ''
-    WHERE d.adrelid IN (SELECT oid FROM reach)
-), types(root, oid) AS (
+)
+SELECT root::int8, oid::int8 FROM reach
+"""
+
+# Every relation has these two aspects; the last columns say which others it may have. A new
+# modifier that changes values rewrites the table; varchar and text have equal values.
+_COLUMNS_AND_STORAGE = f"""
+WITH {_REACH}, naming(oids) AS (
+    SELECT ARRAY(SELECT t.oid FROM pg_type t WHERE {_NAMING}
+                 UNION ALL SELECT t.typarray FROM pg_type t WHERE {_NAMING})
+), columns AS (
+    SELECT r.root, a.atttypid >= {_FIRST_USER_OID} OR a.atttypid = ANY(n.oids) AS typed,
+           a.attgenerated <> '' AS generated,
+           concat_ws(' ', r.oid, a.attnum,
+               CASE WHEN a.atttypid = 'varchar'::regtype THEN 'text'::regtype ELSE a.atttypid END
+                   ::oid, a.attcollation, a.attgenerated,
+               CASE WHEN a.attgenerated <> '' THEN (
+                   SELECT hashtextextended(d.adbin::text, 0) FROM pg_attrdef d
+                   WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END) AS fact
+    FROM reach r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
+    CROSS JOIN naming n
+), relations AS (
+    SELECT r.root, c.relkind = 'f' OR c.relhasrules OR c.relrowsecurity
+               OR c.oid IN (SELECT p.polrelid FROM pg_policy p) AS depending,
+           CASE WHEN c.relkind IN ('r', 'm') THEN concat_ws(' ', c.oid, c.relfilenode) END AS fact
+    FROM reach r JOIN pg_class c ON c.oid = r.oid
+)
+SELECT root::int8, 'columns',
+       hashtextextended(string_agg(fact, chr(10) ORDER BY fact COLLATE "C"), 0)::text,
+       bool_or(typed), bool_or(generated)
+FROM columns GROUP BY root
+UNION ALL
+SELECT root::int8, '{STORAGE}',
+       hashtextextended(string_agg(fact, chr(10) ORDER BY fact COLLATE "C"), 0)::text,
+       false, bool_or(depending)
+FROM relations GROUP BY root
+"""  # noqa: S608 - made of constants
+
+_TYPE_ASPECTS = f"""
+WITH RECURSIVE {_REACH}, types(root, oid) AS (
     SELECT r.root, a.atttypid FROM reach r
     JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
     JOIN pg_type t ON t.oid = a.atttypid
@@ -79,36 +125,7 @@ WITH RECURSIVE reach(root, oid) AS (
     ) AS next(oid)
     WHERE next.oid >= {_FIRST_USER_OID} OR EXISTS (
         SELECT FROM pg_type t WHERE t.oid = next.oid AND {_NAMING})
-), functions(root, oid) AS (
-    SELECT r.root, d.refobjid FROM reach r JOIN expressions x ON x.adrelid = r.oid
-    JOIN pg_depend d ON d.refclassid = 'pg_proc'::regclass AND (
-        (d.classid = 'pg_attrdef'::regclass AND d.objid = x.oid)
-        OR (d.classid = 'pg_class'::regclass AND d.objid = x.adrelid AND d.objsubid = x.adnum))
-  UNION
-    SELECT r.root, d.refobjid FROM reach r JOIN pg_rewrite w ON w.ev_class = r.oid
-    JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
-        AND d.refclassid = 'pg_proc'::regclass
-  UNION
-    SELECT r.root, d.refobjid FROM reach r JOIN pg_policy p ON p.polrelid = r.oid
-    JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
-        AND d.refclassid = 'pg_proc'::regclass
-  UNION
-    SELECT types.root, t.typoutput::oid FROM types JOIN pg_type t ON t.oid = types.oid
-    WHERE t.typoutput::oid >= {_FIRST_USER_OID}
-), called(root, oid) AS (
-    SELECT root, oid FROM functions
-  UNION
-    SELECT called.root, d.refobjid FROM called
-    JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = called.oid
-        AND d.refclassid = 'pg_proc'::regclass
 ), facts(root, aspect, fact) AS (
-    -- A new modifier that changes values rewrites the table; varchar and text have equal values.
-    SELECT r.root, 'columns', concat_ws(' ', r.oid, a.attnum,
-               CASE WHEN a.atttypid = 'varchar'::regtype THEN 'text'::regtype ELSE a.atttypid END
-                   ::oid, a.attcollation, a.attgenerated, x.text)
-    FROM reach r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
-    LEFT JOIN expressions x ON x.adrelid = a.attrelid AND x.adnum = a.attnum
-  UNION ALL
     SELECT types.root, 'types', concat_ws(' ', t.oid, t.typtype, t.typbasetype, t.typtypmod,
                t.typelem, t.typoutput::oid, t.typdelim,
                (SELECT string_agg(concat_ws(' ', a.attnum, a.atttypid, a.atttypmod), ','
@@ -124,6 +141,47 @@ WITH RECURSIVE reach(root, oid) AS (
     SELECT types.root, '{_LABEL}' || e.oid, e.enumlabel::text
     FROM types JOIN pg_enum e ON e.enumtypid = types.oid
   UNION ALL
+    SELECT r.root, 'names', '' FROM (
+        SELECT DISTINCT types.root FROM types JOIN pg_type t ON t.oid = types.oid WHERE {_NAMING}
+    ) AS r
+)
+{_FINGERPRINTS}
+UNION ALL
+SELECT DISTINCT types.root::int8, '{_OUTPUT}', t.typoutput::oid::text
+FROM types JOIN pg_type t ON t.oid = types.oid WHERE t.typoutput::oid >= {_FIRST_USER_OID}
+"""  # noqa: S608 - made of constants
+
+_DEPENDENCY_ASPECTS = f"""
+WITH RECURSIVE {_REACH}, expressions AS (
+    SELECT r.root, d.oid, d.adrelid, d.adnum
+    FROM reach r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attgenerated <> ''
+    JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+), functions(root, oid) AS (
+    SELECT x.root, d.refobjid FROM expressions x
+    JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = x.oid
+        AND d.refclassid = 'pg_proc'::regclass
+  UNION
+    -- PostgreSQL 14 and earlier.
+    SELECT x.root, d.refobjid FROM expressions x
+    JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = x.adrelid
+        AND d.objsubid = x.adnum AND d.refclassid = 'pg_proc'::regclass
+  UNION
+    SELECT r.root, d.refobjid FROM reach r JOIN pg_rewrite w ON w.ev_class = r.oid
+    JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+        AND d.refclassid = 'pg_proc'::regclass
+  UNION
+    SELECT r.root, d.refobjid FROM reach r JOIN pg_policy p ON p.polrelid = r.oid
+    JOIN pg_depend d ON d.classid = 'pg_policy'::regclass AND d.objid = p.oid
+        AND d.refclassid = 'pg_proc'::regclass
+  UNION
+    SELECT * FROM unnest(%(typed)s::oid[], %(outputs)s::oid[])
+), called(root, oid) AS (
+    SELECT root, oid FROM functions
+  UNION
+    SELECT called.root, d.refobjid FROM called
+    JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = called.oid
+        AND d.refclassid = 'pg_proc'::regclass
+), facts(root, aspect, fact) AS (
     SELECT r.root, 'query', concat_ws(' ', w.ev_class, hashtextextended(w.ev_action::text, 0))
     FROM reach r JOIN pg_rewrite w ON w.ev_class = r.oid AND w.ev_type = '1'
   UNION ALL
@@ -139,17 +197,8 @@ WITH RECURSIVE reach(root, oid) AS (
                p.polpermissive, p.polroles, hashtextextended(p.polqual::text, 0))
     FROM reach r JOIN pg_class c ON c.oid = r.oid AND c.relrowsecurity
     LEFT JOIN pg_policy p ON p.polrelid = c.oid
-  UNION ALL
-    SELECT r.root, '{STORAGE}', concat_ws(' ', c.oid, c.relfilenode)
-    FROM reach r JOIN pg_class c ON c.oid = r.oid AND c.relkind IN ('r', 'm')
-  UNION ALL
-    SELECT r.root, 'names', '' FROM (
-        SELECT DISTINCT types.root FROM types JOIN pg_type t ON t.oid = types.oid WHERE {_NAMING}
-    ) AS r
 )
-SELECT root::int8, aspect,
-       hashtextextended(string_agg(fact, chr(10) ORDER BY fact COLLATE "C"), 0)::text
-FROM facts GROUP BY root, aspect
+{_FINGERPRINTS}
 """  # noqa: S608 - made of constants
 
 # The search_path of our sessions makes PostgreSQL qualify each of these names by its schema.
@@ -172,22 +221,73 @@ SELECT hashtextextended(string_agg(fact, chr(10) ORDER BY fact COLLATE "C"), 0):
 """
 
 
-def definitions(connection: Connection, oids: Sequence[int]) -> dict[int, dict[str, str]]:
+def definitions(
+    connection: Connection, trees: Mapping[int, Sequence[int]], views: Sequence[int] = ()
+) -> dict[int, dict[str, str]]:
     """The definitions of relations by their oids. Needs no privileges beyond CONNECT.
+
+    Most relations need one query; those with types of their own, functions, views, policies or
+    foreign servers one or two more, which are for all of them together.
+
+    Args:
+        connection: in a transaction with one snapshot.
+        trees: the relations by oid, each with the oids of itself and its partitions or children.
+        views: the oids of those that are views.
 
     Raises:
         psycopg.Error
     """
-    fingerprints: dict[int, dict[str, str]] = {oid: {} for oid in oids}
-    rows: list[Any] = connection.execute(_ASPECTS, {"oids": list(oids)}).fetchall()
-    for oid, aspect, fingerprint in rows:
-        fingerprints[oid][aspect] = fingerprint
+    reach = {oid: tuple(tree) for oid, tree in trees.items()}
+    if views:
+        reach |= _reach_of_views(connection, views)
+    fingerprints: dict[int, dict[str, str]] = {oid: {} for oid in trees}
+    typed, depending = set(), set()
+    for root, aspect, fingerprint, is_typed, depends in _rows(
+        connection, _COLUMNS_AND_STORAGE, _pairs(reach, reach)
+    ):
+        typed |= {root} if is_typed else set()
+        depending |= {root} if depends else set()
+        if fingerprint is not None:
+            fingerprints[root][aspect] = fingerprint
+    outputs: list[tuple[int, int]] = []
+    if typed:
+        for root, aspect, value in _rows(connection, _TYPE_ASPECTS, _pairs(reach, typed)):
+            if aspect == _OUTPUT:
+                outputs.append((root, int(value)))
+            else:
+                fingerprints[root][aspect] = value
+    if depending or outputs:
+        arguments = {
+            **_pairs(reach, depending),
+            "typed": [root for root, _ in outputs],
+            "outputs": [function for _, function in outputs],
+        }
+        for root, aspect, value in _rows(connection, _DEPENDENCY_ASPECTS, arguments):
+            fingerprints[root][aspect] = value
     naming = [aspects for aspects in fingerprints.values() if "names" in aspects]
     if naming:
-        names: Any = connection.execute(_NAMES).fetchone()
+        ((names,),) = _rows(connection, _NAMES, {})
         for aspects in naming:
-            aspects["names"] = names[0]
+            aspects["names"] = names
     return fingerprints
+
+
+def _reach_of_views(connection: Connection, views: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """The relations that each view depends on, itself included."""
+    reach: dict[int, tuple[int, ...]] = {}
+    for root, oid in _rows(connection, _DEPENDENCIES_OF_VIEWS, {"oids": list(views)}):
+        reach[root] = (*reach.get(root, ()), oid)
+    return reach
+
+
+def _pairs(reach: Mapping[int, Sequence[int]], roots: Collection[int]) -> dict[str, list[int]]:
+    """The arguments of `_REACH`."""
+    pairs = [(root, oid) for root in sorted(roots) for oid in reach[root]]
+    return {"roots": [root for root, _ in pairs], "oids": [oid for _, oid in pairs]}
+
+
+def _rows(connection: Connection, query: Any, arguments: Mapping[str, Any]) -> list[Any]:
+    return connection.execute(query, arguments or None).fetchall()
 
 
 def definition_change(known: Definition, now: Definition, *, storage: bool) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from bronze.model.locations import TableName
@@ -153,7 +154,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        -- A view has no such columns: there the function returns NULL.
        ARRAY(SELECT x.name FROM (VALUES ('ctid', -1), ('xmin', -2)) AS x(name, number)
              WHERE has_column_privilege(c.oid, x.number::int2, 'SELECT')),
-       row_security_active(c.oid)
+       row_security_active(c.oid), current_setting('server_encoding')
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
@@ -232,6 +233,16 @@ class _Unique:
         return ""
 
 
+def list_relations(connection: Connection, schemas: Sequence[str]) -> tuple[Relation, ...]:
+    """The relations as of `relations`, without their columns, keys and definitions.
+
+    Raises:
+        psycopg.Error
+    """
+    rows = _rows(connection, _RELATIONS, {"schemas": list(schemas), "locked": []})
+    return tuple(_relation(row) for row in rows)
+
+
 def relations(
     connection: Connection, schemas: Sequence[str], locked: Sequence[int] = ()
 ) -> tuple[Relation, ...]:
@@ -267,25 +278,22 @@ def _relations(
         attributes.setdefault(oid, []).append(
             Attribute(name, kind, not_null, comment or "", number, granted)
         )
-    definition_of = definitions(connection, oids["oids"])
-    encoding = str(connection.execute("SHOW server_encoding").fetchone()[0])  # type: ignore[index]
+    views = [row[0] for row in rows if _KINDS[row[3]] == "view"]
+    definition_of = definitions(connection, {row[0]: row[11] for row in rows}, views)
     return tuple(
-        _relation(
-            row, attributes.get(row[0], ()), unique.get(row[0], ()), definition_of[row[0]], encoding
-        )
+        _relation(row, attributes.get(row[0], ()), unique.get(row[0], ()), definition_of[row[0]])
         for row in rows
     )
 
 
 def _relation(
     row: Any,
-    attributes: Sequence[Attribute],
-    unique: Sequence[_Unique],
-    definition: Definition,
-    encoding: str,
+    attributes: Sequence[Attribute] = (),
+    unique: Sequence[_Unique] = (),
+    definition: Definition = MappingProxyType({}),
 ) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
-    rewritten, parts, whole, system, secured = rest
+    rewritten, parts, whole, system, secured, encoding = rest
     keys = [index for index in unique if not index.fault]
     deferrable = [tuple(index.columns) for index in keys if not index.immediate]
     faults = "; ".join(f"its unique index {index.name} {index.fault}" for index in unique)

@@ -1,7 +1,7 @@
 """A survey of the source: size, activity, cursor columns and personal data of each relation.
 
 Personal data is detected by the names of columns and in a small sample of rows. Sampled values do
-not leave this module, only the kind of data that they seem to be: a guess, for a person to check.
+not leave this package, only the kind of data that they seem to be: a guess, for a person to check.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import psycopg
-from psycopg import sql
 
 from bronze.model.stamp import IngestionMethod
+from bronze.postgres.catalog import samples
 from bronze.postgres.catalog.pii import PersonalKind, kind_by_content, kind_by_name, words
 from bronze.postgres.catalog.relations import Attribute, Relation, relations
-from bronze.postgres.catalog.types import SourceType, output_text
+from bronze.postgres.catalog.samples import Sample
 from bronze.postgres.connection.connect import Connection
-from bronze.postgres.statement import quoted
 
 Sign = Literal["name", "content"]
 
@@ -28,13 +27,6 @@ SMALL_BYTES = 10 * 10**6
 
 _HOT_SHARE = 0.2
 _HOT_CHANGES = 1_000
-
-_SAMPLE_ROWS = 200
-_SAMPLE_CHARACTERS = 1_000
-_SAMPLE_PAGES = 5
-_SAMPLED_TYPES = frozenset({"text", "varchar", "bpchar", "name", "json", "jsonb", "inet"})
-# A view can be a long query, and a table can be locked: the survey does not wait for them.
-_TIMEOUTS = "SET LOCAL statement_timeout = '3s'; SET LOCAL lock_timeout = '1s'"
 
 _TIME_TYPES = {"timestamptz": 0, "timestamp": 1, "date": 2}
 _UPDATED = re.compile(
@@ -156,8 +148,8 @@ def relations_with_sizes(connection: Connection, schemas: Sequence[str]) -> tupl
 def survey_relations(connection: Connection, relations: Sequence[Relation]) -> tuple[Survey, ...]:
     """Surveys relations, in their order.
 
-    Samples up to 200 rows of each, in a read-only transaction of a few seconds at most. A relation
-    that cannot be read in that time is surveyed without a sample.
+    Samples up to 200 rows of each, of several at once, in read-only transactions of a few seconds
+    at most. A relation that cannot be read in that time is surveyed without a sample.
 
     Args:
         connection: in autocommit mode, from `bronze.postgres.connection.connect.connect`.
@@ -170,13 +162,16 @@ def survey_relations(connection: Connection, relations: Sequence[Relation]) -> t
     activity = {row[0]: row[1:] for row in _rows(connection, _ACTIVITY, oids)}
     indexed = dict(_rows(connection, _INDEXED, oids))
     extensions = dict(_rows(connection, _EXTENSIONS, oids))
+    counts = {r.oid: activity.get(r.oid, (0, 0, 0, 0)) for r in relations}
+    sampled = [(r, _estimate(r, counts[r.oid][0])) for r in relations if r.oid not in extensions]
+    sample_of = samples.samples(connection, sampled)
     return tuple(
         _survey(
-            connection,
             relation,
-            activity.get(relation.oid, (0, 0, 0, 0)),
+            counts[relation.oid],
             frozenset(indexed.get(relation.oid, ())),
             extensions.get(relation.oid, ""),
+            sample_of.get(relation.oid),
         )
         for relation in relations
     )
@@ -187,17 +182,16 @@ def _rows(connection: Connection, query: Any, arguments: Mapping[str, Any]) -> l
 
 
 def _survey(
-    connection: Connection,
     relation: Relation,
     counts: tuple[int, int, int, int],
     indexed: frozenset[str],
     extension: str,
+    sample: Sample | None,
 ) -> Survey:
     activity = Activity(*counts[1:])
     rows = _estimate(relation, counts[0])
     size = sum(relation.heaps) * relation.page + relation.toast
     cursors = _cursors(relation, indexed)
-    sample = None if extension else _sample(connection, relation, rows)
     hot = _is_hot(activity, rows)
     pattern, cursor, reason = _pattern(relation, size, activity, cursors, hot)
     return Survey(
@@ -303,62 +297,13 @@ def personal_by_name(relation: Relation) -> tuple[Personal, ...]:
     return _personal(relation, {})
 
 
-def _personal(relation: Relation, sample: Mapping[str, Sequence[str]]) -> tuple[Personal, ...]:
+def _personal(relation: Relation, sample: Sample) -> tuple[Personal, ...]:
     personal = []
     for attribute in relation.attributes:
-        by_name = kind_by_name(relation.name, attribute.name, _base(attribute).name)
+        by_name = kind_by_name(relation.name, attribute.name, samples.element_type(attribute).name)
         by_content = kind_by_content(sample.get(attribute.name, ()))
         kinds: dict[Sign, PersonalKind | None] = {"name": by_name, "content": by_content}
         if kind := by_name or by_content:
             signs = tuple(sign for sign, found in kinds.items() if found)
             personal.append(Personal(attribute.name, kind, signs))
     return tuple(personal)
-
-
-def _base(attribute: Attribute) -> SourceType:
-    return attribute.type.element or attribute.type
-
-
-def _sample(connection: Connection, relation: Relation, rows: int) -> dict[str, list[str]] | None:
-    """Sampled values by column; None if the relation cannot be read, or not in time."""
-    names = [a.name for a in relation.attributes if a.readable and _can_be_sampled(_base(a).name)]
-    if not relation.readable:
-        return None
-    if not names:
-        return {}
-    try:
-        with connection.transaction():
-            connection.execute("SET TRANSACTION READ ONLY")
-            connection.execute(_TIMEOUTS)
-            clause = _tablesample(relation, rows)
-            sample = _fetch(connection, relation, names, clause)
-            if clause and not sample:
-                sample = _fetch(connection, relation, names, "")
-    except psycopg.Error:
-        if connection.closed:
-            raise
-        return None
-    return {name: [row[i] for row in sample if row[i] is not None] for i, name in enumerate(names)}
-
-
-def _can_be_sampled(name: str) -> bool:
-    return name in _SAMPLED_TYPES or name.endswith(".citext")
-
-
-def _tablesample(relation: Relation, rows: int) -> str:
-    """The TABLESAMPLE clause for about twice the rows of a sample; "" to read all pages."""
-    pages = sum(relation.heaps)
-    if relation.kind in ("view", "foreign table") or pages <= _SAMPLE_PAGES:
-        return ""
-    by_rows = 2 * _SAMPLE_ROWS / rows if rows > 0 else 0
-    percent = 100 * min(1, max(by_rows, _SAMPLE_PAGES / pages))
-    return f" TABLESAMPLE SYSTEM ({percent:.6f})"
-
-
-def _fetch(
-    connection: Connection, relation: Relation, names: Sequence[str], clause: str
-) -> list[Any]:
-    values = [f"left({output_text(quoted(name))}, {_SAMPLE_CHARACTERS})" for name in names]
-    name = quoted(relation.schema, relation.name)
-    query = f"SELECT {', '.join(values)} FROM {name}{clause} LIMIT {_SAMPLE_ROWS}"  # noqa: S608
-    return connection.execute(sql.SQL(query)).fetchall()

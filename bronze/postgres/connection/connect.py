@@ -6,16 +6,14 @@ server, the database or the role set.
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool, PoolTimeout
 
 from bronze.errors import SourceBusy, SourceRefused, SourceUnreachable
 from bronze.model.locations import Origin
@@ -23,13 +21,9 @@ from bronze.postgres.connection import pooler, session_settings
 from bronze.postgres.connection.parameters import address, parameters
 from bronze.postgres.connection.translation import explain, source_errors
 
-# The errors of the pool's own threads are raised again by the next connection that is requested.
-logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
-
 Connection = psycopg.Connection[tuple[object, ...]]
-Pool = ConnectionPool[Connection]
 
-_POOL_TIMEOUT = 30
+_POOLER_TIMEOUT = 30
 """Seconds, if the origin has no connect_timeout."""
 
 OLDEST_VERSION = 12
@@ -131,7 +125,7 @@ def is_indirect(origin: Origin) -> bool:
 def _refuse_shared_session(connection: Connection, origin: Origin) -> None:
     """Refuses a pooler that shares the session among clients, before any setting is changed."""
     conninfo = make_conninfo("", **parameters(origin))
-    timeout = origin.connect_timeout or _POOL_TIMEOUT
+    timeout = origin.connect_timeout or _POOLER_TIMEOUT
     try:
         pids = pooler.shared_processes(
             connection, lambda: psycopg.connect(conninfo, autocommit=True), timeout
@@ -215,39 +209,6 @@ def _check_reachable(origin: Origin, params: Mapping[str, str]) -> None:
             f"{address(origin)} cannot be reached: {error.strerror or 'no answer'}.",
             hint="Check that PostgreSQL runs and that no firewall blocks the connection.",
         ) from None
-
-
-@contextmanager
-def pool(origin: Origin, minimum: int, maximum: int) -> Iterator[Pool]:
-    """A pool of connections in autocommit mode with pinned settings, for control queries.
-
-    Raises:
-        SourceUnreachable, SourceBusy, SourceRefused, ConfigError: the first connection failed.
-    """
-    # A pool only reports a timeout; a single connection raises the cause.
-    connect(origin).close()
-    with ConnectionPool(
-        make_conninfo("", **parameters(origin)),
-        connection_class=psycopg.Connection[tuple[object, ...]],
-        kwargs={"autocommit": True},
-        configure=lambda connection: _pin(connection, origin),
-        min_size=minimum,
-        max_size=maximum,
-        timeout=origin.connect_timeout or _POOL_TIMEOUT,
-        name=f"bronze-{origin.name}",
-        open=True,
-    ) as connections:
-        with source_errors(origin):
-            try:
-                # A request before the pool has its first connection would make it open two.
-                connections.wait(origin.connect_timeout or _POOL_TIMEOUT)
-            except PoolTimeout:
-                # The same number of single connections raises the cause.
-                with ExitStack() as stack:
-                    for _ in range(minimum):
-                        stack.enter_context(connect(origin))
-                raise
-        yield connections
 
 
 def cancel_queries(origin: Origin) -> None:

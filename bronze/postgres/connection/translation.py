@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import psycopg
 from psycopg import errors as pg
-from psycopg_pool import PoolTimeout
 
 from bronze.errors import (
     BronzeError,
@@ -119,13 +118,6 @@ def source_errors(origin: Origin, table: str = "") -> Iterator[None]:
     """Raises psycopg's errors as errors of bronze (see `explain`)."""
     try:
         yield
-    except PoolTimeout:
-        raise SourceBusy(
-            f"Source {origin.name} gave no connection within {origin.connect_timeout} s.",
-            hint="Raise [source] pool.max, the server's max_connections, or the CONNECTION LIMIT of"
-            " the role or the database.",
-            table=table,
-        ) from None
     except psycopg.Error as error:
         raise explain(error, origin, table) from error
 

@@ -19,7 +19,6 @@ is left to connectorx if PostgreSQL expects more than `LARGEST` of it; so are ve
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import polars as pl
@@ -31,10 +30,11 @@ from psycopg import generators, pq
 from bronze.errors import SourceError
 from bronze.model.columns import Column
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import Connection, connect_again, forget_server
+from bronze.postgres.connection import read_connections
+from bronze.postgres.connection.connect import Connection, forget_server
+from bronze.postgres.connection.read_connections import BEGIN
 from bronze.postgres.connection.translation import CANCELED, explain
 from bronze.postgres.copy import packed_columns, packed_query, rows_reader
-from bronze.postgres.copy.snapshot import BEGIN
 from bronze.postgres.copy.splits import CTID_RANGES_VERSION, PAGES
 
 OLDEST_VERSION = CTID_RANGES_VERSION
@@ -45,7 +45,6 @@ OLDEST_VERSION = CTID_RANGES_VERSION
 # input and output. None of them quotes a value.
 # All others may be due to a value: another way of reading avoids them, or explains them without it.
 _SAME_ANY_WAY = ("08", "25", "40", "42501", "42883", "53300", "53400", "55", "57", "58")
-_CANCEL_TIMEOUT = 5.0
 
 LARGEST = 64 * 2**20
 """The most bytes that are packed at once."""
@@ -80,7 +79,7 @@ def read_rows(
 
 
 class _PackedReader:
-    """One connection in the run's snapshot, which reads the splits of a unit one after another."""
+    """Reads the splits of a unit one after another, over one connection in the run's snapshot."""
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class _PackedReader:
         table: str,
     ) -> None:
         self._origin, self._table = origin, table
-        self._session = (*(session or (BEGIN,)), packed_query.SESSION)
+        self._session = tuple(session or (BEGIN,))
         self._ways = [
             packed_query.quick_packing(query, columns),
             packed_query.guarded_packing(query, columns),
@@ -143,15 +142,11 @@ class _PackedReader:
             self.close()
 
     def close(self) -> None:
-        """Closes the connection; a query that still runs is canceled."""
+        """Gives the connection back; a query that still runs is canceled."""
         connection, self._connection = self._connection, None
         self._requested, self._ahead = "", False
-        if connection is None:
-            return
-        with suppress(psycopg.Error):
-            if connection.info.transaction_status == pq.TransactionStatus.ACTIVE:
-                connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
-        connection.close()
+        if connection is not None:
+            read_connections.put_back(self._origin, self._session, connection)
 
     def _read_packed(self, condition: str) -> pa.Table:
         way = self._ways[0]
@@ -183,10 +178,10 @@ class _PackedReader:
 
     def _open(self) -> Connection:
         if self._connection is None:
-            self._connection = connect_again(self._origin)
             try:
-                for statement in self._session:
-                    self._connection.execute(statement)
+                self._connection = read_connections.take(
+                    self._origin, self._session, (packed_query.SESSION,)
+                )
             except psycopg.Error as error:
                 raise self._error(error) from error
         return self._connection

@@ -14,7 +14,8 @@ from bronze.errors import TableRefused
 from bronze.model.locations import Origin
 from bronze.model.units import RowSizeLimits
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection.connect import Connection, connect_again
+from bronze.postgres.connection.connect import Connection
+from bronze.postgres.connection.read_connections import read_connection
 from bronze.postgres.connection.translation import source_errors
 from bronze.postgres.statement import quoted
 
@@ -145,12 +146,8 @@ def divide_splits(
         TableRefused: a row is too large for the memory.
         SourceError: or a subclass.
     """
-    with source_errors(origin, table), connect_again(origin) as connection:
-        for statement in session:
-            connection.execute(statement)
-        divided = [part for where in wheres for part in _divide(connection, weighing, where, table)]
-        connection.execute("ROLLBACK")
-    return divided
+    with source_errors(origin, table), read_connection(origin, session) as connection:
+        return [part for where in wheres for part in _divide(connection, weighing, where, table)]
 
 
 def _divide(

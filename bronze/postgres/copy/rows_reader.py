@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
-import connectorx
 import numpy as np
 import polars as pl
 import psycopg
@@ -29,7 +28,7 @@ from bronze.errors import (
 )
 from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
-from bronze.postgres.connection import relay
+from bronze.postgres.connection import read_connections, session_settings
 from bronze.postgres.connection.connect import (
     connect,
     forget_server,
@@ -89,6 +88,7 @@ def read_rows(
     Raises:
         SourceError: or a subclass; `TableRefused` if only this table cannot be read.
     """
+    read_connections.close_one(origin, session)
     with _connection_url(origin) as url:
         for condition in where:
             try:
@@ -127,6 +127,9 @@ def check_reachable(origin: Origin) -> None:
 
 @contextmanager
 def _connection_url(origin: Origin) -> Iterator[str]:
+    # Most runs read packed columns, without connectorx and its relay.
+    from bronze.postgres.connection import relay
+
     params = dict(server_parameters(origin))
     if not is_indirect(origin):
         # connectorx asks for the query's types before it runs the session's statements; poolers
@@ -161,9 +164,17 @@ def _url(params: Mapping[str, str]) -> str:
 def _fetch(
     origin: Origin, url: str, session: Sequence[str], query: str, table: str, guarded: bool
 ) -> pa.Table:
+    import connectorx
+
+    # The settings end with the transaction, so that the session's next user has none of them.
+    pinning = [session_settings.pinning_statement(origin, local=True)] if session else []
     try:
         return connectorx.read_sql(
-            url, query, return_type="arrow", protocol="binary", pre_execution_query=list(session)
+            url,
+            query,
+            return_type="arrow",
+            protocol="binary",
+            pre_execution_query=[*session, *pinning],
         )
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bronze.model.locations import Origin
-from bronze.postgres.connection.connect import connect_again
+from bronze.postgres.connection.read_connections import read_connection
 from bronze.postgres.connection.translation import source_errors
 
 
@@ -23,9 +23,7 @@ def packed_hashes(
     Raises:
         SourceError: or a subclass; `TableRefused` if only this table cannot be read.
     """
-    with connect_again(origin) as connection, source_errors(origin, table):
-        for statement in session:
-            connection.execute(statement)
+    with source_errors(origin, table), read_connection(origin, session) as connection:
         for query in queries:
             row = connection.cursor(binary=True).execute(query).fetchone()
             hashes = row[0] if row else None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import psycopg
@@ -25,7 +25,7 @@ from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection.connect import Connection, connect
 from bronze.postgres.connection.parameters import address
-from bronze.postgres.connection.session_settings import pinning_statement
+from bronze.postgres.connection.read_connections import BEGIN, keep_for, read_connection
 from bronze.postgres.connection.translation import SNAPSHOT_HINT, explain, source_errors
 from bronze.postgres.statement import literal, quoted
 
@@ -36,8 +36,6 @@ _LOCKABLE = ("table", "partitioned", "view")
 # It takes the locks of a SELECT and checks its privileges, but reads no row.
 _EMPTY_SELECT = "SELECT FROM {} LIMIT 0"
 _RELATIONS_PER_STATEMENT = 50
-
-BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,8 @@ class Snapshot:
     ``version`` the server's (for example 180006). ``relations`` are the locked ones as the snapshot
     shows them, ``refused`` the labels of the others with the errors. All transactions with an id
     (64 bits, with the epoch) below ``horizon`` had ended; none from ``following`` on had begun.
-    ``since`` describes the transactions that were open.
+    ``since`` describes the transactions that were open. ``locked`` are the oids of the relations
+    that have a lock, ``answers`` those to questions about all relations, by the question.
     """
 
     name: str | None
@@ -86,12 +85,13 @@ class Snapshot:
     relations: tuple[Relation, ...]
     refused: tuple[tuple[str, BronzeError], ...]
     holder: Connection
+    locked: frozenset[int] = frozenset()
+    answers: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def session(self, origin: Origin) -> tuple[str, ...]:
+    @property
+    def session(self) -> tuple[str, ...]:
         """The statements with which another connection joins the snapshot."""
-        join = [f"SET TRANSACTION SNAPSHOT '{self.name}'"] if self.name else []
-        # The settings end with the transaction, so that the session's next user has none of them.
-        return (BEGIN, *join, pinning_statement(origin, local=True))
+        return (BEGIN, f"SET TRANSACTION SNAPSHOT '{self.name}'") if self.name else (BEGIN,)
 
     def give_way(self, origin: Origin) -> None:
         """Cancels reads that wait behind a session that waits for the snapshot's locks.
@@ -111,6 +111,22 @@ class Snapshot:
         except psycopg.Error:
             return False
         return True
+
+    def check_alive(self) -> None:
+        """Checks that the snapshot's locks lasted until now, after rows have been read in it.
+
+        Connections that have joined it outlive its holder, but not the holder's locks: to them a
+        table that was truncated or rewritten afterwards looks empty.
+
+        Raises:
+            SnapshotLost: the transaction that holds it has ended.
+        """
+        if self.name is not None and not self.alive():
+            raise SnapshotLost(
+                "The connection that holds the snapshot of the run was lost, and with it the locks"
+                " on the tables.",
+                hint="Run again: rows read since then may be incomplete, and were not committed.",
+            )
 
 
 _GIVE_WAY = """
@@ -146,9 +162,10 @@ def hold(
         SourceUnreachable, SourceBusy, SourceRefused
     """
     with source_errors(origin):
-        _refuse_standby(origin, holder, consistency)
         # Before the snapshot: a transaction that begins between the two began later.
         since = open_transactions(holder)
+        if since.standby and consistency == "run":
+            raise standby_error(origin)
         name, position = exported or ("", None)
         holder.execute(BEGIN)
         try:
@@ -157,9 +174,10 @@ def hold(
             snapshot = _locked_snapshot(
                 origin, holder, wanted, schemas, consistency, since, position
             )
-            if snapshot.name:
-                _check_joinable(origin, snapshot)
-            yield snapshot
+            with keep_for(origin, snapshot.session):
+                if snapshot.name:
+                    _check_joinable(origin, snapshot)
+                yield snapshot
         finally:
             _rollback(holder)
 
@@ -193,6 +211,7 @@ def _locked_snapshot(
         relations=relations(holder, schemas, locked),
         refused=tuple(refused),
         holder=holder,
+        locked=frozenset(locked),
     )
 
 
@@ -230,12 +249,6 @@ def _rollback(holder: Connection) -> None:
     except psycopg.Error:
         # The connection is lost, and the transaction with it.
         holder.close()
-
-
-def _refuse_standby(origin: Origin, holder: Connection, consistency: Consistency) -> None:
-    row: Any = holder.execute("SELECT pg_is_in_recovery()").fetchone()
-    if row[0] and consistency == "run":
-        raise standby_error(origin)
 
 
 def standby_error(origin: Origin) -> SnapshotRefused:
@@ -378,16 +391,20 @@ def timeline_of(connection: Connection) -> str:
 
 
 def _check_joinable(origin: Origin, snapshot: Snapshot) -> None:
-    with connect(origin) as other:
-        try:
-            for statement in snapshot.session(origin)[:2]:
-                other.execute(statement)
-        except psycopg.Error as error:
-            refusal = explain(error, origin)
-            if not isinstance(refusal, (SnapshotRefused, SnapshotLost)):
-                raise refusal from error
-            raise SnapshotRefused(
-                f"A second connection to {address(origin)} cannot join the snapshot of the first"
-                f" ({literal(str(snapshot.name))}): the two do not reach the same server.",
-                hint=SNAPSHOT_HINT,
-            ) from error
+    """Joins the snapshot over another connection, which is kept for the first read.
+
+    Raises:
+        SnapshotRefused: it reaches another server.
+    """
+    try:
+        with read_connection(origin, snapshot.session):
+            pass
+    except psycopg.Error as error:
+        refusal = explain(error, origin)
+        if not isinstance(refusal, (SnapshotRefused, SnapshotLost)):
+            raise refusal from error
+        raise SnapshotRefused(
+            f"A second connection to {address(origin)} cannot join the snapshot of the first"
+            f" ({literal(str(snapshot.name))}): the two do not reach the same server.",
+            hint=SNAPSHOT_HINT,
+        ) from error

@@ -25,6 +25,8 @@ GENERATED_COLUMNS_VERSION = 180000
 """The first version that can publish stored generated columns."""
 
 _SCHEMAS = 150000
+# The catalog's own tables have lower oids.
+_FIRST_NORMAL_OID = 16384
 _PUBLISHED_CHANGES = "insert, update, delete, truncate"
 _ATTEMPTS = 5
 
@@ -164,9 +166,10 @@ def unpublish(connection: Connection, publication: str) -> None:
 
 
 def streamed_columns(
-    connection: Connection, relation: Relation, publication: str
-) -> frozenset[str]:
-    """The columns of a table that a stream can contain; a column list's omissions are ignored.
+    connection: Connection, relations: Sequence[Relation], publication: str
+) -> Mapping[int, frozenset[str]]:
+    """By each table's oid the columns that a stream can contain; a column list's omissions are
+    ignored. Tables that were dropped are not among them.
 
     Virtual generated columns are never among them; stored ones only from PostgreSQL 18 on, with
     ``publish_generated_columns = stored`` or a column list that names them.
@@ -174,17 +177,18 @@ def streamed_columns(
     Raises:
         psycopg.Error
     """
-    part = parts_of(connection, [relation]).get(relation.oid)
-    if part is None:
-        return frozenset()
+    parts = parts_of(connection, relations)
     published = find(connection, publication)
-    listed = published.attributes.get(relation.oid, frozenset()) if published else frozenset()
     stored = connection.info.server_version >= GENERATED_COLUMNS_VERSION and (
         not published or published.generated
     )
-    return (
-        frozenset(part.columns) - part.virtual - (frozenset() if stored else part.stored - listed)
-    )
+    columns = {}
+    for oid in (relation.oid for relation in relations if relation.oid in parts):
+        part = parts[oid]
+        listed = published.attributes.get(oid, frozenset()) if published else frozenset()
+        unsent = part.virtual if stored else part.virtual | (part.stored - listed)
+        columns[oid] = frozenset(part.columns) - unsent
+    return columns
 
 
 def fingerprints_of(
@@ -342,19 +346,53 @@ FROM pg_publication p WHERE p.pubname = %(name)s
 """
 
 
-# The view of 14 has no columns, and that of 15 has generated ones, which servers before 18 do not
-# send.
-_MEMBERS = """
-SELECT c.oid::int8, to_jsonb(t) ->> 'rowfilter' IS NOT NULL, ARRAY(
-    SELECT attname::text FROM pg_attribute
-    WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
-      AND (attgenerated = '' OR %(generated)s)
-      AND coalesce(to_jsonb(t) -> 'attnames' ? attname::text, true))
-FROM pg_publication_tables t
-JOIN pg_namespace n ON n.nspname = t.schemaname
-JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-WHERE t.pubname = %(name)s
-"""
+def _members(version: int) -> str:
+    """The query for the tables that a publication has: its lists of columns and filters of rows.
+
+    It has the rows of the view pg_publication_tables, which itself waits for locks on the tables.
+    Without publish_via_partition_root these are partitions, not their root. A server before 18
+    sends no generated columns.
+    """
+    schemas = "SELECT NULL::oid, NULL::oid WHERE false"
+    options = "NULL::int2vector AS prattrs, NULL::pg_node_tree AS prqual"
+    if version >= _SCHEMAS:
+        schemas = "SELECT pnpubid, pnnspid FROM pg_publication_namespace"
+        options = "prattrs, prqual"
+    listed = "a.attnum = ANY(r.prattrs)"
+    if version < GENERATED_COLUMNS_VERSION:
+        listed += " AND a.attgenerated = ''"
+    return f"""
+    WITH RECURSIVE own AS (
+        SELECT p.oid, p.puballtables, p.pubviaroot,
+               coalesce(to_jsonb(p) ->> 'pubgencols' = 's', false) AS generated
+        FROM pg_publication p WHERE p.pubname = %(name)s
+    ), schemas(publication, schema) AS ({schemas}
+    ), named AS (
+        SELECT r.prrelid AS oid FROM own JOIN pg_publication_rel r ON r.prpubid = own.oid
+        UNION SELECT c.oid FROM own JOIN pg_class c ON c.relkind IN ('r', 'p')
+            AND c.relpersistence = 'p' AND c.oid >= {_FIRST_NORMAL_OID}
+        WHERE own.puballtables OR c.relnamespace IN (
+            SELECT schema FROM schemas WHERE publication = own.oid)
+    ), below AS (
+        SELECT oid AS root, oid FROM named
+        UNION SELECT b.root, i.inhrelid FROM below b
+        JOIN pg_class c ON c.oid = b.oid AND c.relkind = 'p'
+        JOIN pg_inherits i ON i.inhparent = b.oid
+    ), members AS (
+        SELECT DISTINCT b.oid, own.oid AS publication, own.generated
+        FROM own, below b JOIN pg_class k ON k.oid = b.oid
+        WHERE CASE WHEN own.pubviaroot
+            THEN NOT EXISTS (SELECT FROM below o WHERE o.oid = b.oid AND o.root <> o.oid)
+            ELSE k.relkind <> 'p' END
+    )
+    SELECT c.oid::int8, r.prqual IS NOT NULL, ARRAY(
+        SELECT a.attname::text FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+          AND CASE WHEN r.prattrs IS NOT NULL THEN {listed}
+              ELSE a.attgenerated = '' OR (c.generated AND a.attgenerated = 's') END)
+    FROM members c LEFT JOIN (SELECT prpubid, prrelid, {options} FROM pg_publication_rel) r
+        ON r.prpubid = c.publication AND r.prrelid = c.oid
+    """  # noqa: S608 - made of constants
 
 
 def _version_marks(version: int) -> str:
@@ -387,14 +425,7 @@ def find(connection: Connection, publication: str) -> Published | None:
         return None
     oid, owned, everything, publishes, by_root, generated = rows[0]
     version = connection.info.server_version
-    arguments = {"name": publication, "generated": version >= GENERATED_COLUMNS_VERSION}
-    try:
-        # A savepoint: the caller's transaction goes on after an error.
-        with connection.transaction():
-            members = _rows(connection, _MEMBERS, arguments)
-    except pg.UndefinedObject:
-        # Just dropped: the view still lists it, but fails to read its tables.
-        return None
+    members = _rows(connection, _members(version), {"name": publication})
     version_marks = _rows(connection, _version_marks(version), {"name": publication})
     return Published(
         oid=oid,

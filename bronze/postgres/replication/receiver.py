@@ -9,6 +9,7 @@ rest waits at the server. The part of a transaction beyond the memory goes into 
 from __future__ import annotations
 
 import select
+import socket
 import struct
 import threading
 import time
@@ -38,7 +39,8 @@ _LARGEST = 2**40
 _OVERHEAD = 60
 _STATUS_INTERVAL = 5.0
 # A process that was just killed may hold its slot for a moment.
-_SLOT_PATIENCE = 5.0
+_SLOT_PATIENCE, _SLOT_PAUSE = 5.0, 0.01
+# How often the thread checks whether the stream is to end, a batch is due, or a status update is.
 _PAUSE = 0.05
 # The header of an XLogData message: its kind, two positions and a time.
 _HEADER = 25
@@ -64,6 +66,7 @@ class Receiver:
         largest: int = _LARGEST,
         past: KnownTransactions | None = None,
         lost: Callable[[], None] = lambda: None,
+        stop: threading.Event | None = None,
     ) -> None:
         """Takes over a connection in replication mode.
 
@@ -80,6 +83,7 @@ class Receiver:
             past: the transactions that the server has to send again first.
             lost: called in the receiver's thread when the server has not answered for longer than
                 its wal_sender_timeout.
+            stop: ends the wait of `take` once it is set.
         """
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
         self._tables = frozenset(tables)
@@ -102,7 +106,11 @@ class Receiver:
         self._ready: Batch | None = None
         self._waiting = False
         self._error: BaseException | None = None
-        self._stopped = False
+        self._stopped, self._stop = False, stop or threading.Event()
+        # Wakes the thread while it waits for the server.
+        self._bell, self._ringer = socket.socketpair()
+        self._bell.setblocking(False)
+        self._ringer.setblocking(False)
         self._flushed = self._idle = 0
         self._last_status, self._status_interval = 0.0, _STATUS_INTERVAL
         self._server_timeout, self._last_received, self._on_lost = 0.0, 0.0, lost
@@ -116,7 +124,7 @@ class Receiver:
                 slot.send_any_bytes(self._connection)
                 until = time.monotonic() + _SLOT_PATIENCE
                 while not self._start_streaming(last=time.monotonic() > until):
-                    time.sleep(_PAUSE)
+                    time.sleep(_SLOT_PAUSE)
         except BaseException:
             self._close()
             raise
@@ -159,7 +167,7 @@ class Receiver:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._stopped = True
-            self._lock.notify_all()
+            self._wake()
         self._thread.join()
         self._close()
 
@@ -168,12 +176,21 @@ class Receiver:
             spool.close()
         with suppress(psycopg.Error):
             self._connection.close()
+        self._bell.close()
+        self._ringer.close()
+
+    def _wake(self) -> None:
+        """Makes the thread look at what has changed, instead of waiting; holds the lock."""
+        self._lock.notify_all()
+        # If its buffer is full, the thread wakes up anyway; if it is closed, the thread has ended.
+        with suppress(OSError):
+            self._ringer.send(b"\0")
 
     def take(self, patience: float, beyond: int) -> Batch | None:
         """Waits for the next batch.
 
         Args:
-            patience: seconds to wait.
+            patience: seconds to wait; the wait ends earlier when the stream is to stop.
             beyond: a position; the wait ends once `idle` is behind it.
 
         Returns:
@@ -186,7 +203,11 @@ class Receiver:
         """
         with self._lock:
             self._waiting = True
-            self._lock.wait_for(lambda: self._ready or self._error or self._idle > beyond, patience)
+            self._wake()
+            self._lock.wait_for(
+                lambda: self._ready or self._error or self._idle > beyond or self._stop.is_set(),
+                patience,
+            )
             self._waiting = False
             batch, self._ready = self._ready, None
             self._lock.notify_all()
@@ -209,17 +230,20 @@ class Receiver:
         with self._lock:
             self._flushed = max(self._flushed, position)
             self._last_status = 0.0
+            self._wake()
 
     def nudge(self) -> None:
         """Asks the server for its position."""
         with self._lock:
             self._last_status = 0.0
+            self._wake()
 
     # The thread
 
     def _run(self) -> None:
         try:
             while not self._stopped:
+                self._check_stop()
                 self._status()
                 if self._full or not self._receive():
                     self._wait()
@@ -233,6 +257,12 @@ class Receiver:
             self._fail(explain(error, self._origin))
         except BaseException as error:  # the thread that waits for a batch has to get it
             self._fail(error)
+
+    def _check_stop(self) -> None:
+        """Ends the wait of `take` when the stream is to stop."""
+        if self._stop.is_set():
+            with self._lock:
+                self._lock.notify_all()
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
@@ -273,8 +303,13 @@ class Receiver:
             self._last_received = time.monotonic()
             return
         due = self._batch.began + self._interval - time.monotonic()
-        wait = min(_PAUSE, max(due, 0.005)) if self._batch.position else _PAUSE
-        if select.select([self._pg.socket], [], [], wait)[0]:
+        # A batch that is due waits for `take`, which wakes the thread.
+        wait = min(_PAUSE, due) if self._batch.position and due > 0 else _PAUSE
+        sources: list[Any] = [self._pg.socket, self._bell]
+        readable = select.select(sources, [], [], wait)[0]
+        if self._bell in readable:
+            self._bell.recv(4096)
+        if self._pg.socket in readable:
             self._pg.consume_input()
             self._last_received = time.monotonic()
         elif self._is_silent():

@@ -43,6 +43,21 @@ def test_a_large_altered_table_is_resynced_in_splits(
     proven(source, given)
 
 
+def test_a_stream_that_has_caught_up_ends_at_once(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not wait for changes, after a load as after a stream that had nothing to apply."""
+    source.execute(TABLE)
+    source.execute("INSERT INTO t VALUES (1, 'copied')")
+    given = settings(source)
+    monkeypatch.setattr(apply_loop, "_PATIENCE", 30.0)
+    for _ in range(3):
+        assert caught_up(given).seconds < 20
+    source.execute("INSERT INTO t VALUES (2, 'streamed')")
+    assert caught_up(given).seconds < 20
+    proven(source, given)
+
+
 def test_rows_have_ingestion_method_and_commit_time(source: Source) -> None:
     """Streamed rows have the method "streaming", and the time of their commit in the source."""
     source.execute(TABLE)

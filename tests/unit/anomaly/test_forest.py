@@ -11,18 +11,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import IsolationForest
 
-from bronze.anomaly import forest as module
-from bronze.anomaly.forest import Scorer, check_forest
-from bronze.anomaly.training import _forest
+from bronze.anomaly import leaves
+from bronze.anomaly.forest import Scorer, _LeafTables, check_forest
+from bronze.anomaly.leaves import MOST_LEAVES
 from bronze.errors import LakeError
 from bronze.model.anomaly import Forest
 from tests.support.effort import examples
 
 
+def forest_of(theirs: IsolationForest) -> Forest:
+    """The same trees as arrays."""
+    trees = [tree.tree_ for tree in theirs.estimators_]
+
+    def joined(name: str, kind: type) -> Any:
+        return np.concatenate([getattr(tree, name) for tree in trees]).astype(kind)
+
+    return Forest(
+        sample=int(theirs.max_samples_),
+        sizes=np.array([tree.node_count for tree in trees], np.int32),
+        feature=np.maximum(joined("feature", np.int32), -1),
+        threshold=joined("threshold", np.float64),
+        left=joined("children_left", np.int32),
+        right=joined("children_right", np.int32),
+        rows=joined("n_node_samples", np.int32),
+    )
+
+
 def trained(rows: Any, trees: int, sample: int, seed: int) -> tuple[IsolationForest, Forest]:
     """A forest of scikit-learn, and ours of the same trees."""
     theirs = IsolationForest(n_estimators=trees, max_samples=sample, random_state=seed).fit(rows)
-    return theirs, _forest(theirs, np.arange(rows.shape[1], dtype=np.int32))
+    return theirs, forest_of(theirs)
 
 
 def kinds(chance: np.random.Generator, height: int, width: int) -> Any:
@@ -55,7 +73,24 @@ def test_scores_equal_those_of_scikit_learn(
     theirs, mine = trained(rows, trees, min(sample, height), seed)
     other = np.vstack([kinds(chance, 50, width), rows, np.full((1, width), 1e30, np.float32)])
     found = Scorer(mine, width).scores(list(np.ascontiguousarray(other.T)))
-    np.testing.assert_allclose(found, -theirs.score_samples(other), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found, -theirs.score_samples(other), rtol=0, atol=1e-12)
+
+
+def test_many_columns_are_scored_in_parts() -> None:
+    """Trees whose features have too many combinations for one table have the same scores, also in
+    slices of a frame, and for infinite values.
+    """
+    chance = np.random.default_rng(4)
+    rows = chance.normal(size=(600, 12)).astype(np.float32)
+    theirs, mine = trained(rows, 30, 256, 4)
+    scorer = Scorer(mine, 12)
+    assert {type(tables) for tables in scorer._tables} >= {_LeafTables}
+    far = np.where(chance.random((600, 12)) < 0.1, chance.choice([-np.inf, np.inf]), rows)
+    finite = np.clip(far, np.finfo(np.float32).min, np.finfo(np.float32).max).astype(np.float32)
+    found = scorer.scores(list(np.ascontiguousarray(far.astype(np.float32).T)))
+    np.testing.assert_allclose(found, -theirs.score_samples(finite), rtol=0, atol=1e-12)
+    some = scorer.scores(list(np.ascontiguousarray(far[100:103].astype(np.float32).T)))
+    assert some.tobytes() == found[100:103].tobytes()
 
 
 def test_values_at_a_threshold_go_left() -> None:
@@ -69,16 +104,16 @@ def test_values_at_a_threshold_go_left() -> None:
     both = (np.nextafter(near, np.float32(side)) for side in (-np.inf, np.inf))
     other = np.concatenate([near, *both])[:, None]
     found = Scorer(mine, 1).scores([other[:, 0]])
-    np.testing.assert_allclose(found, -theirs.score_samples(other), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found, -theirs.score_samples(other), rtol=0, atol=1e-12)
 
 
-def test_large_trees_use_several_pairs_of_words() -> None:
+def test_trees_of_more_leaves_than_a_mask_has_bits() -> None:
     """Trees of up to 256 leaves are scored as well."""
     rows = np.arange(256, dtype=np.float32)[:, None]
     theirs, mine = trained(rows, 8, 256, 0)
-    assert max((tree.tree_.node_count + 1) // 2 for tree in theirs.estimators_) > 60
+    assert max((tree.tree_.node_count + 1) // 2 for tree in theirs.estimators_) > MOST_LEAVES
     found = Scorer(mine, 1).scores([rows[:, 0]])
-    np.testing.assert_allclose(found, -theirs.score_samples(rows), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found, -theirs.score_samples(rows), rtol=0, atol=1e-12)
     # A full tree of 256 leaves, which random data does not give.
     nodes = np.arange(511)
     inner = nodes < 255
@@ -94,15 +129,8 @@ def test_large_trees_use_several_pairs_of_words() -> None:
         np.ones(511, np.int32),
     )
     scores = Scorer(full, 1).scores([rows[:, 0]])
-    scale = 2 * (np.log(255) + module._EULER) - 2 * 255 / 256
+    scale = 2 * (np.log(255) + leaves._EULER) - 2 * 255 / 256
     np.testing.assert_allclose(scores, 2 ** (-8 / scale))
-
-
-def test_each_bit_of_a_leaf_has_its_own_slot() -> None:
-    """The multipliers give a distinct slot for each bit."""
-    bits = np.uint64(1) << np.arange(module._USED, dtype=np.uint64)
-    slots = (bits * module._MULTIPLIERS[:, None]) >> module._SHIFT
-    assert len(np.unique(slots)) == slots.size == module._LEAVES
 
 
 @pytest.mark.parametrize(

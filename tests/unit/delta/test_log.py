@@ -280,10 +280,10 @@ def test_every_twentieth_commit_is_a_checkpoint(place: Place) -> None:
     folder = Path(place.url) / "_delta_log"
     state = read(place)
     for version in range(1, 20):
-        state = log.State(place, state.table, version - 1)
+        state = log.State(place, version - 1, state.content)
         assert add(place, state, version) == version
     assert not list(folder.glob("*.checkpoint.parquet"))
-    assert add(place, log.State(place, state.table, 19), 20) == 20
+    assert add(place, log.State(place, 19, state.content), 20) == 20
     (checkpoint,) = folder.glob("*.checkpoint.parquet")
     assert checkpoint.name.startswith(f"{20:020}")
     for version in range(20):

@@ -187,6 +187,20 @@ def test_tasks_of_earlier_workflows_come_first() -> None:
     assert gauge.begun == [0, 1, 2, 10, 11, 12, 20]
 
 
+def test_a_workflow_begins_when_there_is_room_for_its_tasks() -> None:
+    """Until then it does nothing, so that its time is its own; one without tasks ends at once."""
+    gauge = Gauge()
+    before: list[int] = []
+
+    def noting(*numbers: int) -> Workflow[Any]:
+        before.append(len(gauge.begun))
+        return (yield tasks(gauge, numbers)) if numbers else None
+
+    workflows = [noting(0, 1, 2), noting(), noting(3), noting(4)]
+    assert driven(workflows, 1) == [[0, 1, 2], None, [3], [4]]
+    assert before == [0, 3, 3, 4]
+
+
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_full_source_slows_the_run_down(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that found no connection run again, with fewer at once, and all of them end well."""
@@ -274,8 +288,11 @@ def test_a_bug_is_the_error_of_its_workflow_alone() -> None:
     assert fine == [[1]]
 
 
-def test_an_error_of_a_workflow_itself_ends_all() -> None:
-    """The others are closed, nothing further begins, and the error reaches the caller as it is."""
+@pytest.mark.parametrize(("limit", "begun"), [(1, 0), (4, 2)])
+def test_an_error_of_a_workflow_itself_ends_all(limit: int, begun: int) -> None:
+    """Those that have begun are closed, nothing further begins, and the error reaches the caller as
+    it is.
+    """
     gauge = Gauge()
     closed = []
 
@@ -294,9 +311,9 @@ def test_an_error_of_a_workflow_itself_ends_all() -> None:
 
     workflows = [bursting(), waiting(), waiting()]
     with pytest.raises(KeyError, match="mine"):
-        driven(workflows, 1)
-    assert sorted(closed) == ["bursting", "waiting", "waiting"]
-    assert gauge.begun == [0]
+        driven(workflows, limit)
+    assert sorted(closed) == ["bursting", *["waiting"] * begun]
+    assert gauge.begun == [0] or begun
 
 
 def test_an_error_that_a_workflow_raises_ends_all() -> None:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
@@ -26,11 +25,10 @@ from bronze.model.columns import DeltaType, ProtectionRule
 from bronze.model.locations import Secret
 from bronze.model.protection import DataKey, ProtectedColumn, TableProtection
 from bronze.model.units import RejectedValue
-from bronze.protection import ff1, keyring, protect
+from bronze.protection import keyring, protect
 from tests.support.effort import examples
 
 MASTERS = (Secret("env", MASTER_KEY),)
-_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def key(purpose: str = "encrypt", table: str = "bronze.bz_t", column: str = "v") -> DataKey:
@@ -170,43 +168,6 @@ def test_hashes_and_tokens_are_hmac_as_python_has_it() -> None:
     data = os.urandom(64)
     wanted = hmac.digest(data[:32].hex().encode(), bytes.fromhex(row), hashlib.sha256).hex()
     assert protect.keyed_hashes(pl.Series([row, None]), data).to_list() == [wanted[:32], None]
-
-
-# NIST's samples for FF1 (csrc.nist.gov, "FF1samples.pdf"): key, radix, text, tweak, result.
-_KEY = "2B7E151628AED2A6ABF7158809CF4F3C"
-_LONG = _KEY + "EF4359D8D580AA4F7F036D6F04FC6A94"
-_DIGITS, _MIXED = "0123456789", "0123456789abcdefghi"
-_TWEAK, _OTHER = "39383736353433323130", "3737373770717273373737"
-
-
-@pytest.mark.parametrize(
-    ("secret", "radix", "text", "tweak", "result"),
-    [
-        (_KEY, 10, _DIGITS, "", "2433477484"),
-        (_KEY, 10, _DIGITS, _TWEAK, "6124200773"),
-        (_KEY, 36, _MIXED, _OTHER, "a9tv40mll9kdu509eum"),
-        (_LONG, 10, _DIGITS, "", "6657667009"),
-        (_LONG, 10, _DIGITS, _TWEAK, "1001623463"),
-        (_LONG, 36, _MIXED, _OTHER, "xs8a0azh2avyalyzuwd"),
-    ],
-)
-def test_ff1_matches_the_samples_of_nist(
-    secret: str, radix: int, text: str, tweak: str, result: str
-) -> None:
-    """Keys, texts and results are those that NIST has published."""
-    numerals = np.array([[_ALPHABET.index(c) for c in text]] * 3, np.uint8)
-    made = ff1.encrypt(bytes.fromhex(secret), radix, numerals, bytes.fromhex(tweak))
-    assert ["".join(_ALPHABET[i] for i in row) for row in made] == [result] * 3
-
-
-@pytest.mark.parametrize("length", [6, 7, 18, 19, 40, 120])
-def test_ff1_is_one_to_one_whatever_the_length(length: int) -> None:
-    """Different strings stay different; small domains are refused."""
-    drawn = np.random.default_rng(length).integers(0, 10, (500, length), dtype=np.uint8)
-    rows = np.unique(drawn, axis=0)
-    assert len(np.unique(ff1.encrypt(bytes(32), 10, rows), axis=0)) == len(rows)
-    with pytest.raises(ValueError, match="too few"):
-        ff1.encrypt(bytes(32), 10, rows[:, :5])
 
 
 def test_stored_values_have_the_documented_form() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -51,6 +52,27 @@ def test_fingerprint_of_a_row_hash_is_sixteen_of_its_digits(
     assert fingerprint.of_hashes(gaps, offset).tolist() == expected
     mask = [i % 2 == 0 for i in range(len(texts))]
     assert fingerprint.of_hashes(series.filter(mask), offset).tolist() == expected[::2]
+
+
+MALFORMED = st.none() | st.text("0a9fAgé ", max_size=33) | st.text("0fAg", min_size=32, max_size=32)
+
+
+@IN_MEMORY
+@given(HASHES, st.lists(MALFORMED, max_size=3), st.randoms(), st.integers(0, 20))
+def test_malformed_hashes_become_zeros(
+    whole: list[str], malformed: list[str | None], random: Any, at: int
+) -> None:
+    """Only they: a hash has 32 hexadecimal digits of lower case, in slices and chunks as well."""
+    texts: list[str | None] = [*whole, *malformed]
+    random.shuffle(texts)
+    pattern = re.compile("[0-9a-f]{32}")
+    formed = [text is not None and pattern.fullmatch(text) is not None for text in texts]
+    expected = [text if ok else "0" * 32 for text, ok in zip(texts, formed, strict=True)]
+    series = pl.Series(texts, dtype=pl.String)
+    for hashes, start in ((series, 0), (chunked(series, at), 0), (series[at:], at)):
+        kept, known = fingerprint.with_zeros(hashes)
+        assert kept.to_list() == expected[start:]
+        assert known.to_list() == formed[start:]
 
 
 def test_no_rows_have_no_fingerprints() -> None:

@@ -20,6 +20,12 @@ STAMP = RowStamp(
 )
 
 
+@pytest.fixture(autouse=True, params=[hashing._FEW, 0], ids=["few", "many"])
+def _as_few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes few rows in a way of their own, and all rows as many rows are hashed."""
+    monkeypatch.setattr(hashing, "_FEW", request.param)
+
+
 def no_rejected_values(height: int) -> pl.Series:
     """The rejected values of rows that have none."""
     return pl.Series([None] * height, dtype=pl.String)

@@ -128,9 +128,11 @@ def test_a_definition_is_read_from_the_snapshot(typed_table: Source) -> None:
     """It is that of the transaction's snapshot, whatever others commit meanwhile."""
     with connect.connect(typed_table.settings().origin("test")) as connection:
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        before = definition.definitions(connection, [relation(typed_table).oid])
+        table = relation(typed_table)
+        trees = {table.oid: table.parts}
+        before = definition.definitions(connection, trees)
         with psycopg.connect(typed_table.dsn, autocommit=True) as other:
             other.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'")
-        assert definition.definitions(connection, [relation(typed_table).oid]) == before
+        assert definition.definitions(connection, trees) == before
         connection.execute("ROLLBACK")
-        assert definition.definitions(connection, [relation(typed_table).oid]) != before
+        assert definition.definitions(connection, trees) != before

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from bronze.postgres.catalog import relations as catalog
-from bronze.postgres.catalog import survey
+from bronze.postgres.catalog import samples, survey
 from bronze.postgres.catalog.pii import PersonalKind, kind_by_content, kind_by_name
 from bronze.postgres.catalog.survey import Activity, Survey
 from bronze.postgres.connection import connect
@@ -300,12 +300,26 @@ def test_big_tables_are_sampled(source: Source) -> None:
     assert [p.column for p in surveyed(source)["t"].personal] == ["v"]
 
 
+def test_tables_are_sampled_together(source: Source) -> None:
+    """Each by its own columns and rows; where one cannot be read, the others are by themselves."""
+    source.execute("CREATE TABLE a (x text, y text); INSERT INTO a VALUES ('1', 'a@b.example')")
+    source.execute("CREATE TABLE b (y text); INSERT INTO b VALUES ('c@d.example'), (NULL)")
+    source.execute("CREATE TABLE c (x text, y text, z int); INSERT INTO c VALUES ('e@f.example')")
+    source.execute("CREATE TABLE d (y text)")
+    found = {name: [p.column for p in s.personal] for name, s in surveyed(source).items()}
+    assert found == {"a": ["y"], "b": ["y"], "c": ["x"], "d": []}
+    assert all(s.sampled for s in surveyed(source).values())
+    many = [f"CREATE TABLE t{n} (a text, b text, c text); " for n in range(30)]
+    source.execute("".join(many) + "INSERT INTO t29 VALUES ('x', 'g@h.example', 'y')")
+    assert [p.column for p in surveyed(source)["t29"].personal] == ["b"]
+
+
 def test_a_relation_that_cannot_be_read_in_time_is_surveyed_without_a_sample(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Locked tables, and views that fail, write or take long."""
     shorter = "SET LOCAL statement_timeout = '1s'; SET LOCAL lock_timeout = '300ms'"
-    monkeypatch.setattr(survey, "_TIMEOUTS", shorter)
+    monkeypatch.setattr(samples, "_TIMEOUTS", shorter)
     source.execute("CREATE TABLE locked (email text)")
     source.execute("CREATE SEQUENCE s")
     source.execute("CREATE VIEW broken AS SELECT (1 / 0)::text AS email")

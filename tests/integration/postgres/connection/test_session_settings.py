@@ -20,6 +20,7 @@ from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect, session_settings
+from bronze.postgres.connection.read_connections import BEGIN, read_connection
 from bronze.postgres.copy import rows_reader, splits
 from bronze.postgres.copy.snapshot import hold
 from bronze.postgres.replication import slot
@@ -200,8 +201,8 @@ def test_every_kind_of_session_is_pinned(login: Login, monkeypatch: pytest.Monke
     options = " ".join(f"-c {n}={v.replace(' ', '')}" for n, v in OTHER_VALUES.items())
 
     def check_sessions(origin: Origin) -> None:
-        with connect.pool(origin, 1, 3) as pool, pool.connection() as pooled:
-            assert by_name(pooled.execute(CURRENT)) == PINNED
+        with read_connection(origin, (BEGIN,)) as reader:
+            assert by_name(reader.execute(CURRENT)) == PINNED
         with slot.walsender(origin) as sender:
             assert by_name(sender.execute(CURRENT)) == PINNED
         with connect.connect(origin) as holder:
@@ -210,7 +211,7 @@ def test_every_kind_of_session_is_pinned(login: Login, monkeypatch: pytest.Monke
                 query = (
                     f"SELECT n || '=' || v AS c0, NULL::text AS rejected FROM ({CURRENT}) s(n, v)"
                 )
-                session = snapshot.session(origin)
+                session = snapshot.session
                 (rows,) = (
                     r
                     for r, _ in rows_reader.read_rows(

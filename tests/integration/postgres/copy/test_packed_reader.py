@@ -17,7 +17,8 @@ from bronze.ingest import pipeline
 from bronze.model.locations import Origin
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation, relations
-from bronze.postgres.connection import connect
+from bronze.postgres.connection import connect, read_connections
+from bronze.postgres.connection.read_connections import BEGIN
 from bronze.postgres.copy import (
     packed_columns,
     packed_query,
@@ -26,7 +27,6 @@ from bronze.postgres.copy import (
     rows_reader,
     splits,
 )
-from bronze.postgres.copy.snapshot import BEGIN
 from tests.acceptance.test_exact import CASES, REJECTED
 from tests.acceptance.test_exact import SETUP as TYPES
 from tests.conftest import Source
@@ -97,7 +97,7 @@ def numbers(source: Source) -> Source:
 def test_one_connection_reads_all_splits_and_asks_ahead(numbers: Source) -> None:
     """PostgreSQL packs the next split while the rows of this one are processed."""
     with mock.patch.object(
-        packed_reader, "connect_again", side_effect=connect.connect_again
+        read_connections, "connect_again", side_effect=connect.connect_again
     ) as connecting:
         reading = opened(numbers, ["id < 3", "id = 3", "id > 3"])
         assert next(reading)[0]["id"].to_list() == [1, 2]

@@ -60,13 +60,17 @@ def test_stored_generated_columns_are_streamed(source: Source, connection: Conne
     """
     source.execute(WITH_GENERATED)
     (relation,) = tables(connection)
+
+    def streamed() -> frozenset[str]:
+        return publication.streamed_columns(connection, [relation], "p")[relation.oid]
+
     stored = {"s"} if has("generated columns in publications") else set()
-    assert publication.streamed_columns(connection, relation, "p") == {"id", *stored}
+    assert streamed() == {"id", *stored}
     source.execute("CREATE PUBLICATION p FOR TABLE a")
-    assert publication.streamed_columns(connection, relation, "p") == {"id"}
+    assert streamed() == {"id"}
     assert problems_of(connection) == ()
     publication.publish(connection, "p", [relation])
-    assert publication.streamed_columns(connection, relation, "p") == {"id", *stored}
+    assert streamed() == {"id", *stored}
 
 
 def test_two_sessions_may_publish_at_the_same_time(source: Source, connection: Connection) -> None:
@@ -121,16 +125,75 @@ def test_unpublish_drops_the_publication(
     assert source.execute("SELECT count(*) FROM pg_publication") == [(0,)]
 
 
-def test_a_publication_that_is_dropped_while_it_is_read_does_not_exist(
+def test_a_publication_is_read_as_the_snapshot_has_it(
     source: Source, connection: Connection
 ) -> None:
-    """An old snapshot may still show it when its tables cannot be read any more; the transaction
-    goes on.
-    """
+    """One that was dropped since is still there in an older snapshot, and not in a new one."""
     source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE a")
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    assert publication.find(connection, "p")
+    before = publication.find(connection, "p")
+    assert before is not None
     source.execute("DROP PUBLICATION p")
-    assert publication.find(connection, "p") is None
-    assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert publication.find(connection, "p") == before
     connection.execute("ROLLBACK")
+    assert publication.find(connection, "p") is None
+
+
+_TABLES = """
+CREATE SCHEMA other;
+CREATE TABLE a (id int PRIMARY KEY, b text, c int GENERATED ALWAYS AS (id * 2) STORED, gone int);
+ALTER TABLE a DROP COLUMN gone;
+CREATE TABLE other.b (id int PRIMARY KEY, x int);
+CREATE UNLOGGED TABLE other.unlogged (id int);
+CREATE TABLE parent (id int, day date) PARTITION BY RANGE (day);
+CREATE TABLE part PARTITION OF parent FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')
+    PARTITION BY LIST (id);
+CREATE TABLE leaf PARTITION OF part FOR VALUES IN (1);
+CREATE TABLE leaf2 PARTITION OF parent DEFAULT;
+CREATE TABLE heir () INHERITS (a);
+"""
+_FORMS = ("FOR ALL TABLES", "FOR TABLE a, other.b", "FOR TABLE ONLY a", "FOR TABLE parent", "")
+_LATER_FORMS = (
+    "FOR TABLE parent, leaf",
+    "FOR TABLE part, a",
+    "FOR TABLE leaf2",
+    "FOR TABLE a (id, b), other.b WHERE (id > 3)",
+    "FOR TABLES IN SCHEMA other",
+    "FOR TABLES IN SCHEMA public, TABLE other.b",
+)
+_VIEW = """
+    SELECT c.oid::int8, coalesce((to_jsonb(t) ->> 'rowfilter') IS NOT NULL, false), ARRAY(
+        SELECT attname::text FROM pg_attribute
+        WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+          AND (attgenerated = '' OR current_setting('server_version_num')::int >= 180000)
+          AND coalesce(to_jsonb(t) -> 'attnames' ? attname::text, true))
+    FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE pubname = 'p'
+"""
+
+
+@pytest.mark.parametrize("by_root", [True, False])
+def test_members_are_those_of_postgresqls_view(
+    source: Source, connection: Connection, by_root: bool
+) -> None:
+    """Whatever tables a publication has, and while all of them are locked, which the view waits
+    for.
+    """
+    source.execute(_TABLES)
+    by = f"publish_via_partition_root = {by_root}"
+    stored = (
+        [f"{by}, publish_generated_columns = stored"]
+        if has("generated columns in publications")
+        else []
+    )
+    for form in (*_FORMS, *(_LATER_FORMS if has("schemas in publications") else ())):
+        for options in (by, *stored):
+            source.execute(f"CREATE PUBLICATION p {form} WITH ({options})")
+            expected = source.execute(_VIEW)
+            with psycopg.connect(source.dsn) as other:
+                other.execute("LOCK TABLE a, other.b, parent IN ACCESS EXCLUSIVE MODE")
+                published = publication.find(connection, "p")
+            assert published is not None
+            assert published.attributes == {oid: frozenset(names) for oid, _, names in expected}
+            assert published.filtered == {oid for oid, filtered, _ in expected if filtered}
+            source.execute("DROP PUBLICATION p")

@@ -49,6 +49,7 @@ def receiving(
     interval: float = 0,
     memory: int = MUCH,
     made: bool = False,
+    stop: threading.Event | None = None,
 ) -> Iterator[Receiver]:
     """Receives later changes; ``made`` says that the slot exists already."""
     origin = source.settings().origin("test")
@@ -56,7 +57,7 @@ def receiving(
     oids = [number(source, table) for table in tables or ("t", "marker")]
     name, publication = wire.slot_of(source), wire.PUBLICATION
     with Receiver(
-        origin, sender, name, publication, oids, interval=interval, memory=memory
+        origin, sender, name, publication, oids, interval=interval, memory=memory, stop=stop
     ) as receiver:
         yield receiver
 
@@ -438,6 +439,34 @@ def test_a_publication_that_is_dropped_while_streaming_is_a_retriable_error(
             receiver.take(PATIENCE, 2**63)
         assert "resynced" in raised.value.hint
         assert raised.value.retry
+
+
+def test_a_stop_ends_the_wait_for_a_batch(source: Source, written: psycopg.Connection[Any]) -> None:
+    """Whoever waits for a batch gets none, at once, when the stream is to stop."""
+    stop = threading.Event()
+    with receiving(source, stop=stop) as receiver:
+        timer = threading.Timer(0.1, stop.set)
+        timer.start()
+        began = time.monotonic()
+        assert receiver.take(PATIENCE, 2**63) is None
+        assert time.monotonic() - began < PATIENCE / 2
+        timer.join()
+
+
+def test_the_thread_is_woken_while_it_waits_for_the_server(
+    source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hands over a batch that is due, and ends, without waiting for the end of its pause."""
+    monkeypatch.setattr(replication, "_PAUSE", 30.0)
+    with receiving(source) as receiver:
+        before = here(source)
+        written.execute("INSERT INTO t VALUES (1)")
+        until(lambda: receiver._batch.position > before)
+        time.sleep(0.1)
+        began = time.monotonic()
+        assert taken(receiver).changes == 1
+        time.sleep(0.1)
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("transactions", [1, 400])

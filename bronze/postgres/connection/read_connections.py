@@ -1,0 +1,133 @@
+"""Connections that read rows: each joins a snapshot once, and then serves one read after another.
+
+While a snapshot is held in this process (`keep_for`), a connection that a read has finished with
+waits for the next read; so do those of a process that only works for one run (`keep_all`). In other
+processes nothing would tell that the snapshot has ended: there each read closes its connection, as
+an open transaction keeps PostgreSQL from removing dead rows.
+
+Each read is a subtransaction: rolling it back releases its locks and settings, and makes good for
+its error, but leaves the snapshot. Where reads share no snapshot, each is a transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from bronze.model.locations import Origin
+from bronze.postgres.connection.connect import Connection, connect_again, is_indirect
+
+BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_CANCEL_TIMEOUT = 5.0
+
+_Key = tuple[Origin, tuple[str, ...]]
+_lock = threading.Lock()
+_idle: dict[_Key, list[Connection]] = {}
+_keeps_all = False
+
+
+@contextmanager
+def keep_for(origin: Origin, session: Sequence[str]) -> Iterator[None]:
+    """Keeps the connections of a snapshot for further reads, until the context ends."""
+    key = (origin, tuple(session))
+    with _lock:
+        is_first = key not in _idle
+        _idle.setdefault(key, [])
+    try:
+        yield
+    finally:
+        if is_first:
+            with _lock:
+                connections = _idle.pop(key, [])
+            for connection in connections:
+                connection.close()
+
+
+def keep_all() -> None:
+    """Keeps all connections of this process, which has to end with its run."""
+    global _keeps_all
+    _keeps_all = True
+
+
+@contextmanager
+def read_connection(
+    origin: Origin, session: Sequence[str], settings: Sequence[str] = ()
+) -> Iterator[Connection]:
+    """A connection for one read; arguments and errors as of `take`."""
+    connection = take(origin, session, settings)
+    try:
+        yield connection
+    finally:
+        put_back(origin, session, connection)
+
+
+def take(origin: Origin, session: Sequence[str], settings: Sequence[str] = ()) -> Connection:
+    """A connection in a transaction, for one read: one that is kept, or else a new one.
+
+    Args:
+        origin: the database; of several servers, the one that was reached before.
+        session: the statements that begin the transaction, and join the snapshot.
+        settings: statements for this read alone.
+
+    Raises:
+        SourceUnreachable, SourceBusy, SourceRefused, ConfigError: there is no connection.
+        psycopg.Error: the snapshot cannot be joined.
+    """
+    while (connection := _pop(origin, session)) is not None:
+        # One that was cut in the meantime is replaced.
+        with suppress(psycopg.Error):
+            begin = ["ROLLBACK TO SAVEPOINT one_read"] if _is_shared(session) else session
+            connection.execute("; ".join((*begin, *settings)).encode())
+            return connection
+        connection.close()
+    connection = connect_again(origin)
+    try:
+        savepoint = ["SAVEPOINT one_read"] if _is_shared(session) else []
+        connection.execute("; ".join((*session, *savepoint, *settings)).encode())
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def put_back(origin: Origin, session: Sequence[str], connection: Connection) -> None:
+    """Keeps a connection for the next read, or closes it; a query that still runs is canceled."""
+    with suppress(psycopg.Error):
+        if connection.info.transaction_status == TransactionStatus.ACTIVE:
+            connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
+        elif _is_kept(origin, session) and not connection.closed:
+            if not _is_shared(session):
+                connection.execute("ROLLBACK")
+            with _lock:
+                if _keeps_all or (origin, tuple(session)) in _idle:
+                    _idle.setdefault((origin, tuple(session)), []).append(connection)
+                    return
+    connection.close()
+
+
+def close_one(origin: Origin, session: Sequence[str]) -> None:
+    """Closes a connection that is kept, if there is one: a read without it is about to begin, and
+    there shall not be more connections than reads.
+    """
+    if (connection := _pop(origin, session)) is not None:
+        connection.close()
+
+
+def _pop(origin: Origin, session: Sequence[str]) -> Connection | None:
+    with _lock:
+        connections = _idle.get((origin, tuple(session)))
+        return connections.pop() if connections else None
+
+
+def _is_kept(origin: Origin, session: Sequence[str]) -> bool:
+    # A pooler may have fewer connections than there are reads: each is given back to it.
+    return (_keeps_all or (origin, tuple(session)) in _idle) and not is_indirect(origin)
+
+
+def _is_shared(session: Sequence[str]) -> bool:
+    """Whether the reads of a session share a snapshot, so that its transaction may go on."""
+    return any(statement.startswith("SET TRANSACTION SNAPSHOT") for statement in session)
