@@ -8,12 +8,13 @@ of a run that goes on, or whose process died.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 import polars as pl
 
+from bronze.governance.tables.frames import frame_of
 from bronze.model.columns import DeltaType
 
 Command = Literal["run", "verify", "maintain"]
@@ -22,6 +23,7 @@ RunStatus = Literal["began", "landed", "unchanged", "equal", "differs", "done", 
 
 COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("run_id", DeltaType("string")),
+    ("batch_id", DeltaType("string")),
     ("command", DeltaType("string")),
     ("source_system", DeltaType("string")),
     ("source_table", DeltaType("string")),
@@ -55,13 +57,6 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("recorded_timestamp", DeltaType("timestamp")),
 )
 NAME = "runs"
-_POLARS = {
-    "string": pl.String(),
-    "long": pl.Int64(),
-    "double": pl.Float64(),
-    "timestamp": pl.Datetime("us", "UTC"),
-}
-SCHEMA = {name: _POLARS[kind.name] for name, kind in COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,7 @@ class RunRecord:
     """One record, without the time at which it is written.
 
     ``source_table`` is "" for what is about all tables, such as a source that is down.
+    ``batch_id`` is that of the rows: a run that began again from a new snapshot has a new one.
     ``reason`` says what began the run: a ``command``, a ``schedule`` whose due time is
     ``scheduled``, or a ``retry`` of it, the ``attempt`` counting from 1. ``as_of`` is the moment of
     the snapshot that the table has now. ``seconds`` are those of the table's own work, ``stages``
@@ -79,6 +75,7 @@ class RunRecord:
     command: Command
     began: datetime
     status: RunStatus = "began"
+    batch_id: str = ""
     source_system: str = ""
     source_table: str = ""
     target_table: str = ""
@@ -111,12 +108,8 @@ class RunRecord:
 def frame(records: Sequence[RunRecord]) -> pl.DataFrame:
     """The records as a frame with `COLUMNS`, written now."""
     now = datetime.now(UTC)
-    known = {field.name for field in fields(RunRecord)}
-    values = {}
-    for name in SCHEMA:
-        field = name.removesuffix("_timestamp")
-        values[name] = [getattr(r, field) if field in known else now for r in records]
-    return pl.DataFrame(values, schema=SCHEMA)
+    fields = [name.removesuffix("_timestamp") for name, _ in COLUMNS[:-1]]
+    return frame_of(COLUMNS, [(*(getattr(r, name) for name in fields), now) for r in records])
 
 
 def latest(rows: pl.LazyFrame) -> pl.LazyFrame:
