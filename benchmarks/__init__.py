@@ -6,6 +6,7 @@ Everything runs on one machine against an embedded PostgreSQL on made-up data::
     python -m benchmarks.load                                # three sizes, and a wide table
     python -m benchmarks.load --rows 10000 --wide-rows 10000 --runs 1
     python -m benchmarks.load --rows 10000 20000000 --wide-rows --runs 1 --without dlt-default
+    python -m benchmarks.startup
     python -m benchmarks.tables
     python -m benchmarks.verify
     python -m benchmarks.quality
@@ -49,4 +50,7 @@ that it finds; `stream` has changes of a live source.
 grows daily, beside deltalake's Z-order; `forget` erases a person in two ways. None of the three
 needs a source. With 20 million rows deltalake's MERGE of a source in which nothing changed takes
 more memory than many machines have: leave it out with ``--cases`` and ``--only``.
+
+`startup` runs commands over ten small tables, in which little but the start of the command is
+measured, and shows what of it each library takes to import.
 """

@@ -69,13 +69,13 @@ def costs(dsn: str, folder: Path, rounds: int) -> None:
                 shutil.copytree(home / _MODELS, models / case)
             shutil.rmtree(home)
     grid = Table(title="order_details, first load", title_justify="left")
-    for heading in ("", "wall s", "CPU s", "more wall", "more CPU"):
+    for heading in ("", "wall s", "CPU s", "more wall", "more CPU", "peak MB"):
         grid.add_column(heading, justify="right" if heading else "left")
     medians = {case: median_of(found) for case, found in runs.items()}
     plain = medians["no scores"]
     for case, used in medians.items():
         more = (f"{used.wall / plain.wall - 1:.0%}", f"{used.cpu / plain.cpu - 1:.0%}")
-        grid.add_row(case, f"{used.wall:.2f}", f"{used.cpu:.2f}", *more)
+        grid.add_row(case, f"{used.wall:.2f}", f"{used.cpu:.2f}", *more, f"{used.peak / 1e6:,.0f}")
     Console(width=100).print(grid)
 
 

@@ -180,4 +180,6 @@ def mean_path_length(rows: npt.NDArray[Any]) -> Floats:
 def _as_float32(thresholds: Floats) -> Values:
     """The largest float32 up to each threshold."""
     near = thresholds.astype(np.float32)
-    return np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)
+    # The one below the least is infinite, which is right.
+    with np.errstate(over="ignore"):
+        return np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)

@@ -67,13 +67,13 @@ class Part:
     @cached_property
     def transactions(self) -> npt.NDArray[np.int64]:
         """The number of each change's transaction."""
-        starts = np.array([start for start, _, _ in self._piece.marks], np.int64)
+        starts = self._piece.marks[:, 0]
         return np.searchsorted(starts, np.arange(len(self._piece.lengths)), side="right") - 1
 
     @cached_property
     def new(self) -> npt.NDArray[np.bool_]:
         """Which changes the table does not have yet."""
-        positions = np.array([position for _, position, _ in self._piece.marks], np.int64)
+        positions = self._piece.marks[:, 1]
         fresh: npt.NDArray[np.bool_] = positions[self.transactions] >= self._floor
         return fresh
 
@@ -84,7 +84,7 @@ class Part:
 
     def commit_times(self, lines: npt.NDArray[np.int64]) -> pl.Series:
         """The commit times of some changes' transactions."""
-        times = np.array([time for _, _, time in self._piece.marks], np.int64)
+        times = self._piece.marks[:, 2]
         moments = pl.Series(COMMIT_TIMESTAMP, times[self.transactions[lines]])
         return moments.cast(pl.Datetime("us", "UTC"))
 

@@ -57,7 +57,8 @@ def executor(
         with ThreadPoolExecutor(workers, thread_name_prefix="bronze") as pool:
             yield pool
     elif engine == "processes":
-        # A forked child would inherit the locks of the libraries' threads.
+        # Importing polars, pyarrow and numpy starts threads. A forked child, also one of a fork
+        # server that has imported them, would have their locks without the threads.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, _begin, (prepare,)) as processes:
             yield processes

@@ -95,6 +95,9 @@ def _replace(data: Bytes, offsets: Positions, key: bytes) -> npt.NDArray[np.bool
 
 def _counts(matches: npt.NDArray[np.bool_], offsets: Positions) -> Positions:
     """How many bytes of each text match."""
+    if len(offsets) == 2:
+        # A large text is alone in its part; the sums below would take eight times its size.
+        return np.array([np.count_nonzero(matches)])
     # An empty text would count the byte after it, and there is none after the last.
     padded = np.append(matches, False)
     counts = np.add.reduceat(padded, offsets[:-1], dtype=np.int64)

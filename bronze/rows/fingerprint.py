@@ -6,6 +6,8 @@ comparison by fingerprints the count of rows is checked.
 
 from __future__ import annotations
 
+import binascii
+from binascii import hexlify, unhexlify
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,56 +20,65 @@ from bronze.rows.encoding import encode
 Fingerprints = npt.NDArray[np.uint64]
 
 _DIGITS = 16
-# The value of each hexadecimal digit in ASCII.
-_NIBBLES = np.zeros(256, np.uint8)
-_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
-_IS_DIGIT = np.zeros(256, np.bool_)
-_IS_DIGIT[np.frombuffer(b"0123456789abcdef", np.uint8)] = True
 
 
 def is_well_formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
     """Which hashes are well-formed: ``digits`` hexadecimal digits. Other writers may have written
     anything there.
     """
+    if _are_well_formed(hashes, digits):
+        return pl.Series([True]).new_from_index(0, len(hashes))
     return hashes.str.contains(f"^[0-9a-f]{{{digits}}}$").fill_null(False)
+
+
+def _are_well_formed(hashes: pl.Series, digits: int) -> bool:
+    """Whether all hashes are well-formed, which takes less time than looking at each of them."""
+    array = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())
+    offsets = np.frombuffer(array.buffers()[1] or b"", np.int64)[array.offset :][: len(array) + 1]
+    if array.null_count or np.any(np.diff(offsets) != digits):
+        return False
+    text = _characters(hashes, digits).tobytes()
+    try:
+        # Both cases are digits to unhexlify; upper case does not come back.
+        return hexlify(unhexlify(text)) == text
+    except binascii.Error:
+        return False
+
+
+def _characters(hashes: pl.Series, digits: int) -> npt.NDArray[np.uint8]:
+    """The ASCII characters of hashes of so many ``digits``, a line for each hash."""
+    array = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())
+    _, offsets, data = array.buffers()
+    first = np.frombuffer(offsets, np.int64)[array.offset] if len(array) else 0
+    text = np.frombuffer(data or b"", np.uint8)
+    return text[first:][: len(array) * digits].reshape(-1, digits)
 
 
 def with_zeros(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series, pl.Series]:
     """Hashes with zeros, which no row has, for malformed ones; and which are `is_well_formed`."""
-    text = _text(hashes, digits)
-    if text is not None and _IS_DIGIT[text].all():
-        # Nearly always; and an expression would take longer than all else of a small table.
-        return hashes, pl.Series(np.ones(len(hashes), np.bool_))
     known = is_well_formed(hashes, digits)
+    if known.all():
+        return hashes, known
     made = pl.when(known).then(hashes).otherwise(pl.lit("0" * digits)).alias(hashes.name)
     return pl.select(made).to_series(), known
 
 
-def _text(hashes: pl.Series, digits: int) -> npt.NDArray[np.uint8] | None:
-    """The bytes of hashes, a row for each; None if one is NULL or has not ``digits`` bytes."""
-    if hashes.dtype != pl.String or hashes.null_count():
-        return None
-    packed = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())
-    _, offsets, data = packed.buffers()
-    ends = np.frombuffer(offsets, np.int64)[packed.offset :][: len(packed) + 1]
-    if (np.diff(ends) != digits).any():
-        return None
-    text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data else np.empty(0, np.uint8)
-    return text.reshape(-1, digits)
-
-
 def of_hashes(hashes: pl.Series, offset: int) -> Fingerprints:
-    """The 16 digits of each ``row_hash`` from ``offset`` (0 to 16) on; none may be NULL."""
-    if not len(hashes):
-        return np.empty(0, np.uint64)
-    text = _text(hashes, 2 * _DIGITS)
-    if text is None:
-        text = _text(hashes.str.slice(offset, _DIGITS), _DIGITS)
-        offset = 0
-    if text is None:
-        raise ValueError("a hash is NULL or too short")
-    nibbles = _NIBBLES[text[:, offset : offset + _DIGITS]].reshape(-1, 2)
-    return ((nibbles[:, 0] << 4) | nibbles[:, 1]).view(np.uint64)
+    """The 16 digits of each ``row_hash`` from ``offset`` (0 to 16) on; all must be well-formed."""
+    text = _characters(hashes, 2 * _DIGITS)[:, offset : offset + _DIGITS]
+    return np.frombuffer(unhexlify(text.tobytes()), np.uint64)
+
+
+def of_checksums(checksums: pl.Series) -> Fingerprints:
+    """The number of each ``checksum``; all must be well-formed."""
+    numbers = np.frombuffer(unhexlify(_characters(checksums, _DIGITS).tobytes()), ">u8")
+    return numbers.astype(np.uint64)
+
+
+def halves_of(hashes: pl.Series) -> Fingerprints:
+    """The two halves of each ``row_hash``, in an array of two columns; all must be well-formed."""
+    digests = unhexlify(_characters(hashes, 2 * _DIGITS).tobytes())
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 def of_keys(columns: Sequence[pl.Series]) -> Fingerprints:
@@ -87,8 +98,8 @@ def total(hashes: pl.Series) -> int:
 
     It does not depend on the order of rows; totals of parts are added by `sum_of_totals`.
     """
-    high, low = (int(of_hashes(hashes, offset).sum(dtype=np.uint64)) for offset in (0, _DIGITS))
-    return high << 64 | low
+    high, low = halves_of(hashes).sum(axis=0, dtype=np.uint64).tolist()
+    return int(high) << 64 | int(low)
 
 
 def sum_of_totals(one: int, other: int) -> int:

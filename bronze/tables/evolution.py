@@ -73,6 +73,8 @@ def resolve_contract(
     reloaded: list[str] = []
     notes: list[str] = []
     rewrite = False
+    names = {attribute.number: attribute.name for attribute in relation.attributes}
+    numbers = {name: number for number, name in names.items()}
     for name, stored in held:
         if name in metadata:
             continue
@@ -82,10 +84,10 @@ def resolve_contract(
             continue
         if name not in new:
             columns.append(replace(absent_column(name, kind), protect=rule))
-            notes += _absence_notes(name, found, known, relation)
+            notes += _absence_notes(name, found, known, relation, names)
             continue
         column = new.pop(name)
-        notes += _replacement_notes(column, known, relation)
+        notes += _replacement_notes(column, known, relation, numbers)
         if column.protect != rule:
             reloaded.append(name)
         else:
@@ -107,12 +109,12 @@ def _with_spelling_of(names: Sequence[str], columns: Sequence[Column]) -> Iterat
     """The columns under the spelling of the Bronze table: in Delta, names that differ only in case
     are the same, and no table can have both.
     """
-    spellings = {name.lower(): name for name in names}
+    known, spellings = set(names), {name.lower(): name for name in names}
     for column in columns:
         target = column.target
         yield (
             column
-            if target in names
+            if target in known
             else replace(column, target=spellings.get(target.lower(), target))
         )
 
@@ -142,24 +144,30 @@ def _is_same_table(known: TableProperties, relation: Relation) -> bool:
 
 
 def _replacement_notes(
-    column: Column, known: TableProperties, relation: Relation
+    column: Column, known: TableProperties, relation: Relation, numbers: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """A note if a column of the same name is another one than in the last run."""
-    attnums = {attribute.name: attribute.number for attribute in relation.attributes}
-    is_other = known.numbers.get(column.target) != attnums[column.name]
+    """A note if a column of the same name is another one than in the last run. ``numbers`` are the
+    attnums of the source's columns.
+    """
+    is_other = known.numbers.get(column.target) != numbers[column.name]
     if known.numbers and is_other and _is_same_table(known, relation):
         return (f"column {column.target} was dropped and added again",)
     return ()
 
 
 def _absence_notes(
-    name: str, columns: Sequence[Column], known: TableProperties, relation: Relation
+    name: str,
+    columns: Sequence[Column],
+    known: TableProperties,
+    relation: Relation,
+    names: Mapping[int, str],
 ) -> tuple[str, ...]:
-    """A note if a Bronze column was in the last run, and the source has none of its name now."""
+    """A note if a Bronze column was in the last run, and the source has none of its name now.
+    ``names`` are those of the source's columns, by their attnums.
+    """
     if name not in known.numbers:
         return ()
     number = known.numbers[name]
-    names = {attribute.number: attribute.name for attribute in relation.attributes}
     if not _is_same_table(known, relation) or number not in names:
         return (f"column {name} was dropped: it is NULL from now on",)
     renamed = names[number]

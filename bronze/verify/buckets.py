@@ -29,8 +29,6 @@ Sums = npt.NDArray[np.uint64]
 SIZE = 16
 """The bytes of a digest."""
 
-_HALF = 16
-
 
 def unpack_digests(data: bytes) -> Digests:
     """Digests from bytes, 16 for each digest."""
@@ -41,11 +39,8 @@ def digests_of_hashes(hashes: pl.Series) -> Digests:
     """The digests of ``row_hash`` values. A value that is not a row hash has the digest 0, which
     no row has.
     """
-    if not len(hashes):
-        return np.empty((0, 2), np.uint64)
     text, _ = fingerprint.with_zeros(hashes)
-    halves = [fingerprint.of_hashes(text, offset) for offset in (0, _HALF)]
-    return np.stack(halves, axis=1)
+    return fingerprint.halves_of(text)
 
 
 def hashes_of_digests(digests: Digests) -> pl.Series:

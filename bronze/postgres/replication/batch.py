@@ -17,6 +17,10 @@ from bronze.postgres.replication.pgoutput import RelationMessage
 
 _NONCE = 12
 
+Marks = npt.NDArray[np.int64]
+"""Transactions of changes, an array of three columns: the index of the first change, and position
+and commit time as of `bronze.postgres.replication.pgoutput.read_begins`."""
+
 
 class Spool:
     """A temporary file for the part of a batch that exceeds the memory.
@@ -65,14 +69,12 @@ class Spool:
 class Piece:
     """Changes of one table: concatenated messages, in ``data`` or in a spool.
 
-    ``lengths`` are those of the messages. ``marks`` has for each transaction the index of its first
-    change in the piece, its position and the time of its commit (as in
-    `bronze.postgres.replication.pgoutput.Begin`). ``spooled`` is the spool with the messages, and
-    their offset and length in it.
+    ``lengths`` are those of the messages, ``marks`` their transactions. ``spooled`` is the spool
+    with the messages, and their offset and length in it.
     """
 
     lengths: npt.NDArray[np.int64]
-    marks: tuple[tuple[int, int, int], ...]
+    marks: Marks
     data: bytes = field(default=b"", repr=False)
     spooled: tuple[Spool, int, int] | None = None
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,18 +37,6 @@ _GROUP_VALUES = 1 << 16
 Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Begin:
-    """The beginning of a transaction.
-
-    ``position`` is the LSN of its commit record, ``committed`` the time of its commit in
-    microseconds since 1970 (UTC).
-    """
-
-    position: int
-    committed: int
 
 
 @dataclass(frozen=True)
@@ -90,8 +79,10 @@ class RowChanges:
 # PostgreSQL counts microseconds from 2000-01-01.
 _EPOCH = 946_684_800_000_000
 _IDENTITY = 1
-_BEGIN = struct.Struct(">xQqI")
-_COMMIT = struct.Struct(">xBQQq")
+_BEGIN = np.dtype([("", "u1"), ("position", ">i8"), ("committed", ">i8"), ("xid", ">u4")])
+_COMMIT = np.dtype(
+    [("", "u1"), ("flags", "u1"), ("position", ">i8"), ("end", ">i8"), ("committed", ">i8")]
+)
 
 
 @contextmanager
@@ -103,22 +94,30 @@ def _parsing(name: str) -> Iterator[None]:
         raise Mismatch(f"The stream has a {name} message that cannot be parsed.") from None
 
 
-def read_begin(message: bytes) -> Begin:
-    """Parses a `BEGIN` message.
+def read_begins(messages: bytes, lengths: Numbers) -> Numbers:
+    """Parses `BEGIN` messages, concatenated.
+
+    Returns:
+        For each transaction the LSN of its commit record, and the time of its commit in
+        microseconds since 1970 (UTC): an array of two columns.
 
     Raises:
-        Mismatch: it does not follow the protocol; so for the other messages.
+        Mismatch: they do not follow the protocol; so for the other messages.
     """
-    with _parsing("BEGIN"):
-        position, committed, _ = _BEGIN.unpack(message)
-        return Begin(position, committed + _EPOCH)
+    begins = _records(messages, lengths, _BEGIN, "BEGIN")
+    return np.stack([begins["position"], begins["committed"] + _EPOCH], axis=1).astype(np.int64)
 
 
-def read_commit(message: bytes) -> int:
-    """Parses a `COMMIT` message: the LSN at which the transaction ends."""
-    with _parsing("COMMIT"):
-        _, _, end, _ = _COMMIT.unpack(message)
-        return int(end)
+def read_commits(messages: bytes, lengths: Numbers) -> Numbers:
+    """Parses `COMMIT` messages, concatenated: the LSNs at which the transactions end."""
+    return _records(messages, lengths, _COMMIT, "COMMIT")["end"].astype(np.int64)
+
+
+def _records(messages: bytes, lengths: Numbers, kind: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+    with _parsing(name):
+        if (lengths != kind.itemsize).any():
+            raise ValueError(name)
+        return np.frombuffer(messages, kind)
 
 
 def read_relation(message: bytes) -> RelationMessage:

@@ -15,36 +15,30 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import psycopg
 from psycopg import pq
 
-from bronze.errors import Mismatch, SourceBusy, SourceUnreachable
+from bronze.errors import SourceBusy, SourceUnreachable
 from bronze.model.locations import Origin
 from bronze.postgres.connection.translation import explain, source_errors
 from bronze.postgres.replication import pgoutput, slot
-from bronze.postgres.replication.batch import Batch, Piece, Spool, TableChanges
-from bronze.postgres.replication.pgoutput import RelationMessage
+from bronze.postgres.replication.batch import Batch
+from bronze.postgres.replication.batch_builder import BatchBuilder
+from bronze.postgres.replication.messages import KEEPALIVE, LARGE, Messages, messages_of
 from bronze.postgres.replication.rewind import KnownTransactions
 from bronze.postgres.statement import literal, quoted
 
-# The messages of a batch are packed into pieces of about this size.
-_PIECE = 8 * 2**20
 # Larger than any value.
 _LARGEST = 2**40
-# The memory that a message takes beside its bytes.
-_OVERHEAD = 60
 _STATUS_INTERVAL = 5.0
 # A process that was just killed may hold its slot for a moment.
 _SLOT_PATIENCE, _SLOT_PAUSE = 5.0, 0.01
 # How often the thread checks whether the stream is to end, a batch is due, or a status update is.
 _PAUSE = 0.05
-# The header of an XLogData message: its kind, two positions and a time.
-_HEADER = 25
-_DATA, _KEEPALIVE = b"wk"
+_MOMENT = 0.001
 _STATUS = struct.Struct(">cQQQqB")
 _POSITION = struct.Struct(">Q")
 _EPOCH = 946_684_800
@@ -63,6 +57,7 @@ class Receiver:
         *,
         interval: float,
         memory: int,
+        size: int = 0,
         largest: int = _LARGEST,
         past: KnownTransactions | None = None,
         lost: Callable[[], None] = lambda: None,
@@ -77,7 +72,8 @@ class Receiver:
             publication: the name of the publication.
             tables: the oids of the tables to receive.
             interval: the seconds for which a batch collects transactions.
-            memory: the bytes of messages at which a batch is complete.
+            memory: the bytes of messages that a batch has in memory; the others are in a file.
+            size: the bytes of messages at which a batch is complete, if that is more.
             largest: the bytes that a change may have. A larger one is not received: its size is in
                 `TableChanges.oversize`.
             past: the transactions that the server has to send again first.
@@ -86,22 +82,15 @@ class Receiver:
             stop: ends the wait of `take` once it is set.
         """
         self._origin, self._connection, self._pg = origin, connection, connection.pgconn
-        self._tables = frozenset(tables)
-        self._interval, self._memory, self._largest = interval, memory, largest
+        self._interval, self._size, self._largest = interval, max(memory, size), largest
+        self._most_bytes = min(LARGE, self._size // 4)
         self._name = name
         names = literal(quoted(publication))
         options = f"(proto_version '1', publication_names {names})"
         self._start_command = f"START_REPLICATION SLOT {quoted(name)} LOGICAL 0/0 {options}"
-        self._relations: dict[int, RelationMessage] = {}
-        self._messages: dict[int, list[Any]] = {}
-        self._marks: dict[int, list[tuple[int, int, int]]] = {}
-        # The lists in it of the tables that the current transaction has changed.
-        self._current: dict[int, list[Any]] = {}
-        self._unpacked, self._full = 0, False
-        # Whether the current transaction changed our tables: servers before 15 send empty ones.
-        self._relevant = False
-        self._batch, self._past = Batch(), past
-        self._begin: pgoutput.Begin | None = None
+        self._builder = BatchBuilder(tables, memory, past)
+        self._unread: list[Messages] = []
+        self._full = self._is_ended = False
         self._lock = threading.Condition()
         self._ready: Batch | None = None
         self._waiting = False
@@ -114,7 +103,6 @@ class Receiver:
         self._flushed = self._idle = 0
         self._last_status, self._status_interval = 0.0, _STATUS_INTERVAL
         self._server_timeout, self._last_received, self._on_lost = 0.0, 0.0, lost
-        self._spools: list[Spool] = []
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
 
     def __enter__(self) -> Receiver:
@@ -172,8 +160,7 @@ class Receiver:
         self._close()
 
     def _close(self) -> None:
-        for spool in self._spools:
-            spool.close()
+        self._builder.close()
         with suppress(psycopg.Error):
             self._connection.close()
         self._bell.close()
@@ -223,7 +210,7 @@ class Receiver:
 
     def want(self, tables: Iterable[int]) -> None:
         """Receives later changes of these tables, too; ``tables`` are oids."""
-        self._tables |= frozenset(tables)
+        self._builder.tables |= frozenset(tables)
 
     def confirm(self, position: int) -> None:
         """Lets the slot advance to ``position``: all changes before it are in the lake."""
@@ -271,21 +258,55 @@ class Receiver:
 
     def _receive(self) -> bool:
         """Processes the messages that have arrived; whether there were any."""
-        get, received = self._pg.get_copy_data, False
-        for _ in range(1000):
-            size, message = get(1)
-            if size <= 0:
-                if size < 0:
-                    self._raise_end()
-                return received
-            received = True
-            if message[0] == _DATA:
-                self._process(message)
-            elif message[0] == _KEEPALIVE:
-                self._keepalive(message)
-            if self._full:
-                return True
+        unread, self._unread = self._unread, []
+        for messages in unread:
+            self._process(messages)
+        views = self._read()
+        if not views:
+            return False
+        self._last_received = time.monotonic()
+        arrived, start = messages_of(views, self._largest), 0
+        for keepalive in np.flatnonzero(arrived.kinds == KEEPALIVE).tolist():
+            self._process(arrived.between(start, keepalive))
+            self._keepalive(arrived.whole(keepalive))
+            start = keepalive + 1
+        self._process(arrived.between(start, len(arrived)))
         return True
+
+    def _read(self) -> list[Any]:
+        """The messages that have arrived, up to a limit."""
+        get, views, size, is_read = self._pg.get_copy_data, [], 0, False
+        while not (self._full or self._is_ended) and size < self._most_bytes:
+            count, view = get(1)
+            if count > 0:
+                # Small messages are copied at once, while they are in the processor's cache.
+                views.append(bytes(view) if count < LARGE else view)
+                size += count
+                is_read = False
+            elif count == 0 and not is_read:
+                self._pg.consume_input()
+                is_read = True
+            else:
+                self._is_ended = count < 0
+                break
+        if self._is_ended and not views:
+            self._raise_end()
+        return views
+
+    def _process(self, messages: Messages) -> None:
+        """Adds messages to the batch; those after its end, once it is complete, have to wait."""
+        builder, ends = self._builder, np.flatnonzero(messages.kinds == pgoutput.COMMIT)
+        end = int(ends[-1]) + 1 if len(ends) and not self._full else 0
+        if end:
+            builder.add(messages.between(0, end))
+            self._set_idle(0)
+            self._full = builder.size >= self._size
+            self._offer()
+        rest = messages.between(end, len(messages))
+        if self._full and len(rest):
+            self._unread.append(rest)
+        else:
+            builder.add(rest)
 
     def _raise_end(self) -> None:
         result = self._pg.get_result()
@@ -302,14 +323,17 @@ class Receiver:
                 self._lock.wait(_PAUSE)
             self._last_received = time.monotonic()
             return
-        due = self._batch.began + self._interval - time.monotonic()
+        batch = self._builder.batch
+        due = batch.began + self._interval - time.monotonic()
         # A batch that is due waits for `take`, which wakes the thread.
-        wait = min(_PAUSE, due) if self._batch.position and due > 0 else _PAUSE
+        wait = min(_PAUSE, due) if batch.position and due > 0 else _PAUSE
         sources: list[Any] = [self._pg.socket, self._bell]
         readable = select.select(sources, [], [], wait)[0]
         if self._bell in readable:
             self._bell.recv(4096)
         if self._pg.socket in readable:
+            # PostgreSQL sends each message by itself: a few at once take less of both sides.
+            time.sleep(_MOMENT)
             self._pg.consume_input()
             self._last_received = time.monotonic()
         elif self._is_silent():
@@ -326,140 +350,23 @@ class Receiver:
         patience = self._server_timeout + self._status_interval
         return self._server_timeout > 0 and silent > patience
 
-    def _process(self, message: Any) -> None:
-        if len(message) > self._largest and message[_HEADER] in pgoutput.CHANGES:
-            self._discard_oversize(
-                int.from_bytes(message[_HEADER + 1 : _HEADER + 5], "big"), len(message)
-            )
-            return
-        # A copy takes less memory than libpq's buffer, which a view would keep.
-        body = message[_HEADER:].tobytes()
-        kind = body[0]
-        if kind in pgoutput.CHANGES:
-            oid = int.from_bytes(body[1:5], "big")
-            if oid in self._current:
-                self._current[oid].append(body)
-                self._unpacked += len(body) + _OVERHEAD
-                if self._unpacked > _PIECE:
-                    self._pack()
-            elif oid in self._tables:
-                self._first_change(oid, body)
-        elif kind == pgoutput.BEGIN:
-            self._begin = pgoutput.read_begin(body)
-            if not self._batch.position:
-                self._batch.began = time.monotonic()
-            self._current, self._relevant = {}, False
-        elif kind == pgoutput.COMMIT:
-            self._commit(pgoutput.read_commit(body))
-        elif kind == pgoutput.RELATION:
-            self._describe(pgoutput.read_relation(body))
-        elif kind == pgoutput.TRUNCATE:
-            for oid in pgoutput.read_truncate(body):
-                self._truncate(oid)
-
-    def _first_change(self, oid: int, body: Any) -> None:
-        begin = self._begin
-        if begin is None:
-            raise Mismatch("The stream has a change outside of a transaction.")
-        if self._table_changes(oid).oversize:
-            return
-        messages = self._messages.setdefault(oid, [])
-        mark = (len(messages), begin.position, begin.committed)
-        self._marks.setdefault(oid, []).append(mark)
-        messages.append(body)
-        self._unpacked += len(body) + _OVERHEAD
-        self._current[oid] = messages
-
-    def _table_changes(self, oid: int) -> TableChanges:
-        self._relevant = True
-        if oid not in self._batch.tables:
-            if oid not in self._relations:
-                raise Mismatch(f"The stream did not describe the relation {oid}.")
-            self._batch.tables[oid] = TableChanges(self._relations[oid])
-        return self._batch.tables[oid]
-
-    def _describe(self, described: RelationMessage) -> None:
-        oid = described.oid
-        gathered = self._batch.tables.get(oid)
-        if gathered:
-            known = gathered.described
-            gathered.drifted |= known.columns != described.columns
-            # Only the columns that are sent with every change of the batch can be used.
-            common = known.identifying & described.identifying
-            gathered.described = replace(known, identifying=common)
-        self._relations[oid] = described
-
-    def _truncate(self, oid: int) -> None:
-        if oid in self._tables and self._begin:
-            self._discard(oid).truncated = self._begin.position
-
-    def _discard_oversize(self, oid: int, size: int) -> None:
-        """Discards the changes of a table with a change that is too large."""
-        if oid in self._tables and self._begin:
-            gathered = self._discard(oid)
-            gathered.oversize = max(gathered.oversize, size)
-
-    def _discard(self, oid: int) -> TableChanges:
-        gathered = self._table_changes(oid)
-        gathered.pieces.clear()
-        self._messages.pop(oid, None)
-        self._current.pop(oid, None)
-        self._marks.pop(oid, None)
-        return gathered
-
-    def _commit(self, end: int) -> None:
-        batch, begin = self._batch, self._begin
-        self._begin = None
-        if self._past and begin:
-            self._past = self._past.check_commit(end, begin.committed)
-        self._set_idle(0)
-        batch.position = end
-        batch.committed = begin.committed if begin else 0
-        batch.transactions += self._relevant
-        self._full = batch.size + self._unpacked >= self._memory
-        self._offer()
-
-    def _pack(self) -> None:
-        """Packs the messages into pieces, and moves those beyond the memory into the spool."""
-        for oid, messages in self._messages.items():
-            lengths = np.fromiter(map(len, messages), np.int64, len(messages))
-            piece = Piece(lengths, tuple(self._marks[oid]), b"".join(messages))
-            self._batch.tables[oid].pieces.append(piece)
-            self._batch.changes += len(messages)
-            self._batch.size += len(piece.data)
-            if self._batch.size > self._memory:
-                piece.move_to_spool(self._spool())
-        self._messages, self._marks, self._current, self._unpacked = {}, {}, {}, 0
-
-    def _spool(self) -> Spool:
-        """The spool of the batch."""
-        if self._batch.spool is None:
-            self._batch.spool = Spool()
-            self._spools = [spool for spool in self._spools if not spool.closed]
-            self._spools.append(self._batch.spool)
-        return self._batch.spool
-
     def _offer(self) -> None:
         """Hands the batch over if it is due and `take` waits for it."""
-        batch = self._batch
-        if self._begin is not None or not batch.position:
+        builder, batch = self._builder, self._builder.batch
+        if builder.is_open or not batch.position:
             return
         with self._lock:
             if not batch.tables and not self._ready:
                 # It has no changes of our tables.
-                self._idle = max(self._idle, batch.position)
-                self._batch = Batch()
+                self._idle = max(self._idle, builder.take().position)
                 self._lock.notify_all()
                 return
         due = time.monotonic() >= batch.began + self._interval
-        if not due and batch.size + self._unpacked < self._memory:
+        if not due and builder.size < self._size:
             return
         with self._lock:
-            if self._ready is None and (
-                self._waiting or batch.size + self._unpacked > self._memory
-            ):
-                self._pack()
-                self._ready, self._batch, self._full = batch, Batch(), False
+            if self._ready is None and (self._waiting or builder.size > self._size):
+                self._ready, self._full = builder.take(), False
                 self._lock.notify_all()
 
     def _set_idle(self, position: int) -> None:
@@ -469,10 +376,12 @@ class Receiver:
 
     def _keepalive(self, message: Any) -> None:
         (position,) = _POSITION.unpack_from(message, 1)
-        if self._past and self._begin is None:
-            self._past.check_position(position)
-        if self._begin is None and not self._batch.position:
-            self._set_idle(position)
+        builder = self._builder
+        if not builder.is_open and not self._unread:
+            if builder.past:
+                builder.past.check_position(position)
+            if not builder.batch.position:
+                self._set_idle(position)
         if message[17]:
             self._last_status = 0.0
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from bronze.cdc.net_changes import net_changes
 from bronze.delta import files
 from bronze.model.locations import Place
-from bronze.postgres.replication import pgoutput, slot
-from bronze.postgres.replication import receiver as replication
+from bronze.postgres.replication import batch_builder, pgoutput, slot
 from bronze.postgres.replication.batch import TableChanges
 from bronze.postgres.replication.receiver import Receiver
 from tests.conftest import Source
@@ -118,7 +117,7 @@ def test_net_changes_lead_to_the_source_rows(
     The stream does not send unchanged TOAST. Its values are in earlier changes, in pieces in memory
     or in a spool, or in the Delta table, whatever keys the rows have had in between.
     """
-    monkeypatch.setattr(replication, "_PIECE", 6_000)
+    monkeypatch.setattr(batch_builder, "_PIECE", 6_000)
     # So that the table's values are read a row or two at a time.
     monkeypatch.setattr(files, "_GROUP_BYTES", 6_000)
     source.execute(f"ALTER TABLE t REPLICA IDENTITY {identity}")

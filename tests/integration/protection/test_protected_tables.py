@@ -30,7 +30,7 @@ from bronze.model.events import StreamEvent
 from bronze.model.protection import ProtectedColumn
 from bronze.model.results import TableResult
 from bronze.postgres.copy.rows_reader import dtype
-from bronze.postgres.replication import receiver
+from bronze.postgres.replication import batch_builder
 from bronze.postgres.replication.batch import Piece, Spool
 from bronze.protection import erasure, keyring, keys, protect, reveal
 from bronze.protection.old_versions import delete_old_versions
@@ -206,7 +206,7 @@ def test_a_stream_protects_its_changes(
     table = {"pattern": "streaming", "protect": own, "key": ["mail"]}
     given = source.settings(tables={"t": table}, stream={"interval": 0})
     aside: list[bytes] = []
-    monkeypatch.setattr(receiver, "_PIECE", 4096)
+    monkeypatch.setattr(batch_builder, "_PIECE", 4096)
     monkeypatch.setattr("bronze.cdc.apply_loop._LEAST_BATCH", 4096)
     monkeypatch.setattr("bronze.cdc.apply_loop._SHARE", 10**9)
     put_aside = Piece.move_to_spool

@@ -68,9 +68,9 @@ def changes_of(*pieces: Sequence[bytes], spilled: bool = False) -> TableChanges:
     found = []
     for piece in pieces:
         lengths = np.array([len(message) for message in piece], np.int64)
-        marks = tuple((line, next(positions), 10**15) for line in range(len(piece)))
+        marks = [(line, next(positions), 10**15) for line in range(len(piece))]
         data = b"".join(piece)
-        found.append(Piece(lengths, marks, data))
+        found.append(Piece(lengths, np.array(marks, np.int64).reshape(-1, 3), data))
         if spilled:
             _spools.append(Spool())
             found[-1].move_to_spool(_spools[-1])

@@ -158,7 +158,7 @@ def gathered(
     made = []
     for piece in pieces:
         lengths = np.array([len(message) for message in piece], np.int64)
-        made.append(Piece(lengths, ((0, next(positions), 10**15),), b"".join(piece)))
+        made.append(Piece(lengths, np.array([(0, next(positions), 10**15)]), b"".join(piece)))
         if spool is not None:
             made[-1].move_to_spool(spool)
     return TableChanges(DESCRIBED, made, emptied)

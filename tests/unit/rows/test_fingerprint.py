@@ -75,6 +75,48 @@ def test_malformed_hashes_become_zeros(
         assert known.to_list() == formed[start:]
 
 
+@pytest.mark.parametrize("digits", [16, 32])
+def test_well_formed_hashes_have_their_number_of_lower_case_digits(digits: int) -> None:
+    """One malformed value is found among well-formed ones, also where all values together have the
+    length of well-formed ones, and in any slice.
+    """
+    good = [f"{i:0{digits}x}" for i in range(10, 14)]
+    assert fingerprint.is_well_formed(pl.Series(good), digits).to_list() == [True] * 4
+    assert fingerprint.is_well_formed(pl.Series([], dtype=pl.String), digits).to_list() == []
+    for bad in (
+        good[0].upper(),
+        good[0][:-1] + "g",
+        good[0][:-2] + "é",
+        good[0][:-1],
+        good[0] + "0",
+        "",
+        None,
+    ):
+        series = pl.Series([*good, bad, *good], dtype=pl.String)
+        expected = [True] * 4 + [False] + [True] * 4
+        assert fingerprint.is_well_formed(series, digits).to_list() == expected, bad
+        assert fingerprint.is_well_formed(series[3:6], digits).to_list() == [True, False, True]
+        assert fingerprint.is_well_formed(series[:4], digits).all()
+        zeros, known = fingerprint.with_zeros(series, digits)
+        assert zeros[4] == "0" * digits
+        assert known.to_list() == expected
+    uneven = pl.Series([good[0][:-1], good[1] + "0"])
+    assert fingerprint.is_well_formed(uneven, digits).to_list() == [False, False]
+
+
+@IN_MEMORY
+@given(texts=HASHES, data=st.data())
+def test_halves_and_checksums_are_the_numbers_of_their_digits(
+    texts: list[str], data: st.DataObject
+) -> None:
+    """Both halves of a row hash are read as little-endian integers, a checksum as big-endian."""
+    low = data.draw(st.integers(0, len(texts)))
+    halves = [list(pair) for pair in zip(numbers(texts, 0), numbers(texts, 16), strict=True)]
+    assert fingerprint.halves_of(pl.Series(texts)[low:]).tolist() == halves[low:]
+    sums = pl.Series([text[:16] for text in texts])
+    assert fingerprint.of_checksums(sums[low:]).tolist() == [int(s, 16) for s in sums[low:]]
+
+
 def test_no_rows_have_no_fingerprints() -> None:
     """The fingerprints of no hashes and of no keys, of any type, are an empty array."""
     assert fingerprint.of_hashes(pl.Series([], dtype=pl.String), 3).tolist() == []

@@ -209,6 +209,7 @@ def test_more_tables_ask_no_more_of_the_catalog(source: Source) -> None:
     assert more == {"check": 0, "run": 10, "run again": 10, "verify": 10}
 
 
+@since("scans of page ranges")
 @pytest.mark.parametrize("engine", ["threads", "processes"])
 def test_a_worker_reads_all_tables_over_one_connection(source: Source, engine: str) -> None:
     """A thread, or a process that works for this run alone."""

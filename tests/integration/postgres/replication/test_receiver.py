@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from bronze.errors import SourceBusy, SourceUnreachable
-from bronze.postgres.replication import pgoutput, slot
+from bronze.postgres.replication import batch_builder, pgoutput, slot
 from bronze.postgres.replication import receiver as replication
 from bronze.postgres.replication.batch import Batch, TableChanges, pieces, release
 from bronze.postgres.replication.receiver import Receiver
@@ -207,7 +207,7 @@ def test_a_transaction_larger_than_the_memory_is_spooled(
     source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is read back unchanged; its file is deleted on release, or with the receiver."""
-    monkeypatch.setattr(replication, "_PIECE", 2**15)
+    monkeypatch.setattr(batch_builder, "_PIECE", 2**15)
     with receiving(source, memory=2**16) as receiver:
         batches: list[Batch] = []
         for _ in range(2):
@@ -243,7 +243,7 @@ def test_a_truncate_discards_earlier_changes_of_the_table(
     source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Later changes, and those of other tables, are kept."""
-    monkeypatch.setattr(replication, "_PIECE", 2**15)
+    monkeypatch.setattr(batch_builder, "_PIECE", 2**15)
     with receiving(source, memory=2**16) as receiver:
         with written.transaction():
             written.execute("INSERT INTO marker VALUES (7)")
@@ -461,7 +461,7 @@ def test_the_thread_is_woken_while_it_waits_for_the_server(
     with receiving(source) as receiver:
         before = here(source)
         written.execute("INSERT INTO t VALUES (1)")
-        until(lambda: receiver._batch.position > before)
+        until(lambda: receiver._builder.batch.position > before)
         time.sleep(0.1)
         began = time.monotonic()
         assert taken(receiver).changes == 1
