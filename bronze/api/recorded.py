@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
-from bronze.governance import audit
+from bronze.governance import audit, run_log
 from bronze.governance.audit import Event
-from bronze.model.events import StreamEvent
+from bronze.governance.run_log import Cause, RunTable
+from bronze.model.events import LoadEvent, StreamEvent, TableLanded
 from bronze.model.results import LateRecord, MaintainResult, RunResult, StreamResult, TableResult
 
 # Each command imports only what it needs: all together take half a second.
 if TYPE_CHECKING:
     from bronze.cdc import stream
     from bronze.ingest import pipeline
+    from bronze.ingest.table_run import TableRun
     from bronze.maintenance import maintain as maintenance
     from bronze.protection.erasure_result import ErasureResult
     from bronze.verify.results import VerifyResult
@@ -33,10 +35,28 @@ R = TypeVar("R", RunResult, StreamResult, MaintainResult, "VerifyResult", "Erasu
 
 
 def run(
-    settings: Settings, tables: Sequence[str], *, pool: Executor | None, notify: pipeline.Notify
+    settings: Settings,
+    tables: Sequence[str],
+    *,
+    pool: Executor | None,
+    notify: pipeline.Notify,
+    cause: Cause | None = None,
 ) -> RunResult:
-    """`bronze.ingest.pipeline.run`."""
+    """`bronze.ingest.pipeline.run`, with its records in ``governance.runs``."""
     from bronze.ingest import pipeline
+
+    log = run_log.begin(settings, "run", cause or Cause())
+    ended: dict[str, TableResult] = {}
+
+    def record_plan(table_runs: Sequence[TableRun]) -> None:
+        # If the lake cannot be written, the tables themselves report it.
+        with suppress(BronzeError):
+            log.plan(table_runs[0].stamp.batch_id, [_run_table(table) for table in table_runs])
+
+    def remember(event: LoadEvent) -> None:
+        if isinstance(event, TableLanded):
+            ended[event.result.target] = event.result
+        notify(event)
 
     def events(done: RunResult) -> list[Event]:
         details = {
@@ -48,8 +68,24 @@ def run(
         event = Event("run", "", _outcome(done), details, done.batch_id)
         return [*_late_events(done.late), *_schema_events(done.tables, done.batch_id), event]
 
-    work = lambda: pipeline.run(settings, tables, pool=pool, notify=notify)  # noqa: E731
+    def work() -> RunResult:
+        try:
+            done = pipeline.run(settings, tables, pool=pool, notify=remember, planned=record_plan)
+        except BaseException as error:
+            log.fail(error, ended)
+            raise
+        try:
+            log.end(done.tables)
+        except BronzeError as error:
+            return replace(done, unrecorded=done.unrecorded or error.failure())
+        return done
+
     return _run_and_record(settings, "run", tables, work, events)
+
+
+def _run_table(table: TableRun) -> RunTable:
+    target = table.target
+    return RunTable(target.source, target.label, target.full_name, target.settings.pattern)
 
 
 def follow(

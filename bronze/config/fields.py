@@ -57,3 +57,9 @@ class Section(BaseModel):
     """A section of bronze.toml: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SecretName(Section):
+    """``{ secret = "KConnectionString" }``: the name of a secret of the provider in [secrets]."""
+
+    secret: str

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from bronze.config.fields import SecretName
 from bronze.config.protection import ColumnProtection
 from bronze.config.quality import RULE_SECTIONS, QualitySettings, RuleSettings
 from bronze.config.settings import (
@@ -24,7 +25,6 @@ from bronze.config.settings import (
     Pool,
     ProtectionSettings,
     RunSettings,
-    SecretName,
     SecretSettings,
     Settings,
     SourceSettings,

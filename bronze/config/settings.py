@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-from bronze.config.fields import Bytes, NameList, Seconds, Section, to_seconds
+from bronze.config.fields import Bytes, NameList, Seconds, SecretName, Section, to_seconds
 from bronze.config.protection import MASTER_KEY
 from bronze.config.quality import QualitySettings
 from bronze.config.tables import TableSettings
@@ -34,12 +34,6 @@ def _check_root(root: str) -> str:
     if "://" not in root and _ESCAPE.search(root):
         raise ValueError("Delta readers would decode a percent sign before two digits")
     return root
-
-
-class SecretName(Section):
-    """``{ secret = "KConnectionString" }``: the name of a secret of the provider in [secrets]."""
-
-    secret: str
 
 
 class Pool(Section):

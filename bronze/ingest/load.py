@@ -74,12 +74,13 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         SnapshotLost: the connection to the source was lost, and with it the snapshot that all
             tables share.
     """
-    table.began = time.monotonic()
+    table.begin()
     try:
         if table.error or table.plan is None:
             return _failed_result(table, table.error or _unplanned_error(table))
         plan = table.plan
         table.results = yield from _read(table, plan)
+        table.end_stage("read")
         failpoint.reach("read")
         record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
@@ -88,10 +89,12 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
             commit.sweep(plan.state, time.time())
         write = _replace_all if plan.mode == "load" else _merge
         outcome = yield from write(settings, table, plan)
+        table.end_stage("write")
         failpoint.reach("landed")
         known_rows.drop_index(plan.target.place)
         notes = table.plan.notes + _record_anomalies(settings, table, outcome)
         notes += yield from _optimize(settings, table, outcome.has_changes)
+        table.end_stage("optimize")
         return _result(table, outcome, notes)
     except BronzeError as error:
         if isinstance(error, SnapshotLost):
@@ -333,6 +336,7 @@ def _failed_result(table: TableRun, error: BronzeError) -> TableResult:
         rows_read=table.rows,
         seconds=time.monotonic() - table.began,
         error=error.failure(),
+        stages=table.stages,
     )
 
 
@@ -377,5 +381,7 @@ def _result(table: TableRun, outcome: Outcome, notes: tuple[str, ...]) -> TableR
         seconds=time.monotonic() - table.began,
         schema_changes=table_run.schema_changes(table.plan),
         notes=notes,
+        as_of=table.snapshot.taken,
+        stages=table.stages,
         **quality_gate.result_fields(table),
     )

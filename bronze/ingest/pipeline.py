@@ -60,6 +60,7 @@ def run(
     *,
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
+    planned: Callable[[Sequence[TableRun]], None] = lambda _: None,
 ) -> RunResult:
     """Loads tables from PostgreSQL into the lake, all tables of a source from one snapshot.
 
@@ -71,6 +72,7 @@ def run(
         tables: the tables to load (``table`` or ``schema.table``); none means all of the config.
         pool: an executor for the units, instead of the config's engine.
         notify: is called with progress, in this thread.
+        planned: is called with the tables before they are read; after a lost connection again.
 
     Returns:
         The result of each table; a table that failed does not stop the others.
@@ -81,7 +83,7 @@ def run(
     openlineage.check_package(settings)
     ledger = lineage.LineageLedger(settings)
     try:
-        result = _run_with_retries(settings, tables, pool, notify, ledger)
+        result = _run_with_retries(settings, tables, pool, notify, planned, ledger)
     except BronzeError:
         # The tables that were committed before the error need their lineage, too.
         ledger.write()
@@ -99,6 +101,7 @@ def _run_with_retries(
     tables: Sequence[str],
     pool: Executor | None,
     notify: Notify,
+    planned: Callable[[Sequence[TableRun]], None],
     ledger: lineage.LineageLedger,
 ) -> RunResult:
     began = time.monotonic()
@@ -126,6 +129,7 @@ def _run_with_retries(
                 for result in _missing_tables(settings, table_runs):
                     results[result.table] = result
                     notify(_end_event(result))
+            planned(table_runs)
             failpoint.reach("planned")
             overtaken = []
             entries = {table.entry.record.target_table: table.entry for table in table_runs}

@@ -91,7 +91,8 @@ def schema_changes(plan: Plan | None) -> tuple[str, ...]:
 @dataclass
 class TableRun:
     """One table of a run, read in ``snapshot`` by ``readers`` workers. ``results`` are those
-    of its units, ``began`` is when its load began, a time of `time.monotonic`.
+    of its units, ``began`` is when its load began, a time of `time.monotonic`; ``stages`` are the
+    seconds of its parts.
     """
 
     target: Target
@@ -105,6 +106,17 @@ class TableRun:
     results: list[UnitResult] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     figures: tuple[Figure, ...] = ()
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Begins to count the seconds of the table."""
+        self.began = time.monotonic()
+        self.stages.clear()
+
+    def end_stage(self, name: str) -> None:
+        """Records the seconds since the stage before this one."""
+        passed = time.monotonic() - self.began - sum(self.stages.values())
+        self.stages[name] = round(passed, 3)
 
     @property
     def rows(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from html import escape
 from typing import Any, ClassVar, Literal
 
@@ -113,7 +114,9 @@ class TableResult:
     ``bytes`` is the size of the ``files`` that it wrote, ``anomalies`` their number among the rows
     that it wrote. ``score`` is the average score of the rows that were read, None if there were
     none; ``quarantined`` of them are below the threshold. ``schema_changes`` are the changes of the
-    table's columns, ``notes`` are other messages for the user.
+    table's columns, ``notes`` are other messages for the user. ``as_of`` is the moment of the
+    snapshot whose state the table has now, None where it failed; ``stages`` are the seconds of the
+    parts of its work.
     """
 
     table: str
@@ -134,6 +137,8 @@ class TableResult:
     error: Failure | None = None
     score: float | None = None
     quarantined: int = 0
+    as_of: datetime | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

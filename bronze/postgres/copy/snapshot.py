@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import psycopg
@@ -71,7 +72,8 @@ class Snapshot:
     ``version`` the server's (for example 180006). ``relations`` are the locked ones as the snapshot
     shows them, ``refused`` the labels of the others with the errors. All transactions with an id
     (64 bits, with the epoch) below ``horizon`` had ended; none from ``following`` on had begun.
-    ``since`` describes the transactions that were open. ``locked`` are the oids of the relations
+    ``since`` describes the transactions that were open, ``taken`` is when it was taken, by the
+    clock of this machine. ``locked`` are the oids of the relations
     that have a lock, ``answers`` those to questions about all relations, by the question.
     """
 
@@ -85,6 +87,7 @@ class Snapshot:
     relations: tuple[Relation, ...]
     refused: tuple[tuple[str, BronzeError], ...]
     holder: Connection
+    taken: datetime
     locked: frozenset[int] = frozenset()
     answers: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -195,6 +198,7 @@ def _locked_snapshot(
     tables = [r for r in wanted if r.kind in _LOCKABLE and r.whole]
     refused = _lock(origin, holder, tables, "LOCK TABLE {} IN ACCESS SHARE MODE")
     with _lock_by_columns(origin, wanted, refused):
+        taken = datetime.now(UTC)
         state = _export(holder, consistency, position)
         # The SELECT fails for causes that are not in the catalog: row-level security, a
         # materialized view that was never populated, a foreign server that does not answer. It also
@@ -211,6 +215,7 @@ def _locked_snapshot(
         relations=relations(holder, schemas, locked),
         refused=tuple(refused),
         holder=holder,
+        taken=taken,
         locked=frozenset(locked),
     )
 

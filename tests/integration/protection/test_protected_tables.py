@@ -19,8 +19,9 @@ import pytest
 
 from bronze.api import check, frame
 from bronze.cdc import stream
+from bronze.config.fields import SecretName
 from bronze.config.loading import parse
-from bronze.config.settings import ProtectionSettings, SecretName, Settings
+from bronze.config.settings import ProtectionSettings, Settings
 from bronze.delta import log
 from bronze.delta.layout import vacuum
 from bronze.errors import ConfigError, LakeError, LakeUnreachable, TableRefused

@@ -41,7 +41,7 @@ MICRO = dt.timedelta(microseconds=1)
 def snapshot(following: int, horizon: int = 0) -> Snapshot:
     """A snapshot with given transaction ids."""
     since = OpenTransactions(0, True, False, "UTC", 0, 0, False)
-    return Snapshot("s", 1, 180000, horizon, following, since, "1/1/db", (), (), Mock())
+    return Snapshot("s", 1, 180000, horizon, following, since, "1/1/db", (), (), Mock(), Mock())
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The service: `bronze serve` and the commands that act on it."""

@@ -1,0 +1,1 @@
+"""Alerts: what is wrong, who is told, and until when."""

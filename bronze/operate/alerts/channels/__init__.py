@@ -1,0 +1,1 @@
+"""Channels: one module for each way to tell people; each has one function, ``send``."""

@@ -1,0 +1,262 @@
+"""The life of alerts: pending → open → acknowledged → resolved.
+
+`step` is a pure function: from the alerts that are known, what is wrong now and the time, it makes
+the alerts that are known next. Each alert has the list of those who are owed a message, so that
+messages are sent after the alerts were stored, and a restart neither repeats nor forgets one.
+
+- One alert is open per key (kind and subject).
+- A condition opens its alert at its second evaluation, and after its ``hold`` time. It resolves
+  when it was absent at two evaluations and for a minute.
+- What comes again soon after it was resolved comes and goes: that is told once, and it is resolved
+  when it has stayed away for longer.
+- A condition whose cause has an open alert opens none: one outage is one message.
+- An alert that nobody acknowledges is told to the next step of its path, when its time is over.
+- Nothing is told under a silence; what is still open when the silence ends is told then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Literal
+
+State = Literal["pending", "open", "acknowledged", "resolved"]
+Act = Literal["open", "acknowledge", "resolve"]
+Level = Literal["warning", "critical"]
+Key = tuple[str, str]
+
+EVALUATIONS = 2
+CLEAR = timedelta(seconds=60)
+"""How long a condition has to be absent before its alert is resolved."""
+RELAPSE = timedelta(minutes=15)
+"""How soon after it was resolved a condition comes again to be called one that comes and goes; and
+how long it has to stay away then.
+"""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that is wrong at an evaluation.
+
+    ``kind`` and ``subject`` (a table, a source, a channel …) are its key. ``since`` is when it
+    began, ``text`` a sentence that says what is wrong, ``hold`` for how long it has to be so before
+    anybody is told. ``causes`` are keys of what would explain it.
+    """
+
+    kind: str
+    subject: str
+    level: Level
+    since: datetime
+    text: str
+    hold: timedelta = timedelta()
+    causes: tuple[Key, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        """Its kind and its subject."""
+        return self.kind, self.subject
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a step of an alert's path is owed or was told: ``to`` is the number of the step."""
+
+    act: Act
+    to: int
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert.
+
+    ``present`` and ``absent`` count evaluations in a row with and without its condition, which was
+    ``seen`` last at a time. ``recurring`` says that it comes and goes. ``step`` is the last step of
+    the path that was told, -1 for nobody, ``told`` when that was; ``owed`` are the messages that
+    are to be sent. ``effects`` is how many conditions it explains.
+    """
+
+    condition: Condition
+    state: State = "pending"
+    present: int = 1
+    absent: int = 0
+    seen: datetime | None = None
+    opened: datetime | None = None
+    acknowledged: datetime | None = None
+    by: str = ""
+    resolved: datetime | None = None
+    recurring: bool = False
+    step: int = -1
+    told: datetime | None = None
+    owed: tuple[Message, ...] = ()
+    effects: int = 0
+
+    @property
+    def key(self) -> Key:
+        """Its kind and its subject."""
+        return self.condition.key
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody has to see to it: open, or acknowledged."""
+        return self.state in ("open", "acknowledged")
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Nothing is told of alerts whose kind and subject match these patterns, until a time."""
+
+    kind: str
+    subject: str
+    until: datetime
+    reason: str
+
+    def covers(self, key: Key, now: datetime) -> bool:
+        """Whether it silences an alert now."""
+        return (
+            now < self.until
+            and fnmatchcase(key[0], self.kind)
+            and fnmatchcase(key[1], self.subject)
+        )
+
+
+@dataclass(frozen=True)
+class Path:
+    """Who is told: the number of ``steps``, and after how much time without an acknowledgement the
+    next one is told.
+    """
+
+    steps: int = 1
+    respond: timedelta = timedelta(minutes=15)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known at one evaluation. ``paths`` are by kind; a kind without one has one step."""
+
+    now: datetime
+    conditions: Sequence[Condition]
+    silences: Sequence[Silence] = ()
+    paths: Mapping[str, Path] = field(default_factory=dict)
+
+    def is_silenced(self, key: Key) -> bool:
+        """Whether nothing is told of an alert now."""
+        return any(silence.covers(key, self.now) for silence in self.silences)
+
+    def path(self, alert: Alert) -> Path:
+        """Who is told of an alert."""
+        return self.paths.get(alert.condition.kind, Path())
+
+
+def step(alerts: Mapping[Key, Alert], evaluation: Evaluation) -> dict[Key, Alert]:
+    """The alerts after an evaluation; those that were resolved long ago are left out."""
+    wrong = {condition.key: condition for condition in evaluation.conditions}
+    after: dict[Key, Alert] = {}
+    # Causes first, so that an effect at the same evaluation finds its cause.
+    for key in sorted({*alerts, *wrong}, key=lambda key: key in wrong and bool(wrong[key].causes)):
+        alert = _next(alerts.get(key), wrong.get(key), evaluation, after)
+        if alert is not None:
+            after[key] = alert
+    explained = [
+        cause for condition in wrong.values() if (cause := _cause(condition, after)) is not None
+    ]
+    return {
+        key: _with_messages(replace(alert, effects=explained.count(key)), evaluation)
+        for key, alert in after.items()
+    }
+
+
+def acknowledge(alert: Alert, by: str, now: datetime) -> Alert:
+    """The alert after somebody has said that they see to it."""
+    if alert.state != "open":
+        return alert
+    messages = tuple(Message("acknowledge", to, now) for to in range(alert.step + 1))
+    return replace(
+        alert, state="acknowledged", acknowledged=now, by=by, owed=(*alert.owed, *messages)
+    )
+
+
+def sent(alert: Alert, messages: Iterable[Message]) -> Alert:
+    """The alert after messages were sent, or given up."""
+    done = set(messages)
+    return replace(alert, owed=tuple(message for message in alert.owed if message not in done))
+
+
+def _next(
+    alert: Alert | None,
+    condition: Condition | None,
+    evaluation: Evaluation,
+    after: Mapping[Key, Alert],
+) -> Alert | None:
+    """The alert's state at this evaluation, before messages; None if it is forgotten."""
+    if condition is None:
+        return _without(alert, evaluation.now) if alert else None
+    if _cause(condition, after) is not None and (alert is None or not alert.is_open):
+        return alert if alert is not None and alert.state == "resolved" else None
+    return _with(alert, condition, evaluation.now)
+
+
+def _cause(condition: Condition, alerts: Mapping[Key, Alert]) -> Key | None:
+    """The key of the open or pending alert that explains a condition."""
+    return next((key for key in condition.causes if _is_live(alerts.get(key))), None)
+
+
+def _is_live(alert: Alert | None) -> bool:
+    # What is about to open explains its effects already.
+    return alert is not None and (alert.is_open or (alert.state == "pending" and not alert.absent))
+
+
+def _with(alert: Alert | None, condition: Condition, now: datetime) -> Alert:
+    if alert is None:
+        return Alert(condition, seen=now)
+    if alert.state == "resolved":
+        returned = alert.resolved is not None and now - alert.resolved < RELAPSE
+        return Alert(condition, seen=now, recurring=returned, owed=alert.owed)
+    present = alert.present + 1
+    condition = replace(condition, since=min(alert.condition.since, condition.since))
+    alert = replace(alert, condition=condition, present=present, absent=0, seen=now)
+    holds = now - condition.since >= condition.hold
+    if alert.state == "pending" and present >= EVALUATIONS and holds:
+        return replace(alert, state="open", opened=now)
+    return alert
+
+
+def _without(alert: Alert, now: datetime) -> Alert | None:
+    if alert.state == "resolved":
+        old = alert.resolved is None or now - alert.resolved >= RELAPSE
+        return None if old and not alert.owed else alert
+    absent = alert.absent + 1
+    if alert.state == "pending":
+        return (
+            None
+            if absent >= EVALUATIONS and not alert.owed
+            else replace(alert, absent=absent, present=0)
+        )
+    clear = RELAPSE if alert.recurring else CLEAR
+    away = now - alert.seen if alert.seen else clear
+    if absent < EVALUATIONS or away < clear:
+        return replace(alert, absent=absent, present=0)
+    return replace(alert, state="resolved", resolved=now, absent=absent, present=0)
+
+
+def _with_messages(alert: Alert, evaluation: Evaluation) -> Alert:
+    """The alert with the messages that have become due."""
+    now = evaluation.now
+    if alert.state == "resolved":
+        if alert.step < 0 or alert.resolved != now:
+            return alert
+        messages = tuple(Message("resolve", to, now) for to in range(alert.step + 1))
+        return replace(alert, owed=(*alert.owed, *messages))
+    if alert.state != "open" or evaluation.is_silenced(alert.key):
+        return alert
+    path = evaluation.path(alert)
+    if alert.step < 0:
+        return replace(alert, step=0, told=now, owed=(*alert.owed, Message("open", 0, now)))
+    waited = alert.told is not None and now - alert.told >= path.respond
+    if waited and alert.step + 1 < path.steps:
+        following = alert.step + 1
+        message = Message("open", following, now)
+        return replace(alert, step=following, told=now, owed=(*alert.owed, message))
+    return alert

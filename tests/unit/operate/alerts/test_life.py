@@ -1,0 +1,244 @@
+"""The life of alerts: one per key, told once, escalated, silenced, resolved; as it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from bronze.operate.alerts.life import (
+    RELAPSE,
+    Alert,
+    Condition,
+    Evaluation,
+    Key,
+    Message,
+    Path,
+    Silence,
+    acknowledge,
+    sent,
+    step,
+)
+from tests.support.effort import examples
+
+NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
+DOWN = ("source", "DE")
+ORDERS = ("failed", "orders")
+PATHS = {"failed": Path(steps=3, respond=timedelta(minutes=15))}
+
+
+def at(seconds: float) -> datetime:
+    """A moment, in seconds after noon."""
+    return NOON + timedelta(seconds=seconds)
+
+
+def condition(key: Key, seconds: float = 0, **more: object) -> Condition:
+    """A condition since a moment."""
+    return Condition(*key, "critical", at(seconds), f"{key[1]} failed", **more)  # type: ignore[arg-type]
+
+
+def evaluated(
+    alerts: dict[Key, Alert],
+    seconds: float,
+    *conditions: Condition,
+    silences: Sequence[Silence] = (),
+) -> dict[Key, Alert]:
+    """The alerts after an evaluation at a moment."""
+    return step(alerts, Evaluation(at(seconds), conditions, silences, PATHS))
+
+
+def opened() -> dict[Key, Alert]:
+    """An alert that was opened at second 10."""
+    failed = condition(ORDERS)
+    return evaluated(evaluated({}, 0, failed), 10, failed)
+
+
+def messages(alerts: dict[Key, Alert]) -> list[tuple[str, int]]:
+    """What is owed, and to whom."""
+    return [(message.act, message.to) for alert in alerts.values() for message in alert.owed]
+
+
+def all_sent(alerts: dict[Key, Alert]) -> dict[Key, Alert]:
+    """The alerts after everything was sent."""
+    return {key: sent(alert, alert.owed) for key, alert in alerts.items()}
+
+
+def test_an_alert_opens_at_the_second_evaluation() -> None:
+    """What was there once and has gone is told to nobody."""
+    pending = evaluated({}, 0, condition(ORDERS))
+    assert not messages(pending)
+    assert messages(opened()) == [("open", 0)]
+    gone = evaluated(evaluated(pending, 10), 20)
+    assert gone == {}
+
+
+def test_a_condition_with_a_hold_opens_when_it_has_lasted() -> None:
+    """At the first evaluation after that time, not before."""
+    high = condition(ORDERS, hold=timedelta(minutes=5))
+    alerts = evaluated({}, 0, high)
+    for seconds in (100, 200, 299):
+        alerts = evaluated(alerts, seconds, replace(high, since=at(seconds)))
+        assert not messages(alerts)
+    assert messages(evaluated(alerts, 300, high)) == [("open", 0)]
+
+
+def test_an_alert_resolves_after_two_evaluations_and_a_minute() -> None:
+    """Those who were told of it are told, once."""
+    alerts = all_sent(opened())
+    alerts = evaluated(evaluated(alerts, 20), 40)
+    assert alerts[ORDERS].state == "open"
+    alerts = evaluated(alerts, 70)
+    assert alerts[ORDERS].state == "resolved"
+    assert messages(alerts) == [("resolve", 0)]
+    assert not messages(evaluated(all_sent(alerts), 80))
+
+
+def test_nobody_acknowledges_and_the_next_step_is_told() -> None:
+    """After each respond time, up to the last step; all of them are told that it is resolved."""
+    failed, alerts = condition(ORDERS), all_sent(opened())
+    assert not messages(evaluated(alerts, 900, failed))
+    alerts = evaluated(alerts, 910, failed)
+    assert messages(alerts) == [("open", 1)]
+    alerts = evaluated(all_sent(alerts), 1810, failed)
+    assert messages(alerts) == [("open", 2)]
+    alerts = evaluated(all_sent(alerts), 9999, failed)
+    assert not messages(alerts)
+    alerts = evaluated(evaluated(alerts, 10100), 10200)
+    assert messages(alerts) == [("resolve", 0), ("resolve", 1), ("resolve", 2)]
+
+
+def test_an_acknowledged_alert_is_not_escalated() -> None:
+    """Who was told of it learns who sees to it."""
+    alerts = all_sent(opened())
+    alerts[ORDERS] = acknowledge(alerts[ORDERS], "ada", at(60))
+    assert messages(alerts) == [("acknowledge", 0)]
+    alerts = evaluated(all_sent(alerts), 5000, condition(ORDERS))
+    assert not messages(alerts)
+    assert alerts[ORDERS].by == "ada"
+    assert acknowledge(alerts[ORDERS], "bob", at(5001)) == alerts[ORDERS]
+
+
+def test_one_outage_is_one_message() -> None:
+    """A thousand tables fail as their source is down: one alert, which counts them."""
+    down = condition(DOWN)
+    tables = [condition(("failed", f"t{n}"), causes=(DOWN,)) for n in range(1000)]
+    alerts = evaluated(evaluated({}, 0, down, *tables), 10, down, *tables)
+    assert messages(alerts) == [("open", 0)]
+    assert list(alerts) == [DOWN]
+    assert alerts[DOWN].effects == 1000
+    alerts = all_sent(alerts)
+    alerts = evaluated(evaluated(alerts, 20, tables[0]), 90, tables[0])
+    assert messages(alerts) == [("resolve", 0)]
+    # What stays wrong without its cause is told by itself.
+    alerts = evaluated(all_sent(alerts), 100, tables[0])
+    assert messages(alerts) == [("open", 0)]
+
+
+def test_what_comes_and_goes_is_told_once() -> None:
+    """It is resolved when it has stayed away for long."""
+    failed, alerts = condition(ORDERS), all_sent(opened())
+    alerts = all_sent(evaluated(evaluated(alerts, 60), 120))
+    alerts = evaluated(evaluated(alerts, 130, failed), 140, failed)
+    assert messages(alerts) == [("open", 0)]
+    assert alerts[ORDERS].recurring
+    alerts = all_sent(alerts)
+    alerts = all_sent({ORDERS: acknowledge(alerts[ORDERS], "ada", at(140))})
+    for seconds in range(150, 1500, 150):
+        alerts = evaluated(evaluated(alerts, seconds), seconds + 70)
+        alerts = evaluated(alerts, seconds + 80, failed)
+        assert not messages(alerts)
+    away = 1430 + RELAPSE.total_seconds()
+    assert messages(evaluated(evaluated(alerts, 1500), away)) == [("resolve", 0)]
+
+
+def test_a_silence_delays_what_is_still_open_when_it_ends() -> None:
+    """What was resolved meanwhile is told to nobody."""
+    silence = Silence("failed", "*", at(600), "maintenance")
+    failed = condition(ORDERS)
+    alerts = evaluated(evaluated({}, 0, failed, silences=[silence]), 10, failed, silences=[silence])
+    assert alerts[ORDERS].state == "open"
+    assert not messages(alerts)
+    assert messages(evaluated(alerts, 600, failed, silences=[silence])) == [("open", 0)]
+    alerts = evaluated(evaluated(alerts, 100, silences=[silence]), 200, silences=[silence])
+    assert alerts[ORDERS].state == "resolved"
+    assert not messages(alerts)
+
+
+KEYS: tuple[Key, ...] = (DOWN, ORDERS, ("failed", "items"), ("late", "orders"))
+
+
+class Living(RuleBasedStateMachine):
+    """Conditions come and go, people acknowledge and silence, messages are sent or fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self.alerts: dict[Key, Alert] = {}
+        self.wrong: set[Key] = set()
+        self.silences: list[Silence] = []
+        self.received: list[tuple[Key, Message]] = []
+
+    @rule(key=st.sampled_from(KEYS))
+    def turn(self, key: Key) -> None:
+        """Something breaks, or is mended."""
+        self.wrong ^= {key}
+
+    @rule(seconds=st.sampled_from([5, 10, 60, 300, 1200]))
+    def evaluate(self, seconds: float) -> None:
+        """Time passes, and the service looks."""
+        self.seconds += seconds
+        conditions = [
+            condition(key, self.seconds, causes=() if key == DOWN else (DOWN,))
+            for key in sorted(self.wrong)
+        ]
+        self.alerts = evaluated(self.alerts, self.seconds, *conditions, silences=self.silences)
+
+    @rule(key=st.sampled_from(KEYS))
+    def see_to(self, key: Key) -> None:
+        """Somebody acknowledges."""
+        if key in self.alerts:
+            self.alerts[key] = acknowledge(self.alerts[key], "ada", at(self.seconds))
+
+    @rule(seconds=st.integers(1, 2000))
+    def silence(self, seconds: float) -> None:
+        """Somebody silences the failures of tables."""
+        self.silences = [Silence("failed", "*", at(self.seconds + seconds), "work")]
+
+    @rule(key=st.sampled_from(KEYS))
+    def send(self, key: Key) -> None:
+        """The messages of an alert are sent."""
+        if key in self.alerts:
+            self.received += [(key, message) for message in self.alerts[key].owed]
+            self.alerts[key] = sent(self.alerts[key], self.alerts[key].owed)
+
+    @invariant()
+    def each_message_is_due_once(self) -> None:
+        """Nobody is told of an opening twice without a resolution in between."""
+        told: dict[tuple[Key, int], str] = {}
+        owed = [(key, m) for key, alert in self.alerts.items() for m in alert.owed]
+        for key, message in [*self.received, *owed]:
+            before = told.get((key, message.to), "resolve")
+            assert (message.act == "open") == (before == "resolve"), (key, message, before)
+            told[key, message.to] = message.act
+        for (key, _), act in told.items():
+            # Whoever was told of an opening is told, or will be, of the end.
+            if act != "resolve":
+                assert key in self.alerts
+                assert self.alerts[key].is_open
+
+    @invariant()
+    def what_lasts_is_told(self) -> None:
+        """A condition that was there at two evaluations has an open alert, or an open cause."""
+        for key, alert in self.alerts.items():
+            if alert.present >= 2 and key in self.wrong and not alert.condition.causes:
+                assert alert.is_open
+
+
+TestLiving = Living.TestCase
+TestLiving.settings = hypothesis_settings(
+    max_examples=examples(100), stateful_step_count=60, deadline=None
+)
