@@ -6,7 +6,7 @@ Times are in seconds, shares from 0 to 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -121,6 +121,15 @@ Channel = Annotated[
 ]
 
 
+CHANNELS: Mapping[str, type[Section]] = {
+    "email": EmailChannel,
+    "slack": SlackChannel,
+    "pagerduty": PagerDutyChannel,
+    "webhook": WebhookChannel,
+}
+"""The channels by their kind."""
+
+
 class ScenarioSettings(Section):
     """[alerts.scenarios]: within which time somebody answers, and the channels that are told one
     after the other until then; without a ``path`` all channels are told at once.
@@ -179,3 +188,19 @@ def _doubled(names: list[str]) -> Iterator[str]:
     for name in names:
         if names.count(name) > 1:
             yield f"two channels are named {name!r}: give one another name"
+
+
+_LIMITS: Mapping[str, type[Section]] = {
+    "freshness": AgeLimit,
+    "quality": ScoreLimit,
+    "duration": AgeLimit,
+    "failed": ShareLimit,
+    "resources": ShareLimit,
+}
+
+
+def section_of(path: Sequence[str]) -> type[Section]:
+    """The section of [alerts] below which a key is wrong, by the path of the section."""
+    if path[0] == "scenarios":
+        return ScenarioSettings if path[1:] else Scenarios
+    return _LIMITS.get(path[0], AlertSettings)
