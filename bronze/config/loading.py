@@ -115,7 +115,7 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
         if path[:2] == ["alerts", "channels"] and len(path) > 3:
             # Behind the number of a channel pydantic names its kind.
             kind = path.pop(3)
-            known = SecretName if path[4:] else alerts.CHANNELS[kind]
+            known: type[BaseModel] = SecretName if path[4:] else alerts.CHANNELS[kind]
         else:
             known = _section_of(path)
         if single and path[:1] == ["source"] and len(path) > 1:

@@ -18,7 +18,7 @@ messages are sent after the alerts were stored, and a restart neither repeats no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -155,13 +155,14 @@ class Path:
 @dataclass(frozen=True)
 class Evaluation:
     """What is known at one evaluation. ``paths`` are by key, or for all other keys of a kind by the
-    kind and ""; without one nobody is told.
+    kind and ""; without one nobody is told. ``clear`` is how long a condition has to be absent.
     """
 
     now: datetime
     conditions: Sequence[Condition]
     silences: Sequence[Silence] = ()
     paths: Mapping[Key, Path] = field(default_factory=dict)
+    clear: timedelta = CLEAR
 
     def is_silenced(self, key: Key) -> bool:
         """Whether nothing is told of an alert now."""
@@ -237,6 +238,41 @@ def restart(alert: Alert, now: datetime) -> Alert:
     return replace(alert, heard=heard, seen=now, present=0, absent=0)
 
 
+def merge(
+    stored: Mapping[Key, Alert],
+    current: Mapping[Key, Alert],
+    channels: Collection[str],
+    now: datetime,
+) -> dict[Key, Alert]:
+    """The alerts of a process that could read the stored ones only now, when it has its own.
+
+    An alert that is stored as open goes on, unless it was opened here again: then those who know of
+    the stored opening are owed its end. Channels that no longer exist are owed nothing.
+    """
+    merged = {key: restart(alert, now) for key, alert in stored.items()}
+    for key, alert in current.items():
+        earlier = merged.get(key)
+        if earlier and earlier.is_open and not alert.is_open:
+            continue
+        ends: tuple[Message, ...] = ()
+        if earlier:
+            ends = _ends(earlier, now) if earlier.is_open else earlier.owed
+        merged[key] = replace(alert, owed=(*ends, *alert.owed))
+    return {
+        key: replace(alert, owed=tuple(m for m in alert.owed if m.channel in channels))
+        for key, alert in merged.items()
+    }
+
+
+def _ends(alert: Alert, now: datetime) -> tuple[Message, ...]:
+    """What is owed at the end of an alert."""
+    if alert.opened is None:
+        return alert.owed
+    earlier = [message for message in alert.owed if message.opening != alert.opened]
+    ends = [Message("resolve", channel, now, alert.opened) for channel in alert.heard]
+    return (*earlier, *ends)
+
+
 def _is_news(alert: Alert, message: Message) -> bool:
     """Whether a message of the present opening is the first that its channel would hear of it."""
     return message.opening == alert.opened and message.channel not in alert.heard
@@ -250,7 +286,7 @@ def _next(
 ) -> Alert | None:
     """The alert's state at this evaluation, before messages; None if it is forgotten."""
     if condition is None:
-        return _without(alert, evaluation.now) if alert else None
+        return _without(alert, evaluation) if alert else None
     if _cause(condition, after) is not None and (alert is None or not alert.is_open):
         return alert if alert is not None and alert.state == "resolved" else None
     return _with(alert, condition, evaluation.now)
@@ -281,7 +317,8 @@ def _with(alert: Alert | None, condition: Condition, now: datetime) -> Alert:
     return alert
 
 
-def _without(alert: Alert, now: datetime) -> Alert | None:
+def _without(alert: Alert, evaluation: Evaluation) -> Alert | None:
+    now = evaluation.now
     if alert.state == "resolved":
         old = alert.resolved is None or now - alert.resolved >= RELAPSE
         return None if old and not alert.owed else alert
@@ -292,7 +329,7 @@ def _without(alert: Alert, now: datetime) -> Alert | None:
             if absent >= EVALUATIONS and not alert.owed
             else replace(alert, absent=absent, present=0)
         )
-    clear = RELAPSE if alert.recurring else CLEAR
+    clear = RELAPSE if alert.recurring else evaluation.clear
     away = now - alert.seen if alert.seen else clear
     if absent < EVALUATIONS or away < clear:
         return replace(alert, absent=absent, present=0)
@@ -305,9 +342,7 @@ def _with_messages(alert: Alert, evaluation: Evaluation) -> Alert:
     if alert.state == "resolved":
         if alert.opened is None or alert.resolved != now:
             return alert
-        earlier = [message for message in alert.owed if message.opening != alert.opened]
-        ends = [Message("resolve", channel, now, alert.opened) for channel in alert.heard]
-        return replace(alert, owed=(*earlier, *ends))
+        return replace(alert, owed=_ends(alert, now))
     if alert.state != "open" or evaluation.is_silenced(alert.key):
         return alert
     path = evaluation.path(alert)
