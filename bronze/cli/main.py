@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from bronze.cli.failures import exit_codes
+from bronze.cli.operate import alerts_app
 
 app = typer.Typer(
     name="bronze",
@@ -238,6 +239,8 @@ def forget(
         output.print_result(done) if as_json else results.erasure_result(done)
         raise typer.Exit(done.exit_code)
 
+
+app.add_typer(alerts_app, name="alerts")
 
 _keys = typer.Typer(
     help="The keys that protect personal data.",

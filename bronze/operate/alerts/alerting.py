@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from bronze import failpoint
 from bronze.config.settings import Settings
+from bronze.governance.tables.controls import ControlRecord
+from bronze.operate import controls
 from bronze.operate.alerts import deadline, kinds, life, store
 from bronze.operate.alerts.channels.sender import sender
 from bronze.operate.alerts.delivery import TERMS, Courier, Terms, Trouble
 from bronze.operate.alerts.kinds import CHANNEL, KINDS
 from bronze.operate.alerts.life import (
     CLEAR,
+    RELAPSE,
     Alert,
     Condition,
     Evaluation,
@@ -28,7 +31,7 @@ from bronze.operate.alerts.life import (
     Path,
     Silence,
 )
-from bronze.operate.alerts.notices import Notice, notice
+from bronze.operate.alerts.notices import Notice, alert_id, notice
 from bronze.operate.alerts.storage import Storage
 
 _STORED_WITHIN = 5.0
@@ -106,7 +109,8 @@ class Alerting:
         conditions: Sequence[Condition],
         silences: Sequence[Silence] = (),
         now: datetime | None = None,
-        clear: timedelta = CLEAR,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Makes the alerts of what is wrong now, stores them, and has sent what they owe.
 
@@ -114,14 +118,27 @@ class Alerting:
             conditions: what is wrong; channels that fail are added.
             silences: of which alerts nobody is told.
             now: the time.
-            clear: how long something has to be right until its alert is resolved.
+            at_once: whether what is right again is resolved without waiting for a minute.
         """
         now = now or datetime.now(UTC)
         wrong = [*conditions, *self._channel_conditions()]
         with self.changed:
-            evaluation = Evaluation(now, wrong, silences, self._paths, clear)
+            waits = (timedelta(), timedelta()) if at_once else (CLEAR, RELAPSE)
+            evaluation = Evaluation(now, wrong, silences, self._paths, *waits)
             self._replace(life.step(self._alerts, evaluation))
         self._send()
+
+    def follow(self, requests: Iterable[ControlRecord]) -> None:
+        """Does what operators have asked about the present openings of alerts: acknowledges them.
+
+        Requests that were followed before change nothing.
+        """
+        root = self._settings.lake.root
+        for request in requests:
+            key = controls.key_of(request.subject)
+            alert = self.alerts.get(key) if request.action == "acknowledge" else None
+            if alert and alert.opened and alert_id(root, key, alert.opened) in request.details:
+                self.acknowledge(key, request.actor, request.requested)
 
     def acknowledge(self, key: Key, by: str, now: datetime) -> bool:
         """Has an alert acknowledged by somebody; whether it is one that was open."""

@@ -155,7 +155,8 @@ class Path:
 @dataclass(frozen=True)
 class Evaluation:
     """What is known at one evaluation. ``paths`` are by key, or for all other keys of a kind by the
-    kind and ""; without one nobody is told. ``clear`` is how long a condition has to be absent.
+    kind and ""; without one nobody is told. ``clear`` and ``relapse`` are as
+    `CLEAR` and `RELAPSE`.
     """
 
     now: datetime
@@ -163,6 +164,7 @@ class Evaluation:
     silences: Sequence[Silence] = ()
     paths: Mapping[Key, Path] = field(default_factory=dict)
     clear: timedelta = CLEAR
+    relapse: timedelta = RELAPSE
 
     def is_silenced(self, key: Key) -> bool:
         """Whether nothing is told of an alert now."""
@@ -289,7 +291,7 @@ def _next(
         return _without(alert, evaluation) if alert else None
     if _cause(condition, after) is not None and (alert is None or not alert.is_open):
         return alert if alert is not None and alert.state == "resolved" else None
-    return _with(alert, condition, evaluation.now)
+    return _with(alert, condition, evaluation)
 
 
 def _cause(condition: Condition, alerts: Mapping[Key, Alert]) -> Key | None:
@@ -302,11 +304,12 @@ def _is_live(alert: Alert | None) -> bool:
     return alert is not None and (alert.is_open or (alert.state == "pending" and not alert.absent))
 
 
-def _with(alert: Alert | None, condition: Condition, now: datetime) -> Alert:
+def _with(alert: Alert | None, condition: Condition, evaluation: Evaluation) -> Alert:
+    now = evaluation.now
     if alert is None:
         return Alert(condition, seen=now)
     if alert.state == "resolved":
-        returned = alert.resolved is not None and now - alert.resolved < RELAPSE
+        returned = alert.resolved is not None and now - alert.resolved < evaluation.relapse
         return Alert(condition, seen=now, recurring=returned, owed=alert.owed)
     present = alert.present + 1
     condition = replace(condition, since=min(alert.condition.since, condition.since))
@@ -329,7 +332,7 @@ def _without(alert: Alert, evaluation: Evaluation) -> Alert | None:
             if absent >= EVALUATIONS and not alert.owed
             else replace(alert, absent=absent, present=0)
         )
-    clear = RELAPSE if alert.recurring else evaluation.clear
+    clear = evaluation.relapse if alert.recurring else evaluation.clear
     away = now - alert.seen if alert.seen else clear
     if absent < EVALUATIONS or away < clear:
         return replace(alert, absent=absent, present=0)

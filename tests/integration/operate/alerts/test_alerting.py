@@ -33,7 +33,6 @@ from bronze.operate.breaker import Limits
 from tests.support.receiver import Receiver, post_office, receiver
 
 FAST = Terms(deadline=0.5, pause=0.05, limits=Limits(threshold=3, pause=0.2, longest=0.4))
-CLEAR = timedelta()
 ORDERS: Key = ("table_failed", "tests.orders")
 
 
@@ -81,7 +80,7 @@ def alerting(settings: Settings, **more: Any) -> Iterator[Alerting]:
 def open_alert(made: Alerting, *conditions: Condition) -> None:
     """Two evaluations with conditions."""
     for _ in range(2):
-        made.evaluate(conditions, clear=CLEAR)
+        made.evaluate(conditions, at_once=True)
 
 
 def until(made: Alerting, is_so: Callable[[], bool], seconds: float = 15) -> None:
@@ -364,7 +363,7 @@ made.start()
 now = datetime.now(UTC)
 conditions = [Condition("table_failed", "tests.orders", "critical", now, "failed")]
 for what in (conditions, conditions, [], []) if sys.argv[2] == "all" else ([], []):
-    made.evaluate(what, clear=timedelta())
+    made.evaluate(what, at_once=True)
     with made.changed:
         made.changed.wait_for(lambda: not any(a.owed for a in made.alerts.values()), 10)
 assert made.stop(10)
