@@ -397,6 +397,25 @@ def test_a_kill_at_any_step_loses_no_alert(point: str, tmp_path: Path) -> None:
         assert (alert.state, alert.owed) == ("resolved", ())
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "point",
+    ["file:1", "commit:1", "committed:1", "alerted:2", "sending:1", "answered:1", "committed:2"],
+)
+def test_what_goes_on_after_a_kill_is_told_once(point: str, tmp_path: Path) -> None:
+    """The next process finds the same thing wrong: one incident, which is resolved at the end."""
+    with receiver() as server:
+        command = [sys.executable, "-c", CHILD, json.dumps(document(tmp_path, pager(server.url)))]
+        env = {**os.environ, "BRONZE_FAILPOINT": point}
+        killed = subprocess.run([*command, "all"], env=env, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        subprocess.run([*command, "all"], check=True)
+        got = events(server)
+    assert len({key for _, key in got}) == 1
+    assert [action for action, _ in got][-1] == "resolve"
+    assert [action for action, _ in got].count("trigger") == (2 if point == "answered:1" else 1)
+
+
 def test_the_table_is_readable_by_anybody(tmp_path: Path) -> None:
     """Each change is a row, with the id of the opening that channels know it by."""
     with receiver() as server:

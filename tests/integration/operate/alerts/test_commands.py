@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from bronze.cli.main import app
 from bronze.config.settings import Settings
@@ -80,7 +79,7 @@ def opened(config: Path, server: Receiver) -> Alerting:
 
 def failed() -> Condition:
     """The condition of the table."""
-    return Condition(*ORDERS.split(":"), "critical", datetime.now(UTC), "orders failed")  # type: ignore[arg-type]
+    return Condition(*controls.key_of(ORDERS), "critical", datetime.now(UTC), "orders failed")
 
 
 def test_an_alert_is_listed_and_acknowledged(config: Path, server: Receiver) -> None:
