@@ -252,6 +252,9 @@ class Alerting:
             return ()
         key = alert.key, message.opening
         if key not in self._advice:
+            with self.changed:
+                known = {(key, alert.opened) for key, alert in self._alerts.items()}
+                self._advice = {k: why for k, why in self._advice.items() if k in known}
             work = deadline.start(lambda: tuple(self._advisors.why(alert.condition)), "bronze-why")
             try:
                 self._advice[key] = work.result(_ADVISED_WITHIN)

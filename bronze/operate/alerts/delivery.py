@@ -103,6 +103,7 @@ class Courier:
 
     def __post_init__(self) -> None:
         self._entries: dict[Key, _Entry] = {}
+        self._current: _Entry | None = None
         self._changed = threading.Condition()
         self._stopping = False
         self._breaker = Breaker(self.name)
@@ -125,12 +126,14 @@ class Courier:
     def trouble(self) -> Trouble | None:
         """What is wrong with the channel, as long as messages wait for it."""
         with self._changed:
-            failing = [entry for entry in self._entries.values() if entry.failing_since]
+            # What is being tried again has not been sent yet.
+            waiting = [*self._entries.values(), *([self._current] if self._current else [])]
+            failing = [entry for entry in waiting if entry.failing_since]
             if not failing:
                 return None
             last = max(failing, key=lambda entry: entry.not_before)
             since = min(entry.failing_since for entry in failing if entry.failing_since)
-            return Trouble(since, last.error, len(self._entries))
+            return Trouble(since, last.error, len(waiting))
 
     def stop(self) -> None:
         """Begins nothing more; what is not sent stays owed."""
@@ -151,6 +154,8 @@ class Courier:
                 # A fault of ours must not end the courier: nobody would be told any more.
                 fault = f"{type(error).__name__} inside bronze"
                 self._postpone(*work, ChannelError(fault, retry=True, uncertain=True))
+            with self._changed:
+                self._current = None
 
     def _next(self) -> tuple[Key, _Entry] | None:
         """The entry whose turn it is, taken out; None at the end."""
@@ -160,7 +165,8 @@ class Courier:
                 begins = self._next_begin(now)
                 if begins is not None and begins <= now:
                     key = min(self._entries, key=lambda key: self._entries[key].not_before)
-                    return key, self._entries.pop(key)
+                    self._current = self._entries.pop(key)
+                    return key, self._current
                 self._changed.wait((begins - now).total_seconds() if begins else None)
         return None
 
@@ -193,6 +199,7 @@ class Courier:
             return
         failpoint.reach("answered")
         self._record(began, failed=False)
+        entry.failing_since = None
         self.outbox.end(key, message, answer)
         # There may be another message, such as the resolution of what was just opened.
         self._keep(key, _Entry(self.clock()))
@@ -233,4 +240,5 @@ class Courier:
 
     def _keep(self, key: Key, entry: _Entry) -> None:
         with self._changed:
+            self._current = None
             self._entries[key] = entry

@@ -96,7 +96,7 @@ def notice(
         act=act,
         level=condition.level,
         kind=condition.kind,
-        subject=condition.subject,
+        subject=visible(condition.subject),
         title=_one_line(title),
         lines=tuple(map(visible, [*lines, *([url] if url else [])])),
         at=message.at,

@@ -20,7 +20,8 @@ from bronze.config.settings import Settings
 from bronze.operate.alerts.channels import email, slack, webhook
 from bronze.operate.alerts.channels.failure import ChannelError
 from bronze.operate.alerts.channels.sender import sender
-from bronze.operate.alerts.notices import Notice
+from bronze.operate.alerts.life import Alert, Condition, Message
+from bronze.operate.alerts.notices import Notice, notice
 from tests.support.receiver import Receiver, post_office, receiver, server_context
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -311,11 +312,16 @@ def test_a_secret_that_was_changed_is_used_at_once(monkeypatch: pytest.MonkeyPat
     assert keys == ["routing-s3cret", "rotated"]
 
 
-def test_modules_hide_nothing_themselves() -> None:
-    """A mail's headers cannot be injected, and Slack's texts are cut between characters."""
-    mail = email.mail(
-        replace(OPENED, subject="x\\nBcc: eve@example.com"),
-        email.Mailbox("h", 25, "none", "b@example.com", ("ada@example.com",)),
-    )
+def test_a_table_of_any_name_can_be_told_of() -> None:
+    """Line breaks in it become neither headers of a mail nor lines; long texts of Slack are cut
+    between characters.
+    """
+    name = "x\nBcc: eve@example.com\x1b[2J"
+    condition = Condition("failed", name, "critical", NOON, f"{name} failed")
+    alert = Alert(condition, state="open", opened=NOON)
+    told = notice("lake", alert, Message("open", "c", NOON, NOON), why=[name])
+    mail = email.mail(told, email.Mailbox("h", 25, "none", "b@example.com", ("ada@example.com",)))
     assert mail["Bcc"] is None
+    assert r"x\nBcc: eve@example.com\x1b[2J" in str(mail["Subject"])
+    assert "\x1b" not in mail.as_string() + told.text
     assert slack._escape("<<<", 8) == "&lt;&lt;"

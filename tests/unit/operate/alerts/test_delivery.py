@@ -145,6 +145,7 @@ def test_a_message_that_is_refused_does_not_hold_back_others() -> None:
         trouble = courier.trouble()
         assert trouble is not None
         assert (trouble.error, trouble.waiting) == ("no such key", 1)
+        assert courier._entries[ORDERS].not_before > datetime.now(UTC) + timedelta(minutes=10)
     assert len(channel.asked) == 6
 
 
@@ -163,6 +164,32 @@ def test_a_message_is_given_up_after_a_day() -> None:
     assert outbox.ends == [(ORDERS, "given up: down")]
     assert len(channel.asked) >= 3
     assert now[0] - NOON > timedelta(hours=24)
+
+
+def test_a_channel_is_in_trouble_while_it_is_tried_again() -> None:
+    """An attempt that takes long hides nothing."""
+    begun, release, fails = threading.Event(), threading.Event(), [True]
+
+    def send(notice: Notice, timeout: float) -> str:
+        if fails.pop() if fails else False:
+            raise retried()
+        begun.set()
+        release.wait(10)
+        return "fine"
+
+    outbox = Owed(datetime.now(UTC), ORDERS)
+    courier = Courier("team", send, outbox, Terms(deadline=10, pause=0.01))
+    courier.start()
+    courier.offer(ORDERS)
+    assert begun.wait(5)
+    trouble = courier.trouble()
+    assert trouble is not None
+    assert (trouble.error, trouble.waiting) == ("down", 1)
+    release.set()
+    outbox.wait(lambda: bool(outbox.ends))
+    courier.stop()
+    assert courier.join(5)
+    assert courier.trouble() is None
 
 
 def test_a_fault_ends_no_courier() -> None:
