@@ -284,6 +284,32 @@ def test_a_lake_that_is_gone_keeps_no_message_back(tmp_path: Path) -> None:
     assert stored(settings)["lake_unreachable", ""].is_open
 
 
+def test_a_lake_that_hangs_keeps_no_message_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given a moment; the process ends in time without it."""
+    release, append = threading.Event(), store.append
+
+    def hang(*arguments: Any, **more: Any) -> None:
+        release.wait(60)
+        append(*arguments, **more)
+
+    monkeypatch.setattr(store, "append", hang)
+    monkeypatch.setattr("bronze.operate.alerts.alerting._STORED_WITHIN", 0.1)
+    with receiver() as server:
+        settings = loading.parse(document(tmp_path, pager(server.url)))
+        made = Alerting(settings, terms=FAST)
+        made.start()
+        open_alert(made, wrong())
+        server.wait(1, seconds=5)
+        began = time.monotonic()
+        assert not made.stop(0.3)
+        assert time.monotonic() - began < 2
+        release.set()
+        assert made.stop(10)
+    assert stored(settings)[ORDERS].is_open
+
+
 def test_alerts_of_an_earlier_process_are_resolved_though_they_were_read_late(
     tmp_path: Path,
 ) -> None:
