@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from bronze.config.settings import Settings
-from bronze.errors import ConfigError
+from bronze.errors import BronzeError, ConfigError
 from bronze.governance import actor, audit
 from bronze.operate.alerts.alerting import Alerting
 from bronze.operate.alerts.delivery import TERMS, Terms
@@ -31,7 +31,9 @@ class ChannelAnswer:
 
 @dataclass(frozen=True)
 class Trial:
-    """What all channels answered; ``unstored`` is why the alert was not stored, "" if it was."""
+    """What all channels answered; ``unstored`` is why the alert, or the record of the
+    test, was not stored, "" if it was.
+    """
 
     answers: tuple[ChannelAnswer, ...]
     unstored: str = ""
@@ -48,7 +50,6 @@ def try_channels(settings: Settings, terms: Terms = TERMS) -> Trial:
 
     Raises:
         ConfigError: the config has no channels.
-        LakeError, LakeUnreachable: the record cannot be written.
     """
     if not settings.alerts.channels:
         raise ConfigError("The config has no channels.", hint="Add one under [[alerts.channels]].")
@@ -79,14 +80,16 @@ def try_channels(settings: Settings, terms: Terms = TERMS) -> Trial:
         for channel in settings.alerts.channels
     )
     trial = Trial(answers, alerting.storage_error)
-    failed = [answer.channel for answer in answers if answer.error]
-    audit.record(
-        settings,
-        "test alerts",
-        subject,
-        "incomplete" if trial.exit_code else "succeeded",
-        {"channels": [answer.channel for answer in answers], "failed": failed},
-    )
+    details = {
+        "channels": [answer.channel for answer in answers],
+        "failed": [answer.channel for answer in answers if answer.error],
+    }
+    result = "incomplete" if trial.exit_code else "succeeded"
+    try:
+        audit.record(settings, "test alerts", subject, result, details)
+    except BronzeError as error:
+        # What the channels have answered is to be seen all the same.
+        return replace(trial, unstored=trial.unstored or error.message)
     return trial
 
 

@@ -175,3 +175,12 @@ def test_a_test_names_the_channel_that_fails(config: Path, server: Receiver) -> 
     config.write_text(config.read_text().split("[[alerts")[0])
     result = bronze(config, "test")
     assert (result.exit_code, "has no channels" in result.stderr) == (2, True)
+
+
+def test_a_test_needs_no_lake(config: Path, server: Receiver) -> None:
+    """What the channels answer is printed, and that nothing could be stored."""
+    (config.parent / "lake").write_text("no folder")
+    result = bronze(config, "test")
+    assert result.exit_code == 1
+    assert "on-call (pagerduty): opened: 202 Event processed; resolved: 202" in result.stdout
+    assert "was not stored" in result.stderr
