@@ -30,6 +30,9 @@ POINTS = (
 )
 """Their names, in the order in which a run and the maintenance after it reach them."""
 
+ALERT_POINTS = ("alerted", "sending", "answered")
+"""Those of alerts: when they are stored, before a message is sent, before it is stored as sent."""
+
 _NAME, _, _COUNT = os.environ.get("BRONZE_FAILPOINT", "").partition(":")
 _remaining = {_NAME: int(_COUNT or 1)} if _NAME else {}
 

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from bronze.cli.failures import exit_codes
+from bronze.cli.operate import alerts_app
 
 app = typer.Typer(
     name="bronze",
@@ -239,6 +240,8 @@ def forget(
         output.print_result(done) if as_json else results.erasure_result(done)
         raise typer.Exit(done.exit_code)
 
+
+app.add_typer(alerts_app, name="alerts")
 
 _keys = typer.Typer(
     help="The keys that protect personal data.",

@@ -5,7 +5,8 @@ Times are in seconds, shares from 0 to 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -13,7 +14,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from bronze.config.fields import NameList, Seconds, SecretName, Section, to_seconds
 
 Level = Literal["warning", "critical"]
-_URL = r"^https?://\S+$"
+_URL = r"^https?://[!-~]+$"
+_ADDRESS = r"^[^\s@,;<>]+@[^\s@,;<>]+$"
 
 
 class Threshold(Section):
@@ -50,7 +52,7 @@ class EmailChannel(Section):
     kind: Literal["email"]
     name: str = Field(min_length=1)
     server: str = Field(pattern=r"^\S+:\d{1,5}$")
-    sender: str = Field(pattern=r"^\S+@\S+$")
+    sender: str = Field(pattern=_ADDRESS)
     to: NameList = Field(min_length=1)
     tls: Literal["starttls", "implicit", "none"] = "starttls"
     user: str = ""
@@ -58,8 +60,10 @@ class EmailChannel(Section):
 
     @model_validator(mode="after")
     def _check(self) -> EmailChannel:
-        if any("@" not in address for address in self.to):
+        if not all(re.fullmatch(_ADDRESS, address) for address in self.to):
             raise ValueError(f"to of channel {self.name} are addresses like ada@example.com")
+        if not 0 < int(self.server.rpartition(":")[2]) < 2**16:
+            raise ValueError(f"server of channel {self.name} has a port that does not exist")
         if bool(self.user) != (self.password is not None):
             raise ValueError(f"channel {self.name} needs user and password, or neither")
         host = self.server.rpartition(":")[0]
@@ -108,13 +112,22 @@ class WebhookChannel(Section):
 
     kind: Literal["webhook"]
     name: str = Field(min_length=1)
-    url: str | SecretName
+    url: Annotated[str, Field(pattern=_URL)] | SecretName
     secret: SecretName | None = None
 
 
 Channel = Annotated[
     EmailChannel | SlackChannel | PagerDutyChannel | WebhookChannel, Field(discriminator="kind")
 ]
+
+
+CHANNELS: Mapping[str, type[Section]] = {
+    "email": EmailChannel,
+    "slack": SlackChannel,
+    "pagerduty": PagerDutyChannel,
+    "webhook": WebhookChannel,
+}
+"""The channels by their kind."""
 
 
 class ScenarioSettings(Section):
@@ -152,16 +165,42 @@ class AlertSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> AlertSettings:
         names = [channel.name for channel in self.channels]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two channels are named {name!r}: give one another name")
+        for mistake in (*_doubled(names), *self._unknown(names)):
+            raise ValueError(mistake)
+        return self
+
+    def _unknown(self, names: list[str]) -> Iterator[str]:
+        """Sentences about paths that name what is no channel, or one channel twice."""
+        known = f"there are {', '.join(names)}" if names else "there is none"
         for scenario in Scenarios.model_fields:
-            path: Mapping[str, str] = dict.fromkeys(getattr(self.scenarios, scenario).path, "")
+            path: tuple[str, ...] = getattr(self.scenarios, scenario).path
             for name in path:
                 if name not in names:
-                    known = f"; there are {', '.join(names)}" if names else "; there is none"
-                    raise ValueError(
+                    yield (
                         f"scenarios.{scenario}.path names the channel {name!r}, which"
-                        f" [[alerts.channels]] does not have{known}"
+                        f" [[alerts.channels]] does not have; {known}"
                     )
-        return self
+                if path.count(name) > 1:
+                    yield f"scenarios.{scenario}.path names the channel {name!r} twice"
+
+
+def _doubled(names: list[str]) -> Iterator[str]:
+    for name in names:
+        if names.count(name) > 1:
+            yield f"two channels are named {name!r}: give one another name"
+
+
+_LIMITS: Mapping[str, type[Section]] = {
+    "freshness": AgeLimit,
+    "quality": ScoreLimit,
+    "duration": AgeLimit,
+    "failed": ShareLimit,
+    "resources": ShareLimit,
+}
+
+
+def section_of(path: Sequence[str]) -> type[Section]:
+    """The section of [alerts] below which a key is wrong, by the path of the section."""
+    if path[0] == "scenarios":
+        return ScenarioSettings if path[1:] else Scenarios
+    return _LIMITS.get(path[0], AlertSettings)

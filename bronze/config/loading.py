@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from bronze.config import alerts
+from bronze.config.alerts import AlertSettings
 from bronze.config.fields import SecretName
 from bronze.config.protection import ColumnProtection
 from bronze.config.quality import RULE_SECTIONS, QualitySettings, RuleSettings
@@ -110,11 +112,17 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
     messages = []
     for problem in error.errors(include_input=False, include_url=False):
         path = [str(part) for part in problem["loc"] if not _is_type_name(part)]
+        if path[:2] == ["alerts", "channels"] and len(path) > 3:
+            # Behind the number of a channel pydantic names its kind.
+            kind = path.pop(3)
+            known: type[BaseModel] = SecretName if path[4:] else alerts.CHANNELS[kind]
+        else:
+            known = _section_of(path)
         if single and path[:1] == ["source"] and len(path) > 1:
             del path[1]
         key = ".".join(path)
         if problem["type"] == "extra_forbidden":
-            messages.append(f"unknown key {key}{_suggestion(path)}")
+            messages.append(f"unknown key {key}{_suggestion(path[-1], known)}")
         elif problem["type"] == "missing":
             messages.append(f"{key} is missing")
         else:
@@ -151,6 +159,8 @@ def _section_of(path: list[str]) -> type[BaseModel]:
         return Pool if rest[-1] == "pool" else SecretName
     if top == "protection" and rest:
         return SecretName
+    if top == "alerts" and rest:
+        return alerts.section_of(rest)
     if top == "tables" and "protect" in rest:
         return ColumnProtection
     if top == "tables" and rest[-1:] == ["anomalies"]:
@@ -165,16 +175,17 @@ def _section_of(path: list[str]) -> type[BaseModel]:
         "protection": ProtectionSettings,
         "audit": AuditSettings,
         "lineage": LineageSettings,
+        "alerts": AlertSettings,
         "tables": TableSettings,
     }
     return sections.get(top, Settings)
 
 
-def _suggestion(path: list[str]) -> str:
+def _suggestion(key: str, section: type[BaseModel]) -> str:
     """The nearest known key of the section, or all of them where none is near."""
-    fields = _section_of(path).model_fields.items()
+    fields = section.model_fields.items()
     known = [field.alias or name for name, field in fields if not field.exclude]
-    close = difflib.get_close_matches(path[-1], known, 1, 0.5)
+    close = difflib.get_close_matches(key, known, 1, 0.5)
     if close:
         return f" (did you mean {close[0]}?)"
     return f" (known keys: {', '.join(known)})"

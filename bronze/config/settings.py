@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
+from bronze.config.alerts import AlertSettings
 from bronze.config.fields import Bytes, NameList, Seconds, SecretName, Section, to_seconds
 from bronze.config.protection import MASTER_KEY
 from bronze.config.quality import QualitySettings
@@ -224,6 +225,7 @@ class Settings(Section):
     protection: ProtectionSettings = ProtectionSettings()
     audit: AuditSettings = AuditSettings()
     lineage: LineageSettings = LineageSettings()
+    alerts: AlertSettings = AlertSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)

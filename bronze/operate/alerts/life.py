@@ -11,12 +11,14 @@ messages are sent after the alerts were stored, and a restart neither repeats no
   when it has stayed away for longer.
 - A condition whose cause has an open alert opens none: one outage is one message.
 - An alert that nobody acknowledges is told to the next step of its path, when its time is over.
+- A message is owed to a channel until it was sent. One that has become pointless is not sent: who
+  never heard of an alert hears neither that somebody sees to it, nor that it is over.
 - Nothing is told under a silence; what is still open when the silence ends is told then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -61,11 +63,22 @@ class Condition:
 
 @dataclass(frozen=True)
 class Message:
-    """What a step of an alert's path is owed or was told: ``to`` is the number of the step."""
+    """What a channel is owed: ``opening`` is when the alert opened that it is about."""
 
     act: Act
-    to: int
+    channel: str
     at: datetime
+    opening: datetime
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A message that was sent by a channel at a time, and what was answered."""
+
+    act: Act
+    channel: str
+    at: datetime
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -74,8 +87,9 @@ class Alert:
 
     ``present`` and ``absent`` count evaluations in a row with and without its condition, which was
     ``seen`` last at a time. ``recurring`` says that it comes and goes. ``step`` is the last step of
-    the path that was told, -1 for nobody, ``told`` when that was; ``owed`` are the messages that
-    are to be sent. ``effects`` is how many conditions it explains.
+    the path that was told, -1 for nobody, ``told`` when that was. ``owed`` are the messages that
+    are to be sent, in their order; ``heard`` are the channels that know, or may know, that it is
+    open; ``receipts`` what was sent. ``effects`` is how many conditions it explains.
     """
 
     condition: Condition
@@ -91,6 +105,8 @@ class Alert:
     step: int = -1
     told: datetime | None = None
     owed: tuple[Message, ...] = ()
+    heard: tuple[str, ...] = ()
+    receipts: tuple[Receipt, ...] = ()
     effects: int = 0
 
     @property
@@ -102,6 +118,10 @@ class Alert:
     def is_open(self) -> bool:
         """Whether somebody has to see to it: open, or acknowledged."""
         return self.state in ("open", "acknowledged")
+
+    def next_message(self, channel: str) -> Message | None:
+        """The first message that a channel is owed."""
+        return next((message for message in self.owed if message.channel == channel), None)
 
 
 @dataclass(frozen=True)
@@ -124,22 +144,27 @@ class Silence:
 
 @dataclass(frozen=True)
 class Path:
-    """Who is told: the number of ``steps``, and after how much time without an acknowledgement the
-    next one is told.
+    """Who is told: the channels of each of the ``steps``, and after how much time without an
+    acknowledgement the next one is told. Without a step nobody is told.
     """
 
-    steps: int = 1
+    steps: tuple[tuple[str, ...], ...] = ()
     respond: timedelta = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known at one evaluation. ``paths`` are by kind; a kind without one has one step."""
+    """What is known at one evaluation. ``paths`` are by key, or for all other keys of a kind by the
+    kind and ""; without one nobody is told. ``clear`` and ``relapse`` are as
+    `CLEAR` and `RELAPSE`.
+    """
 
     now: datetime
     conditions: Sequence[Condition]
     silences: Sequence[Silence] = ()
-    paths: Mapping[str, Path] = field(default_factory=dict)
+    paths: Mapping[Key, Path] = field(default_factory=dict)
+    clear: timedelta = CLEAR
+    relapse: timedelta = RELAPSE
 
     def is_silenced(self, key: Key) -> bool:
         """Whether nothing is told of an alert now."""
@@ -147,7 +172,8 @@ class Evaluation:
 
     def path(self, alert: Alert) -> Path:
         """Who is told of an alert."""
-        return self.paths.get(alert.condition.kind, Path())
+        kind, _ = alert.key
+        return self.paths.get(alert.key) or self.paths.get((kind, ""), Path())
 
 
 def step(alerts: Mapping[Key, Alert], evaluation: Evaluation) -> dict[Key, Alert]:
@@ -170,18 +196,88 @@ def step(alerts: Mapping[Key, Alert], evaluation: Evaluation) -> dict[Key, Alert
 
 def acknowledge(alert: Alert, by: str, now: datetime) -> Alert:
     """The alert after somebody has said that they see to it."""
-    if alert.state != "open":
+    if alert.state != "open" or alert.opened is None:
         return alert
-    messages = tuple(Message("acknowledge", to, now) for to in range(alert.step + 1))
-    return replace(
-        alert, state="acknowledged", acknowledged=now, by=by, owed=(*alert.owed, *messages)
-    )
+    messages = [Message("acknowledge", channel, now, alert.opened) for channel in alert.heard]
+    owed = [message for message in alert.owed if not _is_news(alert, message)]
+    return replace(alert, state="acknowledged", acknowledged=now, by=by, owed=(*owed, *messages))
 
 
-def sent(alert: Alert, messages: Iterable[Message]) -> Alert:
-    """The alert after messages were sent, or given up."""
-    done = set(messages)
-    return replace(alert, owed=tuple(message for message in alert.owed if message not in done))
+def begin(alert: Alert, message: Message) -> Alert:
+    """The alert when a message begins to be sent: from now on its channel may know of it."""
+    if message.act != "open" or message.channel in alert.heard:
+        return alert
+    return replace(alert, heard=(*alert.heard, message.channel))
+
+
+def sent(alert: Alert, message: Message, answer: str, now: datetime) -> Alert:
+    """The alert after a message was sent, or given up."""
+    receipt = Receipt(message.act, message.channel, now, answer)
+    owed = tuple(other for other in alert.owed if other != message)
+    return replace(alert, owed=owed, receipts=(*alert.receipts, receipt))
+
+
+def unsent(alert: Alert, message: Message) -> Alert:
+    """The alert after a message certainly did not arrive, which was the first attempt of its
+    channel: the opposite of `begin`.
+    """
+    if message.act != "open":
+        return alert
+    heard = alert.heard
+    if alert.opened == message.opening:
+        heard = tuple(channel for channel in heard if channel != message.channel)
+    about = message.channel, message.opening
+    owed = tuple(m for m in alert.owed if m == message or (m.channel, m.opening) != about)
+    return replace(alert, heard=heard, owed=owed)
+
+
+def restart(alert: Alert, now: datetime) -> Alert:
+    """A stored alert in a process that has just started: what was owed may have been sent, and
+    nothing is known of the time since.
+    """
+    channels = [m.channel for m in alert.owed if m.act == "open" and m.opening == alert.opened]
+    heard = tuple(dict.fromkeys([*alert.heard, *channels]))
+    return replace(alert, heard=heard, seen=now, present=0, absent=0)
+
+
+def merge(
+    stored: Mapping[Key, Alert],
+    current: Mapping[Key, Alert],
+    channels: Collection[str],
+    now: datetime,
+) -> dict[Key, Alert]:
+    """The alerts of a process that could read the stored ones only now, when it has its own.
+
+    An alert that is stored as open goes on, unless it was opened here again: then those who know of
+    the stored opening are owed its end. Channels that no longer exist are owed nothing.
+    """
+    merged = {key: restart(alert, now) for key, alert in stored.items()}
+    for key, alert in current.items():
+        earlier = merged.get(key)
+        if earlier and earlier.is_open and not alert.is_open:
+            continue
+        ends: tuple[Message, ...] = ()
+        if earlier:
+            ends = _ends(earlier, now) if earlier.is_open else earlier.owed
+        merged[key] = replace(alert, owed=(*ends, *alert.owed))
+    return {
+        key: replace(alert, owed=tuple(m for m in alert.owed if m.channel in channels))
+        for key, alert in merged.items()
+    }
+
+
+def _ends(alert: Alert, now: datetime) -> tuple[Message, ...]:
+    """What is owed at the end of an alert."""
+    if alert.opened is None:
+        return alert.owed
+    earlier = [message for message in alert.owed if message.opening != alert.opened]
+    ends = [Message("resolve", channel, now, alert.opened) for channel in alert.heard]
+    return (*earlier, *ends)
+
+
+def _is_news(alert: Alert, message: Message) -> bool:
+    """Whether a message of the present opening is the first that its channel would hear of it."""
+    return message.opening == alert.opened and message.channel not in alert.heard
 
 
 def _next(
@@ -192,10 +288,10 @@ def _next(
 ) -> Alert | None:
     """The alert's state at this evaluation, before messages; None if it is forgotten."""
     if condition is None:
-        return _without(alert, evaluation.now) if alert else None
+        return _without(alert, evaluation) if alert else None
     if _cause(condition, after) is not None and (alert is None or not alert.is_open):
         return alert if alert is not None and alert.state == "resolved" else None
-    return _with(alert, condition, evaluation.now)
+    return _with(alert, condition, evaluation)
 
 
 def _cause(condition: Condition, alerts: Mapping[Key, Alert]) -> Key | None:
@@ -208,11 +304,12 @@ def _is_live(alert: Alert | None) -> bool:
     return alert is not None and (alert.is_open or (alert.state == "pending" and not alert.absent))
 
 
-def _with(alert: Alert | None, condition: Condition, now: datetime) -> Alert:
+def _with(alert: Alert | None, condition: Condition, evaluation: Evaluation) -> Alert:
+    now = evaluation.now
     if alert is None:
         return Alert(condition, seen=now)
     if alert.state == "resolved":
-        returned = alert.resolved is not None and now - alert.resolved < RELAPSE
+        returned = alert.resolved is not None and now - alert.resolved < evaluation.relapse
         return Alert(condition, seen=now, recurring=returned, owed=alert.owed)
     present = alert.present + 1
     condition = replace(condition, since=min(alert.condition.since, condition.since))
@@ -223,7 +320,8 @@ def _with(alert: Alert | None, condition: Condition, now: datetime) -> Alert:
     return alert
 
 
-def _without(alert: Alert, now: datetime) -> Alert | None:
+def _without(alert: Alert, evaluation: Evaluation) -> Alert | None:
+    now = evaluation.now
     if alert.state == "resolved":
         old = alert.resolved is None or now - alert.resolved >= RELAPSE
         return None if old and not alert.owed else alert
@@ -234,7 +332,7 @@ def _without(alert: Alert, now: datetime) -> Alert | None:
             if absent >= EVALUATIONS and not alert.owed
             else replace(alert, absent=absent, present=0)
         )
-    clear = RELAPSE if alert.recurring else CLEAR
+    clear = evaluation.relapse if alert.recurring else evaluation.clear
     away = now - alert.seen if alert.seen else clear
     if absent < EVALUATIONS or away < clear:
         return replace(alert, absent=absent, present=0)
@@ -245,18 +343,21 @@ def _with_messages(alert: Alert, evaluation: Evaluation) -> Alert:
     """The alert with the messages that have become due."""
     now = evaluation.now
     if alert.state == "resolved":
-        if alert.step < 0 or alert.resolved != now:
+        if alert.opened is None or alert.resolved != now:
             return alert
-        messages = tuple(Message("resolve", to, now) for to in range(alert.step + 1))
-        return replace(alert, owed=(*alert.owed, *messages))
+        return replace(alert, owed=_ends(alert, now))
     if alert.state != "open" or evaluation.is_silenced(alert.key):
         return alert
     path = evaluation.path(alert)
-    if alert.step < 0:
-        return replace(alert, step=0, told=now, owed=(*alert.owed, Message("open", 0, now)))
-    waited = alert.told is not None and now - alert.told >= path.respond
-    if waited and alert.step + 1 < path.steps:
-        following = alert.step + 1
-        message = Message("open", following, now)
-        return replace(alert, step=following, told=now, owed=(*alert.owed, message))
+    waited = alert.told is None or now - alert.told >= path.respond
+    if waited and alert.step + 1 < len(path.steps):
+        return _tell(alert, path.steps[alert.step + 1], now)
     return alert
+
+
+def _tell(alert: Alert, channels: Iterable[str], now: datetime) -> Alert:
+    """The alert after the channels of the next step are owed its opening."""
+    opening = alert.opened or now
+    known = {*alert.heard, *(m.channel for m in alert.owed if m.opening == opening)}
+    news = [Message("open", channel, now, opening) for channel in channels if channel not in known]
+    return replace(alert, step=alert.step + 1, told=now, owed=(*alert.owed, *news))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from bronze.operate.alerts.life import Act, Alert, Level
+from bronze.operate.alerts.life import Act, Alert, Key, Level, Message
 from bronze.printable import visible
 
 _OPENINGS = {
@@ -46,17 +46,16 @@ class Notice:
         return "\n".join([self.title, "", *self.lines])
 
 
-def alert_id(lake: str, alert: Alert) -> str:
+def alert_id(lake: str, key: Key, opening: datetime) -> str:
     """An id of one opening of an alert: messages sent twice are known as the same."""
-    opened = alert.opened.isoformat() if alert.opened else ""
-    return sha256("\0".join([lake, *alert.key, opened]).encode()).hexdigest()[:32]
+    text = "\0".join([lake, *key, opening.astimezone(UTC).isoformat()])
+    return sha256(text.encode()).hexdigest()[:32]
 
 
 def notice(
     lake: str,
     alert: Alert,
-    act: Act,
-    at: datetime,
+    message: Message,
     *,
     why: Sequence[str] = (),
     by_itself: str = "",
@@ -69,15 +68,14 @@ def notice(
     Args:
         lake: the lake's root, which tells installations apart.
         alert: the alert after the act.
-        act: what happened.
-        at: when.
+        message: what happened, and when.
         why: what is known about the cause: sentences.
         by_itself: what bronze does about it.
         steps: the first steps of the runbook, as commands.
         told_next: who is told next, and when.
         url: the page of the alert.
     """
-    condition = alert.condition
+    condition, act = alert.condition, message.act
     lines = [f"Since {_time(condition.since)}. {condition.kind}, {condition.level}."]
     if alert.effects:
         lines.append(f"{alert.effects:,} other alerts have this cause and are not sent.")
@@ -90,18 +88,18 @@ def notice(
         lines += [told_next] if told_next else []
     elif act == "acknowledge":
         lines.append(f"{alert.by} sees to it.")
-    elif alert.resolved:
+    elif alert.resolved and alert.opened == message.opening:
         lines.append(f"It lasted until {_time(alert.resolved)}.")
     title = f"{_OPENINGS[act]}{condition.text}"
     return Notice(
-        id=alert_id(lake, alert),
+        id=alert_id(lake, alert.key, message.opening),
         act=act,
         level=condition.level,
         kind=condition.kind,
-        subject=condition.subject,
+        subject=visible(condition.subject),
         title=_one_line(title),
         lines=tuple(map(visible, [*lines, *([url] if url else [])])),
-        at=at,
+        at=message.at,
         by=alert.by,
         url=url,
     )

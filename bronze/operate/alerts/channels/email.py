@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import smtplib
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import format_datetime
@@ -31,44 +32,70 @@ def send(notice: Notice, mailbox: Mailbox, password: str | None, timeout: float)
     """Sends a mail; returns what the server answered.
 
     Raises:
-        ChannelError: it was not accepted, by any of the recipients.
+        ChannelError: it was not accepted, or not for all of the recipients.
     """
-    message = mail(notice, mailbox)
+    host, message, ready = mailbox.host, mail(notice, mailbox), False
+    server = None
     try:
-        with _connection(mailbox, timeout) as server:
-            if mailbox.tls == "starttls":
-                server.starttls(context=ssl.create_default_context())
-            if mailbox.user:
-                server.login(mailbox.user, password or "")
-            refused = server.send_message(message)
-    except smtplib.SMTPRecipientsRefused as error:
-        codes = [code for code, _ in error.recipients.values()]
-        raise ChannelError(
-            f"{mailbox.host} refused {', '.join(error.recipients)} ({codes[0]})",
-            retry=any(code < _PERMANENT for code in codes),
-        ) from None
-    except smtplib.SMTPAuthenticationError as error:
-        raise ChannelError(
-            f"{mailbox.host} refused the login of {mailbox.user} ({error.smtp_code})", retry=False
-        ) from None
-    except smtplib.SMTPResponseException as error:
-        said = error.smtp_error
-        text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
-        raise ChannelError(
-            f"{mailbox.host} answered {error.smtp_code} {visible(text[:200])}",
-            retry=error.smtp_code < _PERMANENT,
-        ) from None
+        server = _connection(mailbox, timeout)
+        if mailbox.tls == "starttls":
+            server.starttls(context=ssl.create_default_context())
+        if mailbox.user:
+            server.login(mailbox.user, password or "")
+        ready = True
+        refused = server.send_message(message)
+        # The mail is accepted: whatever happens to the connection now must not send it again.
+        with suppress(OSError, smtplib.SMTPException):
+            server.quit()
+    except smtplib.SMTPException as error:
+        raise _refusal(mailbox, error, uncertain=ready) from None
     except ssl.SSLError as error:
         why = getattr(error, "verify_message", "") or error.reason or "no TLS"
+        raise ChannelError(f"{host} has no TLS that can be trusted: {why}", retry=True) from None
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
         raise ChannelError(
-            f"{mailbox.host} has no TLS that can be trusted: {why}", retry=True
+            f"{host} cannot be reached: {why}", retry=True, uncertain=ready
         ) from None
-    except (OSError, smtplib.SMTPException) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ChannelError(f"{mailbox.host} cannot be reached: {why}", retry=True) from None
+    except ValueError:
+        # The message of the error has the password.
+        raise ChannelError(
+            f"{host} cannot get the password or an address: they have other characters than ASCII",
+            retry=False,
+        ) from None
+    finally:
+        if server is not None:
+            server.close()
     if refused:
-        raise ChannelError(f"{mailbox.host} refused {', '.join(refused)}", retry=False)
+        raise ChannelError(f"{host} refused {', '.join(refused)}", retry=False)
     return "250 accepted"
+
+
+def _refusal(mailbox: Mailbox, error: smtplib.SMTPException, *, uncertain: bool) -> ChannelError:
+    """What a server did not accept, in a sentence."""
+    host = mailbox.host
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        codes = [code for code, _ in error.recipients.values()]
+        return ChannelError(
+            f"{host} refused {', '.join(error.recipients)} ({codes[0]})",
+            retry=any(code < _PERMANENT for code in codes),
+        )
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        return ChannelError(
+            f"{host} refused the login of {mailbox.user} ({error.smtp_code})",
+            retry=error.smtp_code < _PERMANENT,
+        )
+    if isinstance(error, smtplib.SMTPResponseException):
+        said = error.smtp_error
+        text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        # Codes below 100 are no answer of the server: the connection was cut.
+        return ChannelError(
+            f"{host} answered {error.smtp_code} {visible(text[:200])}",
+            retry=error.smtp_code < _PERMANENT,
+        )
+    if isinstance(error, smtplib.SMTPNotSupportedError):
+        return ChannelError(f"{host} cannot do what the config asks: {error}", retry=True)
+    return ChannelError(f"{host} cannot be reached: {error}", retry=True, uncertain=uncertain)
 
 
 def _connection(mailbox: Mailbox, timeout: float) -> smtplib.SMTP:
@@ -87,14 +114,15 @@ def mail(notice: Notice, mailbox: Mailbox) -> EmailMessage:
     thread = f"<{notice.id}.open@{domain}>"
     message["From"] = mailbox.sender
     message["To"] = ", ".join(mailbox.to)
-    # The subject stays the same, as mail programs keep a thread together by it.
+    # Mail programs keep a thread together by its subject, so it has nothing that may change.
     prefix = "" if notice.act == "open" else "Re: "
-    opening = notice.title.removeprefix("Resolved: ").removeprefix("Acknowledged: ")
-    message["Subject"] = f"{prefix}[bronze] {notice.level}: {opening}"
+    message["Subject"] = f"{prefix}[bronze] {notice.kind}: {notice.subject}"
     message["Date"] = format_datetime(notice.at)
     message["Message-ID"] = f"<{notice.id}.{notice.act}@{domain}>"
     if notice.act != "open":
         message["In-Reply-To"] = message["References"] = thread
+    if notice.level == "critical":
+        message["Importance"] = "high"
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(notice.text)
     return message

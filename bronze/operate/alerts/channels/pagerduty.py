@@ -9,6 +9,7 @@ import json
 
 from bronze.operate.alerts.channels.http import post
 from bronze.operate.alerts.notices import Notice
+from bronze.printable import visible
 
 _ACTIONS = {"open": "trigger", "acknowledge": "acknowledge", "resolve": "resolve"}
 
@@ -39,4 +40,4 @@ def send(notice: Notice, url: str, key: str, timeout: float) -> str:
     answer = post(f"{url}/v2/enqueue", json.dumps(event).encode(), {}, timeout)
     document = answer.document()
     said = document.get("message") if isinstance(document, dict) else None
-    return f"{answer.status} {said or 'accepted'}"
+    return f"{answer.status} {visible(str(said or 'accepted')[:100])}"

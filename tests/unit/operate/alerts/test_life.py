@@ -20,15 +20,23 @@ from bronze.operate.alerts.life import (
     Path,
     Silence,
     acknowledge,
+    begin,
+    restart,
     sent,
     step,
+    unsent,
 )
 from tests.support.effort import examples
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 DOWN = ("source", "DE")
 ORDERS = ("failed", "orders")
-PATHS = {"failed": Path(steps=3, respond=timedelta(minutes=15))}
+STEPS = (("first",), ("second",), ("third",))
+PATHS = {
+    ("failed", ""): Path(STEPS, respond=timedelta(minutes=15)),
+    ("source", ""): Path((("first",),)),
+    ("late", ""): Path((("first", "second"),)),
+}
 
 
 def at(seconds: float) -> datetime:
@@ -57,21 +65,26 @@ def opened() -> dict[Key, Alert]:
     return evaluated(evaluated({}, 0, failed), 10, failed)
 
 
-def messages(alerts: dict[Key, Alert]) -> list[tuple[str, int]]:
+def messages(alerts: dict[Key, Alert]) -> list[tuple[str, str]]:
     """What is owed, and to whom."""
-    return [(message.act, message.to) for alert in alerts.values() for message in alert.owed]
+    return [(message.act, message.channel) for alert in alerts.values() for message in alert.owed]
 
 
 def all_sent(alerts: dict[Key, Alert]) -> dict[Key, Alert]:
     """The alerts after everything was sent."""
-    return {key: sent(alert, alert.owed) for key, alert in alerts.items()}
+    after = {}
+    for key, alert in alerts.items():
+        after[key] = alert
+        for message in alert.owed:
+            after[key] = sent(begin(after[key], message), message, "fine", NOON)
+    return after
 
 
 def test_an_alert_opens_at_the_second_evaluation() -> None:
     """What was there once and has gone is told to nobody."""
     pending = evaluated({}, 0, condition(ORDERS))
     assert not messages(pending)
-    assert messages(opened()) == [("open", 0)]
+    assert messages(opened()) == [("open", "first")]
     gone = evaluated(evaluated(pending, 10), 20)
     assert gone == {}
 
@@ -83,7 +96,7 @@ def test_a_condition_with_a_hold_opens_when_it_has_lasted() -> None:
     for seconds in (100, 200, 299):
         alerts = evaluated(alerts, seconds, replace(high, since=at(seconds)))
         assert not messages(alerts)
-    assert messages(evaluated(alerts, 300, high)) == [("open", 0)]
+    assert messages(evaluated(alerts, 300, high)) == [("open", "first")]
 
 
 def test_an_alert_resolves_after_two_evaluations_and_a_minute() -> None:
@@ -93,7 +106,7 @@ def test_an_alert_resolves_after_two_evaluations_and_a_minute() -> None:
     assert alerts[ORDERS].state == "open"
     alerts = evaluated(alerts, 70)
     assert alerts[ORDERS].state == "resolved"
-    assert messages(alerts) == [("resolve", 0)]
+    assert messages(alerts) == [("resolve", "first")]
     assert not messages(evaluated(all_sent(alerts), 80))
 
 
@@ -102,20 +115,20 @@ def test_nobody_acknowledges_and_the_next_step_is_told() -> None:
     failed, alerts = condition(ORDERS), all_sent(opened())
     assert not messages(evaluated(alerts, 900, failed))
     alerts = evaluated(alerts, 910, failed)
-    assert messages(alerts) == [("open", 1)]
+    assert messages(alerts) == [("open", "second")]
     alerts = evaluated(all_sent(alerts), 1810, failed)
-    assert messages(alerts) == [("open", 2)]
+    assert messages(alerts) == [("open", "third")]
     alerts = evaluated(all_sent(alerts), 9999, failed)
     assert not messages(alerts)
     alerts = evaluated(evaluated(alerts, 10100), 10200)
-    assert messages(alerts) == [("resolve", 0), ("resolve", 1), ("resolve", 2)]
+    assert messages(alerts) == [("resolve", "first"), ("resolve", "second"), ("resolve", "third")]
 
 
 def test_an_acknowledged_alert_is_not_escalated() -> None:
     """Who was told of it learns who sees to it."""
     alerts = all_sent(opened())
     alerts[ORDERS] = acknowledge(alerts[ORDERS], "ada", at(60))
-    assert messages(alerts) == [("acknowledge", 0)]
+    assert messages(alerts) == [("acknowledge", "first")]
     alerts = evaluated(all_sent(alerts), 5000, condition(ORDERS))
     assert not messages(alerts)
     assert alerts[ORDERS].by == "ada"
@@ -127,15 +140,15 @@ def test_one_outage_is_one_message() -> None:
     down = condition(DOWN)
     tables = [condition(("failed", f"t{n}"), causes=(DOWN,)) for n in range(1000)]
     alerts = evaluated(evaluated({}, 0, down, *tables), 10, down, *tables)
-    assert messages(alerts) == [("open", 0)]
+    assert messages(alerts) == [("open", "first")]
     assert list(alerts) == [DOWN]
     assert alerts[DOWN].effects == 1000
     alerts = all_sent(alerts)
     alerts = evaluated(evaluated(alerts, 20, tables[0]), 90, tables[0])
-    assert messages(alerts) == [("resolve", 0)]
+    assert messages(alerts) == [("resolve", "first")]
     # What stays wrong without its cause is told by itself.
     alerts = evaluated(all_sent(alerts), 100, tables[0])
-    assert messages(alerts) == [("open", 0)]
+    assert messages(alerts) == [("open", "first")]
 
 
 def test_what_comes_and_goes_is_told_once() -> None:
@@ -143,7 +156,7 @@ def test_what_comes_and_goes_is_told_once() -> None:
     failed, alerts = condition(ORDERS), all_sent(opened())
     alerts = all_sent(evaluated(evaluated(alerts, 60), 120))
     alerts = evaluated(evaluated(alerts, 130, failed), 140, failed)
-    assert messages(alerts) == [("open", 0)]
+    assert messages(alerts) == [("open", "first")]
     assert alerts[ORDERS].recurring
     alerts = all_sent(alerts)
     alerts = all_sent({ORDERS: acknowledge(alerts[ORDERS], "ada", at(140))})
@@ -152,7 +165,7 @@ def test_what_comes_and_goes_is_told_once() -> None:
         alerts = evaluated(alerts, seconds + 80, failed)
         assert not messages(alerts)
     away = 1430 + RELAPSE.total_seconds()
-    assert messages(evaluated(evaluated(alerts, 1500), away)) == [("resolve", 0)]
+    assert messages(evaluated(evaluated(alerts, 1500), away)) == [("resolve", "first")]
 
 
 def test_a_silence_delays_what_is_still_open_when_it_ends() -> None:
@@ -162,17 +175,62 @@ def test_a_silence_delays_what_is_still_open_when_it_ends() -> None:
     alerts = evaluated(evaluated({}, 0, failed, silences=[silence]), 10, failed, silences=[silence])
     assert alerts[ORDERS].state == "open"
     assert not messages(alerts)
-    assert messages(evaluated(alerts, 600, failed, silences=[silence])) == [("open", 0)]
+    assert messages(evaluated(alerts, 600, failed, silences=[silence])) == [("open", "first")]
     alerts = evaluated(evaluated(alerts, 100, silences=[silence]), 200, silences=[silence])
     assert alerts[ORDERS].state == "resolved"
     assert not messages(alerts)
 
 
+def test_what_was_never_sent_is_neither_resolved_nor_acknowledged_there() -> None:
+    """An opening that could not be sent is pointless once it is resolved, or seen to."""
+    alerts = evaluated(evaluated(opened(), 20), 90)
+    assert (alerts[ORDERS].state, messages(alerts)) == ("resolved", [])
+    assert messages({ORDERS: acknowledge(opened()[ORDERS], "ada", at(20))}) == []
+
+
+def test_what_may_have_arrived_is_resolved() -> None:
+    """An attempt without an answer counts as heard, and so does all that is owed at a restart; one
+    that certainly failed does not.
+    """
+    alerts = opened()
+    (message,) = alerts[ORDERS].owed
+    begun = begin(alerts[ORDERS], message)
+    for alert in (begun, restart(alerts[ORDERS], at(15))):
+        assert messages(evaluated(evaluated({ORDERS: alert}, 20), 90)) == [("resolve", "first")]
+    failed = unsent(begun, message)
+    assert failed == alerts[ORDERS]
+    # The same if it turns out after the resolution.
+    resolved = evaluated(evaluated({ORDERS: begun}, 20), 90)[ORDERS]
+    assert unsent(resolved, message).owed == ()
+
+
+def test_a_resolution_that_is_late_is_about_its_own_opening() -> None:
+    """An alert that opens again owes both: the end of the first, and the second opening."""
+    failed, alerts = condition(ORDERS), all_sent(opened())
+    alerts = evaluated(evaluated(alerts, 20), 90)
+    alerts = evaluated(evaluated(alerts, 100, failed), 110, failed)
+    assert messages(alerts) == [("resolve", "first"), ("open", "first")]
+    assert [message.opening for message in alerts[ORDERS].owed] == [at(10), at(110)]
+
+
+def test_without_channels_alerts_open_and_nobody_is_told() -> None:
+    """When there is a path, what is still open is told."""
+    failed = condition(("other", "orders"))
+    alerts = evaluated(evaluated({}, 0, failed), 10, failed)
+    assert alerts[failed.key].is_open
+    assert not messages(alerts)
+    later = Evaluation(at(20), [failed], (), {("other", "orders"): Path((("first",),))})
+    assert messages(step(alerts, later)) == [("open", "first")]
+
+
 KEYS: tuple[Key, ...] = (DOWN, ORDERS, ("failed", "items"), ("late", "orders"))
+OUTCOMES = ("answered", "refused", "arrived without an answer", "lost without a trace")
 
 
 class Living(RuleBasedStateMachine):
-    """Conditions come and go, people acknowledge and silence, messages are sent or fail."""
+    """Conditions come and go, people acknowledge and silence, messages are sent or fail, and the
+    service starts again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +238,8 @@ class Living(RuleBasedStateMachine):
         self.alerts: dict[Key, Alert] = {}
         self.wrong: set[Key] = set()
         self.silences: list[Silence] = []
-        self.received: list[tuple[Key, Message]] = []
+        self.arrived: list[tuple[Key, Message]] = []
+        self.is_certain = True
 
     @rule(key=st.sampled_from(KEYS))
     def turn(self, key: Key) -> None:
@@ -208,27 +267,60 @@ class Living(RuleBasedStateMachine):
         """Somebody silences the failures of tables."""
         self.silences = [Silence("failed", "*", at(self.seconds + seconds), "work")]
 
-    @rule(key=st.sampled_from(KEYS))
-    def send(self, key: Key) -> None:
-        """The messages of an alert are sent."""
-        if key in self.alerts:
-            self.received += [(key, message) for message in self.alerts[key].owed]
-            self.alerts[key] = sent(self.alerts[key], self.alerts[key].owed)
+    @rule(
+        key=st.sampled_from(KEYS),
+        channel=st.sampled_from(["first", "second", "third"]),
+        outcome=st.sampled_from(OUTCOMES),
+        also=st.booleans(),
+    )
+    def send(self, key: Key, channel: str, outcome: str, also: bool) -> None:
+        """A message is sent, while the service may look."""
+        if key not in self.alerts or not (message := self.alerts[key].next_message(channel)):
+            return
+        first = channel not in self.alerts[key].heard
+        self.alerts[key] = begin(self.alerts[key], message)
+        if also:
+            self.evaluate(60)
+        if outcome in OUTCOMES[0::2]:
+            self.arrived.append((key, message))
+        if key in self.alerts and outcome == "answered":
+            self.alerts[key] = sent(self.alerts[key], message, "fine", at(self.seconds))
+        elif key in self.alerts and outcome == "refused" and first:
+            self.alerts[key] = unsent(self.alerts[key], message)
+        elif outcome in OUTCOMES[2:]:
+            self.is_certain = False
+
+    @rule()
+    def start_again(self) -> None:
+        """What was owed may have been sent."""
+        self.alerts = {key: restart(alert, at(self.seconds)) for key, alert in self.alerts.items()}
+        if any(alert.owed for alert in self.alerts.values()):
+            self.is_certain = False
 
     @invariant()
-    def each_message_is_due_once(self) -> None:
-        """Nobody is told of an opening twice without a resolution in between."""
-        told: dict[tuple[Key, int], str] = {}
+    def each_message_arrives_once(self) -> None:
+        """As long as all outcomes are known, each opening is told once, and then its end."""
+        if not self.is_certain:
+            return
+        told: dict[tuple[Key, str], str] = {}
         owed = [(key, m) for key, alert in self.alerts.items() for m in alert.owed]
-        for key, message in [*self.received, *owed]:
-            before = told.get((key, message.to), "resolve")
+        for key, message in [*self.arrived, *owed]:
+            before = told.get((key, message.channel), "resolve")
             assert (message.act == "open") == (before == "resolve"), (key, message, before)
-            told[key, message.to] = message.act
-        for (key, _), act in told.items():
-            # Whoever was told of an opening is told, or will be, of the end.
-            if act != "resolve":
-                assert key in self.alerts
-                assert self.alerts[key].is_open
+            told[key, message.channel] = message.act
+
+    @invariant()
+    def who_knows_of_an_opening_learns_its_end(self) -> None:
+        """Also if an answer was lost, or the service started again."""
+        resolved = {(key, m.channel, m.opening) for key, m in self.arrived if m.act == "resolve"}
+        for key, alert in self.alerts.items():
+            resolved |= {(key, m.channel, m.opening) for m in alert.owed if m.act == "resolve"}
+        for key, message in self.arrived:
+            if message.act == "open" and (key, message.channel, message.opening) not in resolved:
+                alert = self.alerts[key]
+                assert alert.is_open
+                assert alert.opened == message.opening
+                assert message.channel in alert.heard
 
     @invariant()
     def what_lasts_is_told(self) -> None:

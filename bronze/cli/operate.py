@@ -1,0 +1,163 @@
+"""The commands about the service: alerts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bronze.cli.failures import exit_codes
+
+if TYPE_CHECKING:
+    from bronze.operate.alerts.requests import AlertReport
+    from bronze.operate.alerts.trial import Trial
+
+Config = Annotated[
+    Path,
+    typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+_DEFAULT = Path("bronze.toml")
+
+alerts_app = typer.Typer(
+    help="What is wrong, who was told, and who sees to it.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@alerts_app.command("list")
+def list_alerts(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Resolved ones as well, the last of each.")
+    ] = False,
+    config: Config = _DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """List the open alerts, from the lake."""
+    from bronze.cli.output import print_json
+    from bronze.config.settings import Settings
+    from bronze.operate.alerts import requests
+
+    with exit_codes(as_json):
+        reports = requests.alerts(Settings.from_file(config), resolved=everything)
+        if as_json:
+            print_json([asdict(report) for report in reports])
+        else:
+            _print_alerts(reports)
+
+
+@alerts_app.command()
+def ack(
+    alert: Annotated[str, typer.Argument(help="kind:subject, as the list has it, or an id.")],
+    reason: Annotated[str, typer.Option(help="What you do about it.")] = "",
+    config: Config = _DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Say that you see to an alert: nobody else is told of it."""
+    from bronze.cli.output import print_line, print_result
+    from bronze.config.settings import Settings
+    from bronze.operate.alerts import requests
+
+    with exit_codes(as_json):
+        record = requests.acknowledge(Settings.from_file(config), alert, reason)
+        if as_json:
+            print_result(record)
+        else:
+            print_line(f"{record.subject} is acknowledged by {record.actor}.")
+
+
+@alerts_app.command()
+def silence(
+    alerts: Annotated[str, typer.Argument(help='kind:subject, with patterns: "table_failed:*".')],
+    until: Annotated[str, typer.Option(help='The end: "2h", or an ISO date or time.')],
+    reason: Annotated[str, typer.Option(help="Why.")],
+    config: Config = _DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Tell nobody of some alerts until a time; what is still open then is told."""
+    from bronze.cli.output import print_line, print_result
+    from bronze.config.settings import Settings
+    from bronze.operate.alerts import requests
+
+    with exit_codes(as_json):
+        end = _end(until)
+        record = requests.silence(Settings.from_file(config), alerts, end, reason)
+        if as_json:
+            print_result(record)
+        else:
+            print_line(f"Nobody is told of {record.subject} until {_time(end)}.")
+
+
+@alerts_app.command("test")
+def try_channels(config: Config = _DEFAULT, as_json: AsJson = False) -> None:
+    """Open and resolve a real alert by every channel, and print what each answers."""
+    from bronze.cli.output import print_json
+    from bronze.config.settings import Settings
+    from bronze.operate.alerts import trial
+
+    with exit_codes(as_json):
+        result = trial.try_channels(Settings.from_file(config))
+        print_json(asdict(result)) if as_json else _print_trial(result)
+        raise typer.Exit(result.exit_code)
+
+
+def _end(text: str) -> datetime:
+    from datetime import timedelta
+
+    from bronze.config.fields import to_seconds
+    from bronze.errors import ConfigError
+
+    try:
+        return datetime.now(UTC) + timedelta(seconds=float(str(to_seconds(text))))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.astimezone()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"{text!r} is not a time.", hint='It looks like "2h", "30m", or "2026-05-01T08:00".'
+        ) from None
+
+
+def _print_alerts(reports: list[AlertReport]) -> None:
+    from bronze.cli.output import print_line
+
+    if not reports:
+        print_line("No alert is open.")
+    for report in reports:
+        style = "red" if report.level == "critical" and report.state == "open" else None
+        # What is to be copied into another command is not broken into lines.
+        print_line(f"{report.alert}  {report.level}, {_state(report)}", style)
+        told = f"told: {', '.join(report.told)}" if report.told else "nobody was told"
+        waiting = f"; waiting: {', '.join(report.waiting)}" if report.waiting else ""
+        print_line(f"  {report.text}, since {_time(report.since)}; {told}{waiting}")
+
+
+def _state(report: AlertReport) -> str:
+    if report.state == "acknowledged":
+        return f"acknowledged by {report.acknowledged_by}"
+    if report.state == "open" and report.silenced_until:
+        return f"silenced until {_time(report.silenced_until)}"
+    return report.state
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _print_trial(trial: Trial) -> None:
+    from bronze.cli.output import print_error, print_line
+
+    for answer in trial.answers:
+        name = f"{answer.channel} ({answer.kind})"
+        if answer.error:
+            print_error(f"{name}: {answer.error}")
+        else:
+            print_line(f"{name}: opened: {answer.opened}; resolved: {answer.resolved}")
+    if trial.unstored:
+        print_error(f"The alert was not stored: {trial.unstored}")

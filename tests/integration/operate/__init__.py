@@ -1,0 +1,1 @@
+"""Tests of bronze.operate with real sockets and lakes."""
