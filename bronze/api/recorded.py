@@ -71,6 +71,8 @@ def run(
     def work() -> RunResult:
         try:
             done = pipeline.run(settings, tables, pool=pool, notify=remember, planned=record_plan)
+        except ConfigError:
+            raise
         except BaseException as error:
             log.fail(error, ended)
             raise

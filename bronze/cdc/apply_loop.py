@@ -83,6 +83,9 @@ _LONGEST_PAUSE = 60.0
 _SHARE = 20
 _BASE = 420 * 10**6
 _LEAST_BATCH = 4 * 2**20
+# While the stream is behind, a batch has at least this many bytes of messages, spooled beyond its
+# memory: each batch rewrites the files that it changes, however few of their rows.
+_BATCH_BEHIND = 32 * 2**20
 
 
 class Session:
@@ -250,6 +253,7 @@ class Session:
             stream.slot,
             [*self._tables.followed, *waiting],
             max(_LEAST_BATCH, (memory - _BASE) // _SHARE),
+            _BATCH_BEHIND,
             stream.progress.past,
         )
 
@@ -259,6 +263,7 @@ class Session:
         slot_name: str,
         oids: Iterable[int],
         memory: int,
+        size: int = 0,
         past: KnownTransactions | None = None,
     ) -> Receiver:
         stream = self._stream
@@ -270,6 +275,7 @@ class Session:
             oids,
             interval=self._settings.stream.interval,
             memory=memory,
+            size=size,
             largest=self._largest_change,
             past=past,
             # The server does not answer there either: a query would wait for ever.

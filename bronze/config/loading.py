@@ -112,16 +112,15 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
     messages = []
     for problem in error.errors(include_input=False, include_url=False):
         path = [str(part) for part in problem["loc"] if not _is_type_name(part)]
+        channel = ""
         if path[:2] == ["alerts", "channels"] and len(path) > 3:
             # Behind the number of a channel pydantic names its kind.
-            kind = path.pop(3)
-            known: type[BaseModel] = SecretName if path[4:] else alerts.CHANNELS[kind]
-        else:
-            known = _section_of(path)
+            channel = path.pop(3)
         if single and path[:1] == ["source"] and len(path) > 1:
             del path[1]
         key = ".".join(path)
         if problem["type"] == "extra_forbidden":
+            known = _section_of(path, channel)
             messages.append(f"unknown key {key}{_suggestion(path[-1], known)}")
         elif problem["type"] == "missing":
             messages.append(f"{key} is missing")
@@ -144,8 +143,12 @@ _TABLE_SECTIONS: Mapping[str, type[BaseModel]] = {
 }
 
 
-def _section_of(path: list[str]) -> type[BaseModel]:
-    """The section of the config that the key at a path belongs to."""
+def _section_of(path: list[str], channel: str) -> type[BaseModel]:
+    """The section of the config that the key at a path belongs to; ``channel`` is the kind of the
+    channel of alerts that it belongs to, if any.
+    """
+    if channel:
+        return SecretName if path[4:] else alerts.CHANNELS[channel]
     top, rest = path[0], path[1:-1]
     if not path[1:]:
         return Settings

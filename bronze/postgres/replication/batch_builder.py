@@ -21,7 +21,7 @@ from bronze.postgres.replication.pgoutput import BEGIN, COMMIT, Flags, Numbers, 
 from bronze.postgres.replication.rewind import KnownTransactions
 
 # The messages of a batch are packed into pieces of about this size.
-_PIECE = 8 * 2**20
+_PIECE = 4 * 2**20
 # The memory that a message takes beside its bytes, until it is packed.
 _OVERHEAD = 8
 # By the kind of a message, whether it is one of those that are handled many at once.

@@ -48,6 +48,7 @@ def receiving(
     *tables: str,
     interval: float = 0,
     memory: int = MUCH,
+    size: int = 0,
     made: bool = False,
     stop: threading.Event | None = None,
 ) -> Iterator[Receiver]:
@@ -57,7 +58,15 @@ def receiving(
     oids = [number(source, table) for table in tables or ("t", "marker")]
     name, publication = wire.slot_of(source), wire.PUBLICATION
     with Receiver(
-        origin, sender, name, publication, oids, interval=interval, memory=memory, stop=stop
+        origin,
+        sender,
+        name,
+        publication,
+        oids,
+        interval=interval,
+        memory=memory,
+        size=size,
+        stop=stop,
     ) as receiver:
         yield receiver
 
@@ -237,6 +246,25 @@ def test_a_transaction_larger_than_the_memory_is_spooled(
         release(first)
         assert (first.spool.closed, batch.spool.closed) == (True, False)
     assert batch.spool.closed
+
+
+def test_a_batch_of_many_transactions_may_exceed_its_memory(
+    source: Source, written: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is complete at its size; what its memory does not hold is spooled."""
+    monkeypatch.setattr(batch_builder, "_PIECE", 2**14)
+    memory, size = 2**15, 2**18
+    with receiving(source, interval=LONG, memory=memory, size=size) as receiver:
+        for key in range(120):
+            written.execute("INSERT INTO t VALUES (%s, %s)", [key, "v" * 4000])
+        batch = taken(receiver)
+        gathered = batch.tables[number(source, "t")]
+        found = rows(gathered)
+        assert found == [(str(key), "v" * 4000) for key in range(len(found))]
+        assert len(set(marked(gathered))) == batch.transactions == len(found)
+        assert size <= batch.size < 2 * size
+        assert 0 < sum(len(piece.data) for piece in pieces(batch)) <= memory
+        release(batch)
 
 
 def test_a_truncate_discards_earlier_changes_of_the_table(
