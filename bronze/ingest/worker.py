@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 
@@ -59,19 +60,20 @@ def read_unit(unit: Unit) -> UnitResult:
         SourceError, LakeError
     """
     totals = _UnitTotals(unit, _KnownRowFilter(unit.known) if unit.known else None)
-    # Unlike a loop, map holds no frame while the next one is read.
-    frames = map(totals.bronze_rows, _source_rows(unit.read, unit.rows.enrichment))
     kept: list[pl.DataFrame] = []
     written: tuple[WrittenFile, ...] = ()
-    if unit.kind == "keys":
-        for _ in frames:
-            pass
-    elif unit.kind == "load":
-        written = _write_files(unit, frames)
-    else:
-        kept = _first_frames(frames, unit.few)
-        if portion.size_of(kept) >= unit.few:
-            written = _write_files(unit, chain(_popped(kept), frames))
+    with closing(_source_rows(unit.read, unit.rows.enrichment)) as rows:
+        # Unlike a loop, map holds no frame while the next one is read.
+        frames = map(totals.bronze_rows, rows)
+        if unit.kind == "keys":
+            for _ in frames:
+                pass
+        elif unit.kind == "load":
+            written = _write_files(unit, frames)
+        else:
+            kept = _first_frames(frames, unit.few)
+            if portion.size_of(kept) >= unit.few:
+                written = _write_files(unit, chain(_popped(kept), frames))
     return UnitResult(
         unit.number,
         totals.rows,
@@ -225,7 +227,7 @@ _large_row_lock = threading.Lock()
 
 def _source_rows(
     source: SourceRead, enrichment: Enrichment
-) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+) -> Generator[tuple[pl.DataFrame, pl.Series], None, None]:
     guarded = enrichment.protection is not None
     if source.row_sizes is None:
         yield from _read(source, source.splits, guarded)
@@ -246,7 +248,7 @@ def _source_rows(
 
 def _read(
     source: SourceRead, conditions: Sequence[str], guarded: bool
-) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+) -> Generator[tuple[pl.DataFrame, pl.Series], None, None]:
     return reader.reader_of(source.origin)(
         source.origin,
         source.session,

@@ -7,6 +7,7 @@ of the rows follow. Nothing here knows the other side: `bronze.verify.comparison
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -175,18 +176,21 @@ def _read_keyed_hashes(task: SourceTask, condition: str) -> Iterator[pl.DataFram
     columns = (*columns, _PARTIALS) if has_stored else columns
     read_rows = reader.reader_of(task.origin)
     for query in task.queries:
-        for clear, rejected in read_rows(
-            task.origin, task.session, query, (condition,), columns, task.table, bool(key)
-        ):
-            frame = protect.protect_rows(clear, task.protection) if key else clear
-            if task.key.has_text:
-                frame = key_text.add_key_text(frame, clear, rejected, task.key, task.protection)
-            if basis and has_stored:
-                hashes = digests.source_digests(frame, basis, HASH, _PARTIAL)
-                frame = frame.with_columns(hashes.alias(HASH))
-            elif key:
-                frame = frame.with_columns(protect.keyed_hashes(frame[HASH], key))
-            yield frame.select(*names, HASH)
+        with closing(
+            read_rows(
+                task.origin, task.session, query, (condition,), columns, task.table, bool(key)
+            )
+        ) as parts:
+            for clear, rejected in parts:
+                frame = protect.protect_rows(clear, task.protection) if key else clear
+                if task.key.has_text:
+                    frame = key_text.add_key_text(frame, clear, rejected, task.key, task.protection)
+                if basis and has_stored:
+                    hashes = digests.source_digests(frame, basis, HASH, _PARTIAL)
+                    frame = frame.with_columns(hashes.alias(HASH))
+                elif key:
+                    frame = frame.with_columns(protect.keyed_hashes(frame[HASH], key))
+                yield frame.select(*names, HASH)
 
 
 def columns_to_read(key: RowKey, basis: Basis | None) -> tuple[Column, ...]:

@@ -18,7 +18,7 @@ is left to connectorx if PostgreSQL expects more than `LARGEST` of it; so are ve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import polars as pl
@@ -58,7 +58,7 @@ def read_rows(
     columns: Sequence[Column],
     table: str,
     guarded: bool = False,
-) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+) -> Generator[tuple[pl.DataFrame, pl.Series], None, None]:
     """Reads rows as `bronze.postgres.copy.rows_reader.read_rows` does, with the same arguments.
 
     Raises:

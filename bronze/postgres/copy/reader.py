@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import polars as pl
@@ -24,8 +24,10 @@ class SplitReader(Protocol):
         columns: Sequence[Column],
         table: str,
         guarded: bool = False,
-    ) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-        """Yields parts: the columns with target names, and the text of rejected values."""
+    ) -> Generator[tuple[pl.DataFrame, pl.Series], None, None]:
+        """Yields parts: the columns with target names, and the text of rejected values. Whoever
+        does not read to the end closes it, and with it the connection.
+        """
 
 
 READERS: dict[str, SplitReader] = {

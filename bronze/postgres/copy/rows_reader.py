@@ -6,7 +6,7 @@ Only this module calls connectorx. All its errors, panics included, become error
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
@@ -71,7 +71,7 @@ def read_rows(
     columns: Sequence[Column],
     table: str,
     guarded: bool = False,
-) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+) -> Generator[tuple[pl.DataFrame, pl.Series], None, None]:
     """Reads rows, a few megabytes at a time: columns with target names, and rejected values.
 
     The text of rejected values is described in `bronze.postgres.statement`.
