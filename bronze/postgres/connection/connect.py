@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 
+from bronze import stopping
 from bronze.errors import SourceBusy, SourceRefused, SourceUnreachable
 from bronze.model.locations import Origin
-from bronze.postgres.connection import pooler, session_settings
+from bronze.postgres.connection import pooler, session_settings, sockets
 from bronze.postgres.connection.parameters import address, parameters
 from bronze.postgres.connection.translation import explain, source_errors
 
@@ -57,13 +58,43 @@ def connect_again(origin: Origin) -> Connection:
 
 def _connect(origin: Origin, params: Mapping[str, Any]) -> Connection:
     with source_errors(origin):
-        connection = psycopg.connect(make_conninfo("", **params), autocommit=True)
+        connection = open_connection(params)
         try:
             _pin(connection, origin)
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def open_connection(params: Mapping[str, Any]) -> Connection:
+    """A new connection in autocommit mode, whose queries are canceled when this work is stopped.
+
+    Raises:
+        psycopg.Error
+        Stopped: while it connects.
+    """
+    conninfo = make_conninfo("", **params)
+    connection = stopping.call(
+        lambda: psycopg.connect(conninfo, autocommit=True), psycopg.Connection.close
+    )
+    stopping.on_stop(connection, _cancel)
+    return connection
+
+
+_CANCEL_TIMEOUT = 1.0
+_CUT_AFTER = 2.0
+
+
+def _cancel(connection: Connection, seconds: float) -> None:
+    """Cancels the query of a connection, if one runs; a server that does not answer is cut off."""
+    if connection.pgconn.transaction_status != TransactionStatus.ACTIVE:
+        return
+    if seconds > _CUT_AFTER:
+        sockets.cut_connection(connection)
+        return
+    with suppress(psycopg.Error):
+        connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
 
 
 @contextmanager
@@ -203,7 +234,8 @@ def _check_reachable(origin: Origin, params: Mapping[str, str]) -> None:
             with socket.socket(socket.AF_UNIX) as unix_socket:
                 unix_socket.connect(f"{host}/.s.PGSQL.{port}")
         else:
-            socket.create_connection((host, int(port)), origin.connect_timeout or None).close()
+            timeout = origin.connect_timeout or None
+            stopping.call(lambda: socket.create_connection((host, int(port)), timeout)).close()
     except OSError as error:
         raise SourceUnreachable(
             f"{address(origin)} cannot be reached: {error.strerror or 'no answer'}.",
@@ -213,7 +245,7 @@ def _check_reachable(origin: Origin, params: Mapping[str, str]) -> None:
 
 def cancel_queries(origin: Origin) -> None:
     """Cancels the queries that run under the origin's application name."""
-    with source_errors(origin), connect(origin) as connection:
+    with stopping.unstoppable(), source_errors(origin), connect(origin) as connection:
         connection.execute(
             "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = %s AND pid <> pg_backend_pid()",

@@ -17,7 +17,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import errors as pg
 
-from bronze import portion
+from bronze import portion, stopping
 from bronze.errors import (
     ConfigError,
     Mismatch,
@@ -179,6 +179,7 @@ def _fetch(
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
+        stopping.check()
         forget_server(origin)
         raise _read_error(origin, session, query, table, error, guarded) from None
 
@@ -243,6 +244,7 @@ def _error_of_explain(
 
 
 def _source_error(error: psycopg.Error, origin: Origin, table: str) -> SourceError:
+    stopping.check()
     explained = explain(error, origin, table)
     if isinstance(explained, SourceError):
         return explained
