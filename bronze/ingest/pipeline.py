@@ -233,7 +233,7 @@ def open_sources(
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
         stack.callback(connect.forget_server, origin)
-        connection = stack.enter_context(connect.connect(origin))
+        connection = stack.enter_context(connect.connect(origin, lasting=True))
         with translation.source_errors(origin):
             listed = selection.relations_of(connection, name, source.schema_, detailed=detailed)
             relations += [(name, relation) for relation in listed]

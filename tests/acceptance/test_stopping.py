@@ -33,7 +33,7 @@ def ending(process: subprocess.Popen[str], number: signal.Signals) -> tuple[str,
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     seconds = time.monotonic() - sent
-    print(f"ended after {seconds:.2f} s")
+    print(f"{process.args!r} ended after {seconds:.2f} s with {process.returncode}")
     return output, errors, seconds
 
 
@@ -163,19 +163,23 @@ def test_a_large_table_is_stopped_at_any_time(source: Source) -> None:
     and the data is equal after the next run.
     """
     config = large(source)
-    for delay in (2.5, 4.0, 6.0, 9.0):
+    connected = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+    connected += " AND application_name LIKE 'bronze%'"
+    for delay in (0.0, 1.5, 3.0, 5.0, 8.0):
         with started("run", "--json", "-c", config) as process:
+            until(lambda: source.execute(connected))
             time.sleep(delay)
             _, errors, seconds = ending(process, signal.SIGTERM)
             assert process.returncode in (0, 130), errors
             assert seconds < SOON
     assert invoke("run", "-c", config).exit_code == 0
     for arguments in (["verify"], ["verify", "--at-rest"], ["maintain"]):
-        for delay in (1.5, 3.0):
+        for delay in (2.0, 3.0, 5.0):
             with started(*arguments, "-c", config) as process:
                 time.sleep(delay)
                 _, errors, seconds = ending(process, signal.SIGTERM)
-                assert process.returncode in (0, 130), errors
+                # While it still imports, the signal ends it as it does any program.
+                assert process.returncode in (0, 130, -signal.SIGTERM), errors
                 assert seconds < SOON
     result = invoke("verify", "--json", "-c", config)
     assert result.exit_code == 0, result.output
@@ -187,9 +191,10 @@ def test_a_large_table_is_stopped_at_any_time(source: Source) -> None:
 def test_the_second_signal_interrupts_at_once() -> None:
     """The first one asks to stop; afterwards signals do what they did before."""
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         assert not stop.is_set()
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_set()
-        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -16,9 +16,10 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 
 from bronze import stopping
-from bronze.errors import SourceBusy, SourceRefused, SourceUnreachable
+from bronze.errors import SourceBusy, SourceRefused, SourceUnreachable, Stopped
 from bronze.model.locations import Origin
-from bronze.postgres.connection import pooler, session_settings, sockets
+from bronze.postgres.connection import allowance, pooler, session_settings, sockets
+from bronze.postgres.connection.allowance import LeasedConnection
 from bronze.postgres.connection.parameters import address, parameters
 from bronze.postgres.connection.translation import explain, source_errors
 
@@ -31,13 +32,16 @@ OLDEST_VERSION = 12
 """The oldest major version of PostgreSQL that bronze supports."""
 
 
-def connect(origin: Origin) -> Connection:
+def connect(origin: Origin, *, lasting: bool = False) -> Connection:
     """A new connection in autocommit mode, with pinned settings.
+
+    It is one of those that ``pool.max`` allows this process; one that a command keeps until its end
+    is ``lasting`` (`bronze.postgres.connection.allowance`).
 
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
-    return _connect(origin, parameters(origin))
+    return _connect(origin, parameters(origin), lasting)
 
 
 def connect_again(origin: Origin) -> Connection:
@@ -56,9 +60,9 @@ def connect_again(origin: Origin) -> Connection:
     return _connect(origin, params | server)
 
 
-def _connect(origin: Origin, params: Mapping[str, Any]) -> Connection:
+def _connect(origin: Origin, params: Mapping[str, Any], lasting: bool = False) -> Connection:
     with source_errors(origin):
-        connection = open_connection(params)
+        connection = open_connection(origin, params, lasting)
         try:
             _pin(connection, origin)
         except BaseException:
@@ -67,17 +71,32 @@ def _connect(origin: Origin, params: Mapping[str, Any]) -> Connection:
         return connection
 
 
-def open_connection(params: Mapping[str, Any]) -> Connection:
+def open_connection(origin: Origin, params: Mapping[str, Any], lasting: bool = False) -> Connection:
     """A new connection in autocommit mode, whose queries are canceled when this work is stopped.
 
     Raises:
         psycopg.Error
+        SourceBusy: ``pool.max`` allows no further connection.
         Stopped: while it connects.
     """
     conninfo = make_conninfo("", **params)
-    connection = stopping.call(
-        lambda: psycopg.connect(conninfo, autocommit=True), psycopg.Connection.close
-    )
+    lease = allowance.lease(origin, lasting)
+
+    def open_leased() -> LeasedConnection:
+        try:
+            opened = LeasedConnection.connect(conninfo, autocommit=True)
+        except BaseException:
+            lease.end()
+            raise
+        opened.count(lease)
+        return opened
+
+    try:
+        connection = stopping.call(open_leased, LeasedConnection.close)
+    except Stopped:
+        # A thread may still be connecting; what it opens is closed.
+        lease.end()
+        raise
     stopping.on_stop(connection, _cancel)
     return connection
 

@@ -28,7 +28,7 @@ from bronze.errors import (
 )
 from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
-from bronze.postgres.connection import read_connections, session_settings
+from bronze.postgres.connection import allowance, read_connections, session_settings
 from bronze.postgres.connection.connect import (
     connect,
     forget_server,
@@ -168,6 +168,7 @@ def _fetch(
 
     # The settings end with the transaction, so that the session's next user has none of them.
     pinning = [session_settings.pinning_statement(origin, local=True)] if session else []
+    counted = allowance.lease(origin)
     try:
         return connectorx.read_sql(
             url,
@@ -181,7 +182,10 @@ def _fetch(
     except BaseException as error:
         stopping.check()
         forget_server(origin)
+        counted.end()
         raise _read_error(origin, session, query, table, error, guarded) from None
+    finally:
+        counted.end()
 
 
 def _read_error(

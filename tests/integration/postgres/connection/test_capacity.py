@@ -67,9 +67,9 @@ def test_errors_name_the_limit_that_is_reached(source: Source, login: str, limit
             command(settings_of(source, login, pattern))
         assert f"no free connection: the CONNECTION LIMIT of {limited} " in caught.value.message
         assert "is reached" in caught.value.message
-        assert "a run or a check needs 4 to 6 connections, a stream 4 to 9" in caught.value.hint
+        assert "a run or a check needs 4 to 6 connections, a stream 5 to 6" in caught.value.hint
         assert f"ALTER {limited.upper()} " in caught.value.hint
-        assert "CONNECTION LIMIT 9" in caught.value.hint
+        assert "CONNECTION LIMIT 6" in caught.value.hint
     set_limit(source, limited, login, -1)
 
 
