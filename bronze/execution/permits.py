@@ -85,14 +85,15 @@ class Permits:
             if claim.order is None:
                 claim.order = next(_order)
             claim.priority = priority
-            if self._taken() >= self.limit or self._next() is not claim:
-                return False
-            claim.taken += 1
-            claim.priority, claim.order, claim.passed = None, None, 0
-            for other in self._claims:
-                other.passed += other.priority is not None
+            is_served = self._taken() < self.limit and self._next() is claim
+            if is_served:
+                claim.taken += 1
+                claim.priority, claim.order, claim.passed = None, None, 0
+                for other in self._claims:
+                    other.passed += other.priority is not None
+        # Another one may have become the next: there are more permits, or this is less urgent now.
         self._wake_next()
-        return True
+        return is_served
 
     def give_back(self, claim: Claim) -> None:
         """Gives back the permit of a task that has ended."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -108,3 +110,20 @@ def test_a_stream_names_the_least_connections_that_would_do(source: Source) -> N
     origin = settings.origin("test")
     with pytest.raises(ConfigError, match="2 runs or verifications and a stream need at least 7"):
         allowance.check_least(origin, commands=2, streams=1)
+
+
+def test_a_connection_counts_until_its_session_has_ended(source: Source) -> None:
+    """PostgreSQL may take a while after the connection was closed here."""
+    settings = source.settings(source={"pool": {"max": 3}, "connect_timeout": 1})
+    origin = settings.origin("test")
+    slow = connect.connect(origin)
+    pid = slow.info.backend_pid
+    with connect.connect(origin), connect.connect(origin):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            slow.close()
+            with pytest.raises(SourceBusy):
+                connect.connect(origin)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        connect.connect(origin).close()
