@@ -180,5 +180,6 @@ def _line(event: LoadEvent) -> str:
     elif isinstance(event, TableLanded):
         text = f"{event.table}: {event.result.status}, {event.result.rows_read:,} rows read"
     else:
-        text = f"{event.table}: {event.error.message}"
+        status = "stopped" if event.error.kind == Stopped.__name__ else "failed"
+        text = f"{event.table}: {status}: {event.error.message}"
     return escape(visible(text))
