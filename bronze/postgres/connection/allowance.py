@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import threading
 import time
 import weakref
@@ -50,7 +49,7 @@ class Allowance:
 
     used: int = 0
     lasting: int = 0
-    ending: list[tuple[socket.socket, float, bool]] = field(default_factory=list)
+    ending: list[tuple[int, float, bool]] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def take(self, most: int, lasting: bool) -> bool:
@@ -74,17 +73,17 @@ class Allowance:
         for entry in ending:
             rest, since, lasting = entry
             if _has_ended(rest) or now - since > _LONGEST_ENDING:
-                rest.close()
+                os.close(rest)
                 self.give_back(lasting)
             else:
                 self.ending.append(entry)
 
 
-def _has_ended(rest: socket.socket) -> bool:
+def _has_ended(rest: int) -> bool:
     """Whether the server has closed a socket; what it sent before is of no interest."""
     try:
         while select.select([rest], [], [], 0)[0]:
-            if not rest.recv(65536):
+            if not os.read(rest, 65536):
                 return True
     except OSError:
         return True
@@ -119,8 +118,10 @@ class Lease:
     lasting: bool
     is_over: bool = False
 
-    def end(self, rest: socket.socket | None = None) -> None:
-        """Gives it back: at once, or when the server has closed the socket ``rest``."""
+    def end(self, rest: int | None = None) -> None:
+        """Gives it back: at once, or when the server has closed the socket ``rest``
+        (a file descriptor, which is closed then).
+        """
         with self.allowance.changed:
             if self.is_over:
                 return
@@ -202,10 +203,10 @@ class LeasedConnection(psycopg.Connection[tuple[object, ...]]):
         if self.lease is not None:
             self.lease.end(rest)
 
-    def _duplicate(self) -> socket.socket | None:
+    def _duplicate(self) -> int | None:
         # A query that still runs would write into a socket that nobody reads.
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
             return None
         with suppress(OSError, psycopg.Error):
-            return socket.socket(fileno=os.dup(self.fileno()))
+            return os.dup(self.fileno())
         return None
