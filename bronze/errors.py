@@ -20,7 +20,8 @@
     │   └── CommitConflict     another writer committed first   retried  exit 1
     │       └── Overtaken      a run with a later state did     retried  exit 1
     ├── Mismatch               source and Bronze table differ            exit 1
-    └── QualityRefused         the quality is below the config's limits  exit 1
+    ├── QualityRefused         the quality is below the config's limits  exit 1
+    └── Stopped                the command was asked to stop             exit 130
 
 The ``str`` of an error is one sentence that says what is wrong and where; ``hint`` says what to do
 about it. Neither contains a secret or a value of a cell.
@@ -164,3 +165,7 @@ class Mismatch(BronzeError):
 
 class QualityRefused(BronzeError):
     """The quality of a table's rows is below the limits of its config, so it was not committed."""
+
+
+class Stopped(BronzeError):
+    """The command was asked to stop before this was done."""

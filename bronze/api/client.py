@@ -48,6 +48,7 @@ class Bronze:
         *,
         pool: Executor | None = None,
         notify: Notify | None = None,
+        stop: Event | None = None,
     ) -> RunResult:
         """Loads tables from PostgreSQL into the lake from one snapshot.
 
@@ -59,6 +60,8 @@ class Bronze:
             pool: where tasks run instead of the config's ``[run] engine``.
             notify: called with what happens to each table, from this thread; without it, a
                 notebook shows the progress.
+            stop: ends the run when it is set, from any thread, within a second or two: a table
+                that has not landed by then is stopped, and loaded by the next run.
 
         Returns:
             The result of each table: rows read, inserted, updated, deleted, or why it failed.
@@ -66,11 +69,12 @@ class Bronze:
         Raises:
             ConfigError: the config or a name is wrong.
             SourceError, LakeError: no table could be loaded.
+            Stopped: before the tables were known.
         """
         from bronze.api import progress, recorded
 
         with progress.shown_in_notebook(notify) as show:
-            return recorded.run(self.config, tables, pool=pool, notify=show)
+            return recorded.run(self.config, tables, pool=pool, notify=show, stop=stop)
 
     def stream(
         self,
@@ -135,6 +139,7 @@ class Bronze:
         *,
         pool: Executor | None = None,
         notify: NotifyMaintained | None = None,
+        stop: Event | None = None,
     ) -> MaintainResult:
         """Optimizes and vacuums tables of the lake: joins small files, clusters rows, deletes files
         and log entries that are older than the retention. It does not connect to the source.
@@ -143,14 +148,17 @@ class Bronze:
             tables: names of tables in PostgreSQL, of Bronze tables or of governance tables.
             pool: where tasks run instead of the config's ``[run] engine``.
             notify: called with what was done to each table, from this thread.
+            stop: ends the maintenance when it is set, from any thread, within a second or two.
 
         Raises:
             ConfigError: there is no such table in the lake.
             LakeError: the lake cannot be read.
+            Stopped: before the tables were known.
         """
         from bronze.api import recorded
 
-        return recorded.maintain(self.config, tables, pool=pool, notify=notify or (lambda _: None))
+        show = notify or (lambda _: None)
+        return recorded.maintain(self.config, tables, pool=pool, notify=show, stop=stop)
 
     def tables(self) -> tuple[str, ...]:
         """The names of the Bronze tables in the lake, sorted, without the governance tables.
@@ -322,6 +330,7 @@ class Bronze:
         trust_hashes: bool = False,
         pool: Executor | None = None,
         notify: Notify | None = None,
+        stop: Event | None = None,
     ) -> VerifyResult:
         """Proves that Bronze tables equal their sources, or names the rows that differ.
 
@@ -334,10 +343,12 @@ class Bronze:
             pool: where tasks run instead of the config's ``[run] engine``.
             notify: called with what happens to each table, from this thread; without it, a
                 notebook shows the progress.
+            stop: ends the verification when it is set, from any thread, within a second or two.
 
         Raises:
             ConfigError: the config or a name is wrong.
             SourceError, LakeError: no table could be verified.
+            Stopped: before the tables were known.
         """
         from bronze.api import progress, recorded
 
@@ -350,6 +361,7 @@ class Bronze:
                 trust_hashes=trust_hashes,
                 pool=pool,
                 notify=show,
+                stop=stop,
             )
 
     def with_rules(self, rules: Mapping[str, Sequence[Rule]]) -> Bronze:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from bronze.errors import Stopped
 from bronze.model.events import (
     BatchApplied,
     LoadEvent,
@@ -74,6 +75,9 @@ def progress_bars() -> Iterator[Notify]:
 def log_event(event: LoadEvent) -> None:
     """A line of the log for each table that has ended."""
     if isinstance(event, TableFailed):
+        if event.error.kind == Stopped.__name__:
+            LOG.warning("stopped", table=event.table)
+            return
         LOG.error("failed", table=event.table, error=event.error.message)
     elif isinstance(event, TableLanded):
         done = event.result
@@ -176,5 +180,6 @@ def _line(event: LoadEvent) -> str:
     elif isinstance(event, TableLanded):
         text = f"{event.table}: {event.result.status}, {event.result.rows_read:,} rows read"
     else:
-        text = f"{event.table}: failed: {event.error.message}"
+        status = "stopped" if event.error.kind == Stopped.__name__ else "failed"
+        text = f"{event.table}: {status}: {event.error.message}"
     return escape(visible(text))

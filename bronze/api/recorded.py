@@ -15,12 +15,21 @@ from threading import Event as Stop
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bronze.config.settings import Settings
-from bronze.errors import BronzeError, ConfigError
+from bronze.errors import BronzeError, ConfigError, Stopped
+from bronze.execution import permits as shared_permits
+from bronze.execution.permits import Permits
 from bronze.governance import audit, run_log
 from bronze.governance.audit import Event
 from bronze.governance.run_log import Cause, RunTable
 from bronze.model.events import LoadEvent, StreamEvent, TableLanded
-from bronze.model.results import LateRecord, MaintainResult, RunResult, StreamResult, TableResult
+from bronze.model.results import (
+    EXIT_CODES,
+    LateRecord,
+    MaintainResult,
+    RunResult,
+    StreamResult,
+    TableResult,
+)
 
 # Each command imports only what it needs: all together take half a second.
 if TYPE_CHECKING:
@@ -41,8 +50,12 @@ def run(
     pool: Executor | None,
     notify: pipeline.Notify,
     cause: Cause | None = None,
+    stop: Stop | None = None,
+    permits: Permits | None = None,
 ) -> RunResult:
-    """`bronze.ingest.pipeline.run`, with its records in ``governance.runs``."""
+    """`bronze.ingest.pipeline.run`, with its records in ``governance.runs``; its tasks share
+    ``permits`` with those of others.
+    """
     from bronze.ingest import pipeline
 
     log = run_log.begin(settings, "run", cause or Cause())
@@ -70,7 +83,10 @@ def run(
 
     def work() -> RunResult:
         try:
-            done = pipeline.run(settings, tables, pool=pool, notify=remember, planned=record_plan)
+            with shared_permits.sharing(permits):
+                done = pipeline.run(
+                    settings, tables, pool=pool, notify=remember, planned=record_plan, stop=stop
+                )
         except ConfigError:
             raise
         except BaseException as error:
@@ -150,9 +166,15 @@ def drop(settings: Settings, tables: Sequence[str]) -> str:
 
 
 def maintain(
-    settings: Settings, tables: Sequence[str], *, pool: Executor | None, notify: maintenance.Notify
+    settings: Settings,
+    tables: Sequence[str],
+    *,
+    pool: Executor | None,
+    notify: maintenance.Notify,
+    stop: Stop | None = None,
+    permits: Permits | None = None,
 ) -> MaintainResult:
-    """`bronze.maintenance.maintain.maintain`."""
+    """`bronze.maintenance.maintain.maintain`; its tasks share ``permits`` with those of others."""
     from bronze.maintenance import maintain as maintenance
 
     def events(done: MaintainResult) -> list[Event]:
@@ -167,7 +189,10 @@ def maintain(
         }
         return [Event("maintain", "", _outcome(done), details)]
 
-    work = lambda: maintenance.maintain(settings, tables, pool=pool, notify=notify)  # noqa: E731
+    def work() -> MaintainResult:
+        with shared_permits.sharing(permits):
+            return maintenance.maintain(settings, tables, pool=pool, notify=notify, stop=stop)
+
     return _run_and_record(settings, "maintain", tables, work, events)
 
 
@@ -180,8 +205,10 @@ def verify(
     trust_hashes: bool,
     pool: Executor | None,
     notify: pipeline.Notify,
+    stop: Stop | None = None,
+    permits: Permits | None = None,
 ) -> VerifyResult:
-    """`bronze.verify.verify.verify`."""
+    """`bronze.verify.verify.verify`; its tasks share ``permits`` with those of others."""
     from bronze.verify import verify as proof
 
     def events(done: VerifyResult) -> list[Event]:
@@ -207,15 +234,17 @@ def verify(
         return [Event("verify", "", _outcome(done), details)]
 
     def work() -> VerifyResult:
-        return proof.verify(
-            settings,
-            tables,
-            repair=repair,
-            at_rest=at_rest,
-            trust_hashes=trust_hashes,
-            pool=pool,
-            notify=notify,
-        )
+        with shared_permits.sharing(permits):
+            return proof.verify(
+                settings,
+                tables,
+                repair=repair,
+                at_rest=at_rest,
+                trust_hashes=trust_hashes,
+                pool=pool,
+                notify=notify,
+                stop=stop,
+            )
 
     return _run_and_record(settings, "verify", tables, work, events)
 
@@ -278,13 +307,15 @@ def _run_and_record(
 def _failure_event(action: str, tables: Sequence[str], error: BaseException) -> Event:
     kind = type(error).__name__
     # polars raises an interrupt as a panic.
-    interrupted = "KeyboardInterrupt" in f"{kind} {error}"
+    interrupted = isinstance(error, Stopped) or "KeyboardInterrupt" in f"{kind} {error}"
     message = {"message": error.message} if isinstance(error, BronzeError) else {}
     result = "interrupted" if interrupted else "failed"
     return Event(action, "", result, {"error": kind, **message, **_arguments(tables)})
 
 
 def _outcome(done: R) -> str:
+    if done.exit_code == EXIT_CODES[Stopped.__name__]:
+        return "interrupted"
     return "incomplete" if done.exit_code else "succeeded"
 
 

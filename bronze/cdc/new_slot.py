@@ -249,7 +249,7 @@ class NewSlot:
 
     def _create(self) -> None:
         origin = self._stream.origin
-        self._holder = connect.connect(origin)
+        self._holder = connect.connect(origin, lasting=True)
         self._connections.callback(self._holder.close)
         self.refused, published = publish(
             origin, self._holder, self._stream.publication, self.targets

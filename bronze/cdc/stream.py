@@ -46,7 +46,7 @@ from bronze.governance.lineage import LineageEntry
 from bronze.ingest import pipeline
 from bronze.model.events import Notice, Resynced, Waiting
 from bronze.model.results import StreamResult
-from bronze.postgres.connection import connect, translation
+from bronze.postgres.connection import allowance, connect, translation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot
 from bronze.postgres.copy.snapshot import Snapshot
@@ -191,7 +191,8 @@ def _connection_context(
     with ExitStack() as stack:
         origin = replace(settings.origin(name), application_name=f"bronze stream {slot_name}")
         stack.callback(connect.forget_server, origin)
-        control = stack.enter_context(connect.connect(origin))
+        allowance.check_least(origin, commands=0, streams=1)
+        control = stack.enter_context(connect.connect(origin, lasting=True))
         connect.remember_server(origin, control)
         with translation.source_errors(origin):
             # If a connection was lost without an end, the server keeps its session for hours.

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -51,6 +52,24 @@ def exit_codes(as_json: bool) -> Iterator[None]:
         _print_document(as_json, Failure("Interrupted", "Interrupted.", "Run it again."))
         typer.echo("Interrupted. Nothing half-written is visible; run it again.", err=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the next one interrupts at once."""
+    stop = threading.Event()
+
+    def handle(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _log_visibly() -> None:

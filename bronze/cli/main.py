@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bronze.cli.failures import exit_codes
+from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.operate import alerts_app
 
 app = typer.Typer(
@@ -49,8 +45,8 @@ def run(
 
     with exit_codes(as_json):
         opened = bronze.open(config)
-        with progress.progress(as_json) as notify:
-            result = opened.run(tables or (), notify=notify)
+        with stop_on_signals() as stop, progress.progress(as_json) as notify:
+            result = opened.run(tables or (), notify=notify, stop=stop)
         output.print_result(result) if as_json else results.run_result(result)
         raise typer.Exit(result.exit_code)
 
@@ -95,8 +91,7 @@ def stream(
             dropped = opened.drop_stream(tables or ())
             results.dropped_stream(dropped, as_json)
             return
-        stop = threading.Event()
-        with _stop_on_signals(stop), progress.progress(as_json) as copied:
+        with stop_on_signals() as stop, progress.progress(as_json) as copied:
             result = opened.stream(
                 tables or (),
                 until_caught_up=until_caught_up,
@@ -106,23 +101,6 @@ def stream(
             )
         output.print_result(result) if as_json else results.stream_result(result)
         raise typer.Exit(result.exit_code)
-
-
-@contextmanager
-def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the stream after the current batch, the next interrupts."""
-
-    def handle(*_: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @app.command()
@@ -156,13 +134,14 @@ def verify(
 
     with exit_codes(as_json):
         opened = bronze.open(config)
-        with progress.progress(as_json) as notify:
+        with stop_on_signals() as stop, progress.progress(as_json) as notify:
             result = opened.verify(
                 tables or (),
                 repair=repair,
                 at_rest=at_rest,
                 trust_hashes=trust_hashes,
                 notify=notify,
+                stop=stop,
             )
         output.print_result(result) if as_json else results.verify_result(result)
         raise typer.Exit(result.exit_code)
@@ -181,7 +160,8 @@ def maintain(
     from bronze.cli import output, results
 
     with exit_codes(as_json):
-        result = bronze.open(config).maintain(tables or ())
+        with stop_on_signals() as stop:
+            result = bronze.open(config).maintain(tables or (), stop=stop)
         output.print_result(result) if as_json else results.maintain_result(result)
         raise typer.Exit(result.exit_code)
 

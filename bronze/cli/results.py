@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bronze.cli.output import (
@@ -16,7 +16,13 @@ from bronze.cli.output import (
 from bronze.tables.naming import short_name
 
 if TYPE_CHECKING:
-    from bronze.model.results import MaintainResult, RunResult, StreamResult, TableResult
+    from bronze.model.results import (
+        Failure,
+        MaintainResult,
+        RunResult,
+        StreamResult,
+        TableResult,
+    )
     from bronze.protection.erasure_result import ErasureResult, Evidence
     from bronze.verify.results import VerifyResult
 
@@ -45,9 +51,26 @@ def run_result(result: RunResult) -> None:
     for row in result.tables:
         for note in row.notes:
             print_line(f"{row.table}: {note}")
-        if row.error:
-            print_error(f"{row.table}: {row.error.message}", row.error.hint)
+    _print_errors({row.table: row.error for row in result.tables})
     _print_notes(result)
+
+
+def _print_errors(errors: Mapping[str, Failure | None]) -> None:
+    """Prints the errors of tables; those that were stopped have one line together."""
+    stopped = [table for table, error in errors.items() if error and error.kind == "Stopped"]
+    for table, error in errors.items():
+        if error and table not in stopped:
+            print_error(f"{table}: {error.message}", error.hint)
+    if stopped:
+        more = f" and {len(stopped) - _MOST_NAMES:,} more" if len(stopped) > _MOST_NAMES else ""
+        names = ", ".join(stopped[:_MOST_NAMES])
+        print_error(
+            f"Stopped before the end: {names}{more}.",
+            "What had landed before stays, and nothing half-written is visible. Run it again.",
+        )
+
+
+_MOST_NAMES = 10
 
 
 def _scores(scored: Sequence[TableResult]) -> str:
@@ -122,9 +145,7 @@ def maintain_result(result: MaintainResult) -> None:
     ]
     names = ("files", "now", "rewritten", "expired", "freed", "log", "s")
     print_figures(("Bronze table", *names), rows)
-    for row in result.tables:
-        if row.error:
-            print_error(f"{row.target}: {row.error.message}", row.error.hint)
+    _print_errors({row.target: row.error for row in result.tables})
     _print_record_failure(result)
 
 
@@ -235,8 +256,7 @@ def verify_result(result: VerifyResult) -> None:
         hidden = row.missing + row.extra + row.different + row.altered - len(row.rows)
         if row.rows and hidden > 0:
             print_line(f"{row.table}: and {hidden:,} more")
-        if row.error:
-            print_error(f"{row.table}: {row.error.message}", row.error.hint)
+    _print_errors({row.table: row.error for row in result.tables})
     _print_record_failure(result)
 
 

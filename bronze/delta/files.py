@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.exceptions import BaseError
 
-from bronze import failpoint, portion
+from bronze import failpoint, portion, stopping
 from bronze.delta import store
 from bronze.delta.statistics import Statistics
 from bronze.model.columns import DeltaType
@@ -94,6 +94,7 @@ class Output:
             self._parquet = self._stack.enter_context(_parquet(self._sink, table))
         self._statistics.add(_frame(table.select(self._statistics.columns), table.num_rows))
         for part in groups(table):
+            stopping.check()
             self._parquet.write_table(part, row_group_size=part.num_rows)
 
     def __exit__(
@@ -290,6 +291,7 @@ def _parts(
     most = portion.rows(_PART_VALUES, len(names))
     counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
     for number in range(len(counts)) if groups is None else groups:
+        stopping.check()
         start = sum(counts[:number])
         size = min(most, _fitting(parquet.metadata.row_group(number), names))
         if not names or counts[number] <= size:
@@ -305,6 +307,7 @@ def _parts(
             )
             continue
         for batch in parquet.iter_batches(size, [number], names, use_threads=False):
+            stopping.check()
             piece = pa.Table.from_batches([batch])
             yield start, conform(piece, wanted, partition or {}, piece.num_rows)
             start += piece.num_rows

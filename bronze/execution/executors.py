@@ -12,23 +12,19 @@ import logging
 import multiprocessing
 import os
 import threading
-import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+from bronze import stopping
 from bronze.errors import BronzeError, ConfigError, SourceBusy
+from bronze.execution import permits
 from bronze.execution.parcel import Parcel
+from bronze.execution.permits import Claim, Permits
 from bronze.library_errors import error_text
 
 _log = logging.getLogger(__name__)
@@ -60,19 +56,39 @@ def executor(
         # Importing polars, pyarrow and numpy starts threads. A forked child, also one of a fork
         # server that has imported them, would have their locks without the threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _begin, (prepare,)) as processes:
+        # Without a lock, as a worker may be killed at any time.
+        flag = context.Value("b", 0, lock=False)
+        asked = StopFlag(flag)
+        stopping.on_stop(asked, StopFlag.set)
+        with ProcessPoolExecutor(workers, context, _begin, (prepare, flag)) as processes:
             yield processes
     else:
         with _dask(engine.removeprefix("dask://")) as cluster:
             yield cluster
 
 
-def _begin(prepare: Callable[[], None] | None) -> None:
+@dataclass(eq=False)
+class StopFlag:
+    """A flag that asks worker processes to stop: ``shared``, a byte of shared memory."""
+
+    shared: Any
+
+    def set(self, _seconds: float = 0.0) -> None:
+        """Asks them to stop."""
+        self.shared.value = 1
+
+    def is_set(self) -> bool:
+        """Whether they are asked to stop."""
+        return bool(self.shared.value)
+
+
+def _begin(prepare: Callable[[], None] | None, stop: Any) -> None:
     """Begins a worker process, which ends when its parent is killed; it would wait forever
     otherwise.
     """
     if prepare:
         prepare()
+    stopping.stop_process_with(StopFlag(stop))
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -134,12 +150,18 @@ def drive(
     limit: int,
     notify: Callable[[int, Any], None] = lambda *_: None,
     meanwhile: Callable[[], None] = lambda: None,
+    priorities: Sequence[int] = (),
 ) -> Iterator[T]:
     """Runs workflows side by side, at most ``limit`` tasks at once; yields the result of each.
 
     The tasks of earlier workflows come first, and a workflow begins when there is room for its
-    tasks. A task that finds no free connection is put back, and afterwards fewer tasks run at once.
-    After a task has failed, no further task of its workflow is started.
+    tasks. Drivers that share permits (`bronze.execution.permits`) run no more tasks together than
+    these allow, the urgent ones first. A task that finds no free connection is put back, and
+    afterwards fewer tasks run at once. After a task has failed, no further task of its workflow is
+    started.
+
+    When the work is asked to stop (`bronze.stopping`), no further task is started. What runs is
+    waited for, and each workflow gets the error `Stopped` in place of results.
 
     Args:
         pool: the executor of the tasks.
@@ -148,78 +170,153 @@ def drive(
         notify: is called with the number of a workflow and each result of its tasks, in this
             thread.
         meanwhile: is called at least twice a second while tasks run, in this thread.
+        priorities: of the workflows, 1 being the most urgent; all are 1 without them.
 
     Raises:
         Exception: what a workflow raises, which ends the others too.
     """
     stages = [_Stage(workflow) for workflow in workflows]
-    waiting: list[tuple[int, int, Task]] = []
-    flying: dict[Future[Parcel[Any]], tuple[int, int, Task]] = {}
-    refused = begun = 0
-    try:
-        while waiting or flying or begun < len(stages):
-            while begun < len(stages) and len(waiting) + len(flying) < limit:
-                begun += 1
-                yield from _advance(stages, begun - 1, waiting)
-            while waiting and len(flying) < limit:
-                entry = heapq.heappop(waiting)
-                task = entry[2]
-                flying[pool.submit(_perform, task.work, Parcel(task.given))] = entry
-            # Without a time limit an interrupt would be seen only when a task has ended.
-            ended = wait(flying, _PATIENCE, FIRST_COMPLETED).done if flying else ()
-            meanwhile()
-            for future in ended:
-                number, place, task = entry = flying.pop(future)
-                outcome = _outcome(future, task)
-                if isinstance(outcome, SourceBusy) and refused < _BUSY_TRIES:
-                    refused += 1
-                    limit = max(1, min(limit, len(flying)))
-                    heapq.heappush(waiting, entry)
-                    if not flying:
-                        time.sleep(_BUSY_DELAY)
-                    continue
-                stage = stages[number]
-                stage.unfinished -= 1
-                if isinstance(outcome, BronzeError):
-                    stage.error = stage.error or outcome
-                    stage.unfinished -= _withdraw(waiting, number)
+    shared = permits.current(limit)
+    driver = _Driver(pool, stages, limit, notify, priorities or [1] * len(stages), shared)
+    stopping.on_stop(driver, _Driver.wake)
+    with shared.claim(driver.wake) as claim:
+        yield from driver.run(claim, meanwhile)
+
+
+_Entry = tuple[int, int, Task]
+"""The number of a workflow, the place of a task among its tasks, and the task."""
+
+
+@dataclass(eq=False)
+class _Driver(Generic[T]):
+    """The state of `drive`; its arguments are there. ``begun`` workflows have begun."""
+
+    pool: Executor
+    stages: Sequence[_Stage[T]]
+    limit: int
+    notify: Callable[[int, Any], None]
+    priorities: Sequence[int]
+    permits: Permits
+    waiting: list[_Entry] = field(default_factory=list)
+    flying: dict[Future[Parcel[Any]], _Entry] = field(default_factory=dict)
+    ended: SimpleQueue[Future[Parcel[Any]]] = field(default_factory=SimpleQueue)
+    begun: int = 0
+    refused: int = 0
+    _woken: threading.Event = field(default_factory=threading.Event)
+
+    def wake(self, _seconds: float = 0.0) -> None:
+        """Has the driver look at once; from any thread."""
+        self._woken.set()
+
+    def run(self, claim: Claim, meanwhile: Callable[[], None]) -> Iterator[T]:
+        """Runs the workflows, and yields their results."""
+        try:
+            while self.waiting or self.flying or self.begun < len(self.stages):
+                if stopping.is_requested():
+                    yield from self._stop()
+                is_blocked = yield from self._submit(claim)
+                if self.flying or is_blocked:
+                    # Without a time limit an interrupt would be seen only when a task has ended.
+                    self._woken.wait(_PATIENCE)
+                self._woken.clear()
+                meanwhile()
+                # Others are served while results are worked on, which may be a long commit.
+                self.permits.withdraw(claim)
+                while not self.ended.empty():
+                    future = self.ended.get()
+                    entry = self.flying.pop(future)
+                    self.permits.give_back(claim)
+                    yield from self._end(entry, _outcome(future, entry[2]))
+        finally:
+            for future in self.flying:
+                future.cancel()
+            for stage in self.stages:
+                stage.workflow.close()
+
+    def _submit(self, claim: Claim) -> Generator[T, None, bool]:
+        """Starts tasks; returns whether there is one that has to wait for a permit."""
+        while len(self.flying) < self.limit and (self.waiting or self.begun < len(self.stages)):
+            following = self.waiting[0][0] if self.waiting else self.begun
+            if not self.permits.take(claim, self.priorities[following]):
+                return True
+            while not self.waiting and self.begun < len(self.stages):
+                self.begun += 1
+                yield from self._advance(self.begun - 1)
+            if not self.waiting:
+                self.permits.give_back(claim)
+                break
+            entry = heapq.heappop(self.waiting)
+            task = entry[2]
+            future = self.pool.submit(_perform, task.work, Parcel(task.given), stopping.name())
+            self.flying[future] = entry
+            future.add_done_callback(self._note_end)
+        return False
+
+    def _note_end(self, future: Future[Parcel[Any]]) -> None:
+        self.ended.put(future)
+        self.wake()
+
+    def _end(self, entry: _Entry, outcome: Any) -> Iterator[T]:
+        """Records the result of a task, or its error, and resumes its workflow after the last."""
+        number, place, task = entry
+        if isinstance(outcome, BronzeError) and stopping.is_requested():
+            outcome = stopping.error(task.table)
+        elif isinstance(outcome, SourceBusy) and self.refused < _BUSY_TRIES:
+            self.refused += 1
+            self.limit = max(1, min(self.limit, len(self.flying)))
+            heapq.heappush(self.waiting, entry)
+            if not self.flying:
+                self._woken.wait(_BUSY_DELAY)
+            return
+        stage = self.stages[number]
+        stage.unfinished -= 1
+        if isinstance(outcome, BronzeError):
+            stage.error = stage.error or outcome
+            stage.unfinished -= _withdraw(self.waiting, number)
+        else:
+            stage.results[place] = outcome
+            self.notify(number, outcome)
+        if not stage.unfinished:
+            yield from self._advance(number)
+
+    def _stop(self) -> Iterator[T]:
+        """Gives the error to all workflows of which no task runs."""
+        for number, _, task in list(self.waiting):
+            stage = self.stages[number]
+            stage.error = stage.error or stopping.error(task.table)
+            withdrawn = _withdraw(self.waiting, number)
+            stage.unfinished -= withdrawn
+            if withdrawn and not stage.unfinished:
+                yield from self._advance(number)
+        while self.begun < len(self.stages):
+            self.begun += 1
+            yield from self._advance(self.begun - 1)
+
+    def _advance(self, number: int) -> Iterator[T]:
+        """Resumes a workflow until its next tasks, or yields its result."""
+        stage = self.stages[number]
+        try:
+            tasks: Sequence[Task] = ()
+            while not tasks:
+                if stage.error:
+                    error, stage.error = stage.error, None
+                    tasks = stage.workflow.throw(error)
+                elif stage.is_started:
+                    tasks = stage.workflow.send(stage.results)
                 else:
-                    stage.results[place] = outcome
-                    notify(number, outcome)
-                if not stage.unfinished:
-                    yield from _advance(stages, number, waiting)
-    finally:
-        for future in flying:
-            future.cancel()
-        for stage in stages:
-            stage.workflow.close()
+                    stage.is_started, tasks = True, next(stage.workflow)
+                stage.results = [None] * len(tasks)
+                if tasks and stopping.is_requested():
+                    stage.error, tasks = stopping.error(tasks[0].table), ()
+        except StopIteration as end:
+            yield end.value
+            return
+        stage.unfinished = len(tasks)
+        for place, task in enumerate(tasks):
+            heapq.heappush(self.waiting, (number, place, task))
 
 
-def _advance(
-    stages: Sequence[_Stage[T]], number: int, waiting: list[tuple[int, int, Task]]
-) -> Iterator[T]:
-    """Resumes a workflow until its next tasks, or yields its result."""
-    stage = stages[number]
-    try:
-        tasks: Sequence[Task] = ()
-        while not tasks:
-            if stage.error:
-                error, stage.error = stage.error, None
-                tasks = stage.workflow.throw(error)
-            elif stage.is_started:
-                tasks = stage.workflow.send(stage.results)
-            else:
-                stage.is_started, tasks = True, next(stage.workflow)
-            stage.results = [None] * len(tasks)
-    except StopIteration as end:
-        yield end.value
-        return
-    stage.unfinished = len(tasks)
-    for place, task in enumerate(tasks):
-        heapq.heappush(waiting, (number, place, task))
-
-
-def _withdraw(waiting: list[tuple[int, int, Task]], number: int) -> int:
+def _withdraw(waiting: list[_Entry], number: int) -> int:
     """Removes the waiting tasks of a workflow; returns how many."""
     kept = [entry for entry in waiting if entry[0] != number]
     count = len(waiting) - len(kept)
@@ -228,9 +325,10 @@ def _withdraw(waiting: list[tuple[int, int, Task]], number: int) -> int:
     return count
 
 
-def _perform(work: Callable[[Any], T], given: Parcel[Any]) -> Parcel[T]:
-    """Performs a task, on the worker."""
-    return Parcel(work(given.content))
+def _perform(work: Callable[[Any], T], given: Parcel[Any], scope: str) -> Parcel[T]:
+    """Performs a task, on the worker; ``scope`` is the name of the scope that stops it."""
+    with stopping.within(scope):
+        return Parcel(work(given.content))
 
 
 def _outcome(future: Future[Parcel[Any]], task: Task) -> Any:

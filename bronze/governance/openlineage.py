@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from openlineage.client.transport import Transport
 
 _PRODUCER = f"urn:bronze:{VERSION}"
-_TYPES = {"streaming": "RUNNING", "failed": "FAIL"}
+_TYPES = {"streaming": "RUNNING", "failed": "FAIL", "stopped": "ABORT"}
 
 
 def check_package(settings: Settings) -> None:

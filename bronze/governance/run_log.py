@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.errors import BronzeError
+from bronze.errors import BronzeError, Stopped
 from bronze.governance import actor, writer
 from bronze.governance.tables import runs
 from bronze.governance.tables.runs import Command, Reason, RunRecord
@@ -85,7 +85,9 @@ class RunLog:
         that had ended before, by target. If that cannot be written, nothing is recorded.
         """
         failure = _failure(error)
-        stopped = isinstance(error, KeyboardInterrupt)
+        # polars raises an interrupt as a panic.
+        interrupted = "KeyboardInterrupt" in f"{type(error).__name__} {error}"
+        stopped = interrupted or isinstance(error, Stopped)
         ended = datetime.now(UTC)
         records = [
             self._result(landed[target])
@@ -118,7 +120,8 @@ class RunLog:
             files=result.files,
             bytes=result.bytes,
         )
-        return _failed(record, result.error, stopped=False) if result.error else record
+        stopped = result.status == "stopped"
+        return _failed(record, result.error, stopped) if result.error else record
 
 
 def begin(settings: Settings, command: Command, cause: Cause) -> RunLog:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-from bronze import failpoint
+from bronze import failpoint, stopping
 from bronze.anomaly import outliers
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, log, store
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
-from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost
+from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost, Stopped
 from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage, writer
 from bronze.governance.tables import rejected_values as rejected_table
@@ -34,7 +34,7 @@ from bronze.maintenance import maintain
 from bronze.model.anomaly import Outliers
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
-from bronze.model.results import TableResult
+from bronze.model.results import Status, TableResult
 from bronze.model.stamp import RowStamp
 from bronze.model.units import KnownRows, RejectedValue, UnitResult
 from bronze.rows import fingerprint
@@ -68,13 +68,15 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
     5. The table is optimized where it needs that.
 
     Returns:
-        What was done to the table; its error where only this table failed.
+        What was done to the table; its error where only this table failed, or was stopped.
 
     Raises:
         SnapshotLost: the connection to the source was lost, and with it the snapshot that all
             tables share.
     """
     table.begin()
+    if stopping.is_requested():
+        return stopped_result(table)
     try:
         if table.error or table.plan is None:
             return _failed_result(table, table.error or _unplanned_error(table))
@@ -92,10 +94,14 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         table.end_stage("write")
         failpoint.reach("landed")
         known_rows.drop_index(plan.target.place)
-        notes = table.plan.notes + _record_anomalies(settings, table, outcome)
+        with stopping.unstoppable():
+            notes = table.plan.notes + _record_anomalies(settings, table, outcome)
         notes += yield from _optimize(settings, table, outcome.has_changes)
         table.end_stage("optimize")
         return _result(table, outcome, notes)
+    except Stopped:
+        discard(table.target.place, table.stamp.batch_id)
+        return stopped_result(table)
     except BronzeError as error:
         if isinstance(error, SnapshotLost):
             raise
@@ -326,13 +332,22 @@ def discard(place: Place, batch_id: str) -> None:
         commit.discard(place, batch_id)
 
 
+def stopped_result(table: TableRun) -> TableResult:
+    """The result of a table whose load was stopped, or has not begun, when the run was stopped."""
+    return _unloaded_result(table, stopping.error(table.target.label), "stopped")
+
+
 def _failed_result(table: TableRun, error: BronzeError) -> TableResult:
-    table.error = error
     discard(table.target.place, table.stamp.batch_id)
+    return _unloaded_result(table, error, "failed")
+
+
+def _unloaded_result(table: TableRun, error: BronzeError, status: Status) -> TableResult:
+    table.error = error
     return TableResult(
         table=table.target.label,
         target=table.target.full_name,
-        status="failed",
+        status=status,
         rows_read=table.rows,
         seconds=time.monotonic() - table.began,
         error=error.failure(),
@@ -358,6 +373,9 @@ def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tu
         state = log.read(place) if changed or planned is None else planned
         if state is not None and optimize.is_needed(state, layout):
             yield from maintain.optimize_table(settings, place, layout, table.target.label)
+    except Stopped:
+        # All rows are there; the next run optimizes the table.
+        return ()
     except BronzeError as error:
         return (f"the table was not optimized: {error.message}",)
     return ()

@@ -12,11 +12,12 @@ from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from threading import Event
 
 import tenacity
 import uuid_utils
 
-from bronze import failpoint
+from bronze import failpoint, stopping
 from bronze.config import fingerprint
 from bronze.config.settings import Settings
 from bronze.delta import store
@@ -27,6 +28,7 @@ from bronze.errors import (
     LakeError,
     Overtaken,
     SourceUnreachable,
+    Stopped,
     TableContested,
     TableRefused,
 )
@@ -61,6 +63,7 @@ def run(
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
     planned: Callable[[Sequence[TableRun]], None] = lambda _: None,
+    stop: Event | None = None,
 ) -> RunResult:
     """Loads tables from PostgreSQL into the lake, all tables of a source from one snapshot.
 
@@ -73,17 +76,21 @@ def run(
         pool: an executor for the units, instead of the config's engine.
         notify: is called with progress, in this thread.
         planned: is called with the tables before they are read; after a lost connection again.
+        stop: ends the run when it is set, from any thread: reads are canceled, a commit that has
+            begun is finished, and the other tables are stopped.
 
     Returns:
         The result of each table; a table that failed does not stop the others.
 
     Raises:
         ConfigError, SourceError, LakeError: no table could be loaded.
+        Stopped: before the tables were known.
     """
     openlineage.check_package(settings)
     ledger = lineage.LineageLedger(settings)
     try:
-        result = _run_with_retries(settings, tables, pool, notify, planned, ledger)
+        with stopping.scope(stop):
+            result = _run_with_retries(settings, tables, pool, notify, planned, ledger)
     except BronzeError:
         # The tables that were committed before the error need their lineage, too.
         ledger.write()
@@ -91,7 +98,7 @@ def run(
         raise
     late, unrecorded = ledger.write()
     notes = openlineage.send(settings, ledger.entries)
-    if settings.maintain.auto:
+    if settings.maintain.auto and not (stop and stop.is_set()):
         notes += maintain.maintain_governance(settings)
     return replace(result, late=late, notes=notes, unrecorded=unrecorded)
 
@@ -105,44 +112,71 @@ def _run_with_retries(
     ledger: lineage.LineageLedger,
 ) -> RunResult:
     began = time.monotonic()
-    batch_id = ""
     results: dict[str, TableResult] = {}
-    position: int | None = None
+    table_runs: Sequence[TableRun] = ()
 
     def may_pass(error: BaseException) -> bool:
         # A source that was not reachable even once is more likely a wrong address.
-        never_reached = position is None and isinstance(error, SourceUnreachable)
+        never_reached = not table_runs and isinstance(error, SourceUnreachable)
         return isinstance(error, BronzeError) and error.retry and not never_reached
 
-    for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception(may_pass),
-        stop=tenacity.stop_after_attempt(settings.run.max_retries + 1),
-        wait=tenacity.wait_exponential_jitter(multiplier=settings.run.retry_delay, max=60),
-        reraise=True,
-    ):
-        with attempt, ExitStack() as stack:
-            # Each attempt is a batch of its own: an earlier one may have committed some tables.
-            batch_id = str(uuid_utils.uuid7())
-            table_runs = _plan_all(settings, tables, batch_id, stack)
-            position = table_runs[0].snapshot.position
-            if not tables:
-                for result in _missing_tables(settings, table_runs):
-                    results[result.table] = result
-                    notify(_end_event(result))
-            planned(table_runs)
-            failpoint.reach("planned")
-            overtaken = []
-            entries = {table.entry.record.target_table: table.entry for table in table_runs}
-            for result in load_tables(settings, table_runs, pool, notify):
-                results[result.target] = result
-                ledger.add(lineage.with_result(entries[result.target], result))
-                if result.error and result.error.kind in _OVERTAKEN:
-                    overtaken.append(result.table)
-            ledger.unwritten = record_quality(settings, table_runs) or ledger.unwritten
-            if overtaken and attempt.retry_state.attempt_number <= settings.run.max_retries:
-                tables = overtaken
-                raise CommitConflict(f"{', '.join(overtaken)} changed during the run.")
-    return RunResult(batch_id, position or 0, time.monotonic() - began, tuple(results.values()))
+    try:
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception(may_pass),
+            stop=tenacity.stop_after_attempt(settings.run.max_retries + 1),
+            wait=tenacity.wait_exponential_jitter(multiplier=settings.run.retry_delay, max=60),
+            sleep=stopping.sleep,
+            reraise=True,
+        ):
+            with attempt, ExitStack() as stack:
+                # Each attempt is a batch of its own: an earlier one may have committed some tables.
+                table_runs = _plan_all(settings, tables, str(uuid_utils.uuid7()), stack)
+                if not tables:
+                    for result in _missing_tables(settings, table_runs):
+                        results[result.table] = result
+                        notify(_end_event(result))
+                planned(table_runs)
+                failpoint.reach("planned")
+                overtaken = _load_all(settings, table_runs, pool, notify, ledger, results)
+                may_retry = attempt.retry_state.attempt_number <= settings.run.max_retries
+                if overtaken and may_retry and not stopping.is_requested():
+                    tables = overtaken
+                    raise CommitConflict(f"{', '.join(overtaken)} changed during the run.")
+    except Stopped:
+        if not table_runs:
+            raise
+        for table in table_runs:
+            former = results.get(table.target.full_name)
+            if former is None or _is_overtaken(former):
+                results[table.target.full_name] = load.stopped_result(table)
+    stamp, position = table_runs[0].stamp, table_runs[0].snapshot.position
+    seconds = time.monotonic() - began
+    return RunResult(stamp.batch_id, position, seconds, tuple(results.values()))
+
+
+def _load_all(
+    settings: Settings,
+    table_runs: Sequence[TableRun],
+    pool: Executor | None,
+    notify: Notify,
+    ledger: lineage.LineageLedger,
+    results: dict[str, TableResult],
+) -> list[str]:
+    """Loads tables, and adds their ``results`` by target; returns those that were overtaken."""
+    overtaken = []
+    entries = {table.entry.record.target_table: table.entry for table in table_runs}
+    for result in load_tables(settings, table_runs, pool, notify):
+        results[result.target] = result
+        ledger.add(lineage.with_result(entries[result.target], result))
+        if _is_overtaken(result):
+            overtaken.append(result.table)
+    ledger.unwritten = record_quality(settings, table_runs) or ledger.unwritten
+    return overtaken
+
+
+def _is_overtaken(result: TableResult) -> bool:
+    """Whether the table may land when the run begins again."""
+    return result.error is not None and result.error.kind in _OVERTAKEN
 
 
 def _missing_tables(settings: Settings, table_runs: Sequence[TableRun]) -> list[TableResult]:
@@ -199,7 +233,7 @@ def open_sources(
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
         stack.callback(connect.forget_server, origin)
-        connection = stack.enter_context(connect.connect(origin))
+        connection = stack.enter_context(connect.connect(origin, lasting=True))
         with translation.source_errors(origin):
             listed = selection.relations_of(connection, name, source.schema_, detailed=detailed)
             relations += [(name, relation) for relation in listed]
@@ -264,6 +298,7 @@ def plan_tables(
     audited = audit.mark(settings)
     tables = []
     for target in targets:
+        stopping.check()
         lineage_id = str(uuid_utils.uuid7())
         stamp = RowStamp(batch_id, now, origin.name, target.settings.method, lineage_id, audited)
         table_plan, refusal = None, None
@@ -357,7 +392,8 @@ def load_tables(
         with worker_pool(settings, pool, limit, {table.origin for table in tables}) as workers:
             loads = [load.load_table(settings, table) for table in tables]
             relieve = lock_relief((table.snapshot, table.origin) for table in tables)
-            for result in executors.drive(workers, loads, limit, report, relieve):
+            priorities = [table.target.settings.priority for table in tables]
+            for result in executors.drive(workers, loads, limit, report, relieve, priorities):
                 notify(_end_event(result))
                 yield result
     except BaseException:
@@ -379,12 +415,18 @@ def _progress(table: str, units: Sequence[Unit], read: Mapping[int, UnitResult])
 
 
 def lock_relief(held: Iterable[tuple[Snapshot, Origin]]) -> Callable[[], None]:
-    """A function to call repeatedly while snapshots are open: see `Snapshot.give_way`."""
+    """A function to call repeatedly while snapshots are open: see `Snapshot.give_way`. Once the
+    work is asked to stop, it cancels the reads.
+    """
     holders = {id(opened.holder): (opened, origin) for opened, origin in held}
     called = time.monotonic()
 
     def relieve() -> None:
         nonlocal called
+        if stopping.is_requested():
+            for opened, origin in holders.values():
+                opened.cancel_reads(origin)
+            return
         if time.monotonic() - called < _RELIEF_INTERVAL:
             return
         called = time.monotonic()
@@ -399,7 +441,8 @@ def record_quality(settings: Settings, tables: Sequence[TableRun]) -> Failure | 
     are committed already.
     """
     try:
-        quality_gate.record_quality(settings, tables)
+        with stopping.unstoppable():
+            quality_gate.record_quality(settings, tables)
     except BronzeError as error:
         return error.failure()
     return None

@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from threading import Event
 
 import uuid_utils
 
-from bronze import failpoint
+from bronze import failpoint, stopping
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.config.tables import TableSettings
-from bronze.delta import log, store
+from bronze.delta import commit, log, store
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.optimize import OptimizeResult, TableLayout
 from bronze.delta.properties import TableProperties
@@ -39,6 +40,7 @@ def maintain(
     *,
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
+    stop: Event | None = None,
 ) -> MaintainResult:
     """Optimizes tables, and deletes their old files and log entries.
 
@@ -50,12 +52,23 @@ def maintain(
             the lake.
         pool: an executor for the tasks, instead of the config's engine.
         notify: is called with the result of each table, in this thread.
+        stop: ends the maintenance when it is set, from any thread: a commit that has begun is
+            finished, and the other tables are stopped.
 
     Raises:
         ConfigError: a table does not exist.
         LakeError, LakeUnreachable: the lake cannot be read.
+        Stopped: before the tables were known.
     """
     began = time.monotonic()
+    with stopping.scope(stop):
+        results = _maintain_tables(settings, tables, pool, notify)
+    return MaintainResult(time.monotonic() - began, tuple(results))
+
+
+def _maintain_tables(
+    settings: Settings, tables: Sequence[str], pool: Executor | None, notify: Notify
+) -> list[MaintainedTable]:
     chosen = lake.find(settings, _in_lake(settings), tables)
     run = settings.run
     limit = budget.readers(run.memory, run.workers, run.workers)
@@ -66,7 +79,7 @@ def maintain(
         for result in executors.drive(running, workflows, limit):
             notify(result)
             results.append(result)
-    return MaintainResult(time.monotonic() - began, tuple(results))
+    return results
 
 
 def maintain_governance(settings: Settings) -> tuple[str, ...]:
@@ -104,6 +117,7 @@ def _in_lake(settings: Settings) -> Iterator[LakeTable]:
     """The Bronze tables and the governance tables of the lake, without other writers' tables."""
     for schema in dict.fromkeys((settings.lake.schema_, GOVERNANCE)):
         for table in lake.tables_of(settings, schema):
+            stopping.check()
             if table.error or table.is_bronze or (table.state and schema == GOVERNANCE):
                 yield table
 
@@ -114,6 +128,7 @@ def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[Maintained
     improved, expired = OptimizeResult(), vacuum.VacuumResult()
     error = None
     try:
+        stopping.check()
         state = table.state
         if state is None:
             raise table.error or LakeError(f"There is no table {table.target}.")
@@ -121,6 +136,7 @@ def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[Maintained
         own = settings.table(table.source, schema, name) if name else TableSettings()
         wish = layout_wish(settings, own)
         improved = yield from optimize_table(settings, state.place, wish, table.name)
+        stopping.check()
         expired = vacuum.expire(state.place, settings.maintain.retention, (), time.time())
     except BronzeError as caught:
         error = caught.failure()
@@ -150,10 +166,11 @@ def optimize_table(
     """The workflow of `bronze.delta.layout.optimize.optimize_table`, which uses one ``share``-th of
     the memory.
     """
+    batch_id = str(uuid_utils.uuid7())
     steps = optimize.steps(
         place,
         wish,
-        batch_id=str(uuid_utils.uuid7()),
+        batch_id=batch_id,
         memory=budget.rewrite_memory(settings.run.memory, settings.run.workers) // share,
     )
     try:
@@ -169,3 +186,8 @@ def optimize_table(
     except StopIteration as end:
         done: OptimizeResult = end.value
         return done
+    except BronzeError:
+        # The files of tasks that had ended when another one failed or was stopped.
+        with suppress(BronzeError):
+            commit.discard(place, batch_id)
+        raise

@@ -9,7 +9,7 @@ from datetime import datetime
 from html import escape
 from typing import Any, ClassVar, Literal
 
-Status = Literal["landed", "unchanged", "failed"]
+Status = Literal["landed", "unchanged", "failed", "stopped"]
 
 EXIT_CODES: Mapping[str, int] = {
     "ConfigError": 2,
@@ -20,6 +20,7 @@ EXIT_CODES: Mapping[str, int] = {
     "SourceRewound": 3,
     "SnapshotLost": 3,
     "LakeUnreachable": 3,
+    "Stopped": 130,
 }
 """What a command exits with after an error of a kind; 1 after all others."""
 
@@ -37,10 +38,12 @@ class Failure:
 def exit_code(errors: Iterable[Failure | None], unrecorded: Failure | None = None) -> int:
     """The exit code of a command, by the error of each table (None where there was none).
 
-    0: no table failed, and what was done is recorded; 3: each table failed because the source or
-    the lake cannot be reached; 1: otherwise.
+    0: no table failed, and what was done is recorded; 130: the command was stopped before its end;
+    3: each table failed because the source or the lake cannot be reached; 1: otherwise.
     """
     codes = {EXIT_CODES.get(error.kind, 1) if error else 0 for error in errors}
+    if EXIT_CODES["Stopped"] in codes:
+        return EXIT_CODES["Stopped"]
     if codes <= {0}:
         return 1 if unrecorded else 0
     return 3 if codes == {3} else 1

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import unquote
 
+from bronze import stopping
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
@@ -26,7 +27,7 @@ from bronze.verify.digests import Basis
 from bronze.verify.file_check import CheckedFile, FileCheckTask
 from bronze.verify.inventory import ExpectedTable
 from bronze.verify.repair import Damage
-from bronze.verify.results import FaultyFile, FaultyRow, VerifiedTable
+from bronze.verify.results import FaultyFile, FaultyRow, VerifiedTable, status_of
 from bronze.verify.row_diff import MAX_LISTED
 
 
@@ -72,6 +73,7 @@ def _verify_table(table: ExpectedTable) -> Workflow[VerifiedTable]:
     began = time.monotonic()
     result = VerifiedTable(table.label, table.target, "failed", source=table.source)
     try:
+        stopping.check()
         if table.state is None:
             raise table.error or LakeError(f"There is no Bronze table {table.target}.")
         result = yield from _check_files(table.state, result)
@@ -87,7 +89,7 @@ def _verify_table(table: ExpectedTable) -> Workflow[VerifiedTable]:
                 notes=(*result.notes, cut_off),
             )
     except BronzeError as error:
-        result = replace(result, status="failed", error=error.failure())
+        result = replace(result, status=status_of(error), error=error.failure())
     return replace(result, seconds=time.monotonic() - began)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from bronze import stopping
 from bronze.config.settings import Settings
 from bronze.delta.layout import vacuum
 from bronze.delta.log import State
@@ -44,7 +45,7 @@ from bronze.verify.evidence import (
 )
 from bronze.verify.file_check import CheckedFile, FileCheckTask
 from bronze.verify.repair import Damage
-from bronze.verify.results import FaultyFile, VerifiedTable
+from bronze.verify.results import FaultyFile, VerifiedTable, status_of
 from bronze.verify.row_diff import MAX_LISTED, RowDifferences, compare_rows, duplicates_of
 
 
@@ -97,7 +98,10 @@ def compare_tables(
     with worker_pool(settings, pool, limit, origins) as workers:
         workflows = [_compare_table(settings, claim, options) for claim in claims]
         relief = lock_relief((claim.context.snapshot, claim.context.origin) for claim in claims)
-        for comparison in executors.drive(workers, workflows, limit, report_progress, relief):
+        priorities = [claim.context.target.settings.priority for claim in claims]
+        for comparison in executors.drive(
+            workers, workflows, limit, report_progress, relief, priorities
+        ):
             result = comparison.result
             notify(TableProgress(result.table, max(result.source_rows, 0), 1.0))
             comparisons[result.target] = comparison
@@ -116,6 +120,7 @@ def _compare_table(settings: Settings, claim: Claim, options: Options) -> Workfl
     )
     comparison = Comparison(result, options)
     try:
+        stopping.check()
         if claim.error:
             raise claim.error
         yield from _compare_sides(settings, claim, comparison)
@@ -124,7 +129,9 @@ def _compare_table(settings: Settings, claim: Claim, options: Options) -> Workfl
         notes = (*result.notes, *claim.notes(result, comparison.duplicates))
         comparison.result = replace(result, notes=notes)
     except BronzeError as error:
-        comparison.result = replace(comparison.result, status="failed", error=error.failure())
+        comparison.result = replace(
+            comparison.result, status=status_of(error), error=error.failure()
+        )
     comparison.result = replace(comparison.result, seconds=time.monotonic() - began)
     return comparison
 

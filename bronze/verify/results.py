@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from bronze.errors import BronzeError, Stopped
 from bronze.model.results import Failure, Shown, exit_code
 
+VerifyStatus = Literal["equal", "differs", "failed", "stopped"]
 Fault = Literal["missing", "extra", "different", "altered"]
 """The fault of a row. ``missing``: only in the source. ``extra``: only in Bronze. ``different``: in
 both, with other values. ``altered``: not as bronze wrote it, because its values do not have its
@@ -59,7 +61,7 @@ class VerifiedTable:
 
     table: str
     target: str
-    status: Literal["equal", "differs", "failed"]
+    status: VerifyStatus
     source: str = ""
     source_rows: int = -1
     bronze_rows: int = 0
@@ -98,10 +100,15 @@ class VerifyResult(Shown):
 
     @property
     def exit_code(self) -> int:
-        """0: all tables are equal, and it is recorded. 3: nothing could be verified, because source
-        or lake cannot be reached. 1: otherwise.
+        """0: all tables are equal, and it is recorded. 130: it was stopped. 3: nothing could be
+        verified, because source or lake cannot be reached. 1: otherwise.
         """
         if not self.tables:
             return 1
         code = exit_code((table.error for table in self.tables), self.unrecorded)
         return code or int(any(table.status != "equal" for table in self.tables))
+
+
+def status_of(error: BronzeError) -> VerifyStatus:
+    """The status of a table whose verification ended with an error."""
+    return "stopped" if isinstance(error, Stopped) else "failed"

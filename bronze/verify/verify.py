@@ -10,9 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import replace
+from threading import Event
 
 import uuid_utils
 
+from bronze import stopping
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, TableRefused
 from bronze.ingest.pipeline import Notify
@@ -33,6 +35,7 @@ def verify(
     trust_hashes: bool = False,
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
+    stop: Event | None = None,
 ) -> VerifyResult:
     """Compares Bronze tables with the source, or with ``at_rest`` checks them without it.
 
@@ -46,26 +49,43 @@ def verify(
             their values.
         pool: where to do the work instead of the config's engine.
         notify: is called with progress, in this thread.
+        stop: ends the verification when it is set, from any thread: what is read is canceled, and
+            the tables that were not verified before are stopped.
 
     Raises:
         ConfigError, SourceError, LakeError: nothing could be verified.
+        Stopped: before the tables were known.
     """
     began = time.monotonic()
+    with stopping.scope(stop):
+        results = _verify_tables(settings, tables, repair, at_rest, trust_hashes, pool, notify)
+    return VerifyResult(at_rest, time.monotonic() - began, tuple(results))
+
+
+def _verify_tables(
+    settings: Settings,
+    tables: Sequence[str],
+    repair: bool,
+    at_rest: bool,
+    trust_hashes: bool,
+    pool: Executor | None,
+    notify: Notify,
+) -> Sequence[VerifiedTable]:
     if at_rest:
         results = rest.verify_at_rest(settings, tables, pool, notify)
-        if repair:
+        if repair and not stopping.is_requested():
             results = _repair_at_rest(settings, results, pool, notify)
-    else:
-        with ExitStack() as stack:
-            batch_id = str(uuid_utils.uuid7())
-            claims = claims_of_source(settings, tables, batch_id, stack)
-            options = Options(repair, trust_hashes)
-            comparisons = compare_tables(settings, claims, options, pool, notify)
-            results = [comparison.result for comparison in comparisons]
-            if repair:
-                damaged = {result.target for result in results if result.status == "differs"}
-                results = _repair_and_compare(settings, claims, comparisons, damaged, pool, notify)
-    return VerifyResult(at_rest, time.monotonic() - began, tuple(results))
+        return results
+    with ExitStack() as stack:
+        batch_id = str(uuid_utils.uuid7())
+        claims = claims_of_source(settings, tables, batch_id, stack)
+        options = Options(repair, trust_hashes)
+        comparisons = compare_tables(settings, claims, options, pool, notify)
+        results = [comparison.result for comparison in comparisons]
+        if repair and not stopping.is_requested():
+            damaged = {result.target for result in results if result.status == "differs"}
+            results = _repair_and_compare(settings, claims, comparisons, damaged, pool, notify)
+        return results
 
 
 def _repair_and_compare(

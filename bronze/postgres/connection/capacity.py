@@ -6,13 +6,10 @@ import re
 from typing import Any
 
 from bronze.model.locations import Origin
+from bronze.postgres.connection.allowance import READ, STREAM
 from bronze.postgres.statement import quoted
 
 _LIMIT_REACHED = re.compile(r'too many connections for (role|database) "(.*)"')
-_STREAM = 4
-"""The connections of a stream: one for control queries, one for the stream, one for the replication
-slot of a table sync and one for its snapshot.
-"""
 
 
 def connections_needed(origin: Origin, streaming: bool) -> tuple[int, int]:
@@ -21,7 +18,7 @@ def connections_needed(origin: Origin, streaming: bool) -> tuple[int, int]:
     Each read has a connection, while PostgreSQL may still be closing that of the previous one.
     """
     minimum, maximum = origin.connections
-    return (_STREAM, _STREAM - 1 + maximum) if streaming else (minimum + 2, maximum)
+    return (STREAM + READ, maximum) if streaming else (minimum + 2, maximum)
 
 
 def limit_reached(origin: Origin, text: str) -> tuple[str, str] | None:

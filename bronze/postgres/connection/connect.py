@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 
-from bronze.errors import SourceBusy, SourceRefused, SourceUnreachable
+from bronze import stopping
+from bronze.errors import SourceBusy, SourceRefused, SourceUnreachable, Stopped
 from bronze.model.locations import Origin
-from bronze.postgres.connection import pooler, session_settings
+from bronze.postgres.connection import allowance, pooler, session_settings, sockets
+from bronze.postgres.connection.allowance import LeasedConnection
 from bronze.postgres.connection.parameters import address, parameters
 from bronze.postgres.connection.translation import explain, source_errors
 
@@ -30,13 +32,16 @@ OLDEST_VERSION = 12
 """The oldest major version of PostgreSQL that bronze supports."""
 
 
-def connect(origin: Origin) -> Connection:
+def connect(origin: Origin, *, lasting: bool = False) -> Connection:
     """A new connection in autocommit mode, with pinned settings.
+
+    It is one of those that ``pool.max`` allows this process; one that a command keeps until its end
+    is ``lasting`` (`bronze.postgres.connection.allowance`).
 
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
-    return _connect(origin, parameters(origin))
+    return _connect(origin, parameters(origin), lasting)
 
 
 def connect_again(origin: Origin) -> Connection:
@@ -55,15 +60,60 @@ def connect_again(origin: Origin) -> Connection:
     return _connect(origin, params | server)
 
 
-def _connect(origin: Origin, params: Mapping[str, Any]) -> Connection:
+def _connect(origin: Origin, params: Mapping[str, Any], lasting: bool = False) -> Connection:
     with source_errors(origin):
-        connection = psycopg.connect(make_conninfo("", **params), autocommit=True)
+        connection = open_connection(origin, params, lasting)
         try:
             _pin(connection, origin)
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def open_connection(origin: Origin, params: Mapping[str, Any], lasting: bool = False) -> Connection:
+    """A new connection in autocommit mode, whose queries are canceled when this work is stopped.
+
+    Raises:
+        psycopg.Error
+        SourceBusy: ``pool.max`` allows no further connection.
+        Stopped: while it connects.
+    """
+    conninfo = make_conninfo("", **params)
+    lease = allowance.lease(origin, lasting)
+
+    def open_leased() -> LeasedConnection:
+        try:
+            opened = LeasedConnection.connect(conninfo, autocommit=True)
+        except BaseException:
+            lease.end()
+            raise
+        opened.count(lease)
+        return opened
+
+    try:
+        connection = stopping.call(open_leased, LeasedConnection.close)
+    except Stopped:
+        # A thread may still be connecting; what it opens is closed.
+        lease.end()
+        raise
+    stopping.on_stop(connection, _cancel)
+    return connection
+
+
+_CANCEL_TIMEOUT = 1.0
+_CUT_AFTER = 2.0
+
+
+def _cancel(connection: Connection, seconds: float) -> None:
+    """Cancels the query of a connection, if one runs; a server that does not answer is cut off."""
+    if connection.pgconn.transaction_status != TransactionStatus.ACTIVE:
+        return
+    if seconds > _CUT_AFTER:
+        sockets.cut_connection(connection)
+        return
+    with suppress(psycopg.Error):
+        connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
 
 
 @contextmanager
@@ -203,7 +253,8 @@ def _check_reachable(origin: Origin, params: Mapping[str, str]) -> None:
             with socket.socket(socket.AF_UNIX) as unix_socket:
                 unix_socket.connect(f"{host}/.s.PGSQL.{port}")
         else:
-            socket.create_connection((host, int(port)), origin.connect_timeout or None).close()
+            timeout = origin.connect_timeout or None
+            stopping.call(lambda: socket.create_connection((host, int(port)), timeout)).close()
     except OSError as error:
         raise SourceUnreachable(
             f"{address(origin)} cannot be reached: {error.strerror or 'no answer'}.",
@@ -213,7 +264,7 @@ def _check_reachable(origin: Origin, params: Mapping[str, str]) -> None:
 
 def cancel_queries(origin: Origin) -> None:
     """Cancels the queries that run under the origin's application name."""
-    with source_errors(origin), connect(origin) as connection:
+    with stopping.unstoppable(), source_errors(origin), connect(origin) as connection:
         connection.execute(
             "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = %s AND pid <> pg_backend_pid()",

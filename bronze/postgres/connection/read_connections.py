@@ -19,6 +19,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from bronze.model.locations import Origin
+from bronze.postgres.connection import allowance
 from bronze.postgres.connection.connect import Connection, connect_again, is_indirect
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -115,6 +116,22 @@ def close_one(origin: Origin, session: Sequence[str]) -> None:
     """
     if (connection := _pop(origin, session)) is not None:
         connection.close()
+
+
+def _close_any(origin: Origin) -> None:
+    """Closes a connection to a source that is kept for any snapshot; another read waits for it."""
+    with _lock:
+        kept = [
+            connections
+            for (other, _), connections in _idle.items()
+            if connections and allowance.is_same_source(other, origin)
+        ]
+        connection = kept[0].pop() if kept else None
+    if connection is not None:
+        connection.close()
+
+
+allowance.reclaimers.append(_close_any)
 
 
 def _pop(origin: Origin, session: Sequence[str]) -> Connection | None:

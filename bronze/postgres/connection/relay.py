@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
+from bronze import stopping
 from bronze.errors import ConfigError, SourceError, SourceRefused
 from bronze.postgres.connection import libpq, scratch
 from bronze.postgres.connection.tls import (
@@ -92,7 +93,7 @@ def relay(params: Mapping[str, str]) -> Iterator[dict[str, str]]:
         SourceRefused: the server has no TLS, or its certificate is refused.
         SourceUnreachable: no server of the DSN could be reached.
     """
-    server = first_server(params)
+    server = stopping.call(lambda: first_server(params))
     with ExitStack() as stack:
         listener, relay_params = _listen(stack, params)
         # Closing ``stopper`` wakes every thread that waits with ``stop``.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import errors as pg
 
+from bronze import stopping
 from bronze.errors import (
     BronzeError,
     SnapshotLost,
@@ -127,7 +128,12 @@ Explanation = tuple[type[BronzeError], str, str]
 
 
 def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeError:
-    """The error of bronze for one of psycopg's. ``table`` is the label of the table being read."""
+    """The error of bronze for one of psycopg's. ``table`` is the label of the table being read.
+
+    Work that is asked to stop has its queries canceled and its connections cut: that is `Stopped`.
+    """
+    if stopping.is_requested():
+        return stopping.error(table)
     state = error.sqlstate or ""
     where = address(origin)
     text = line = _first_line(error)

@@ -27,7 +27,7 @@ import pyarrow as pa
 from psycopg import errors as pg
 from psycopg import generators, pq
 
-from bronze.errors import SourceError
+from bronze.errors import BronzeError, SourceError, Stopped
 from bronze.model.columns import Column
 from bronze.model.locations import Origin
 from bronze.postgres.connection import read_connections
@@ -186,10 +186,10 @@ class _PackedReader:
                 raise self._error(error) from error
         return self._connection
 
-    def _error(self, error: psycopg.Error) -> SourceError:
+    def _error(self, error: psycopg.Error) -> BronzeError:
         forget_server(self._origin)
         explained = explain(error, self._origin, self._table)
-        if not isinstance(explained, SourceError):
+        if not isinstance(explained, (SourceError, Stopped)):
             explained = SourceError(str(explained))
         explained.table = self._table
         return explained

@@ -17,7 +17,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import errors as pg
 
-from bronze import portion
+from bronze import portion, stopping
 from bronze.errors import (
     ConfigError,
     Mismatch,
@@ -28,7 +28,7 @@ from bronze.errors import (
 )
 from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
-from bronze.postgres.connection import read_connections, session_settings
+from bronze.postgres.connection import allowance, read_connections, session_settings
 from bronze.postgres.connection.connect import (
     connect,
     forget_server,
@@ -168,6 +168,7 @@ def _fetch(
 
     # The settings end with the transaction, so that the session's next user has none of them.
     pinning = [session_settings.pinning_statement(origin, local=True)] if session else []
+    counted = allowance.lease(origin)
     try:
         return connectorx.read_sql(
             url,
@@ -179,8 +180,12 @@ def _fetch(
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
+        stopping.check()
         forget_server(origin)
+        counted.end()
         raise _read_error(origin, session, query, table, error, guarded) from None
+    finally:
+        counted.end()
 
 
 def _read_error(
@@ -243,6 +248,7 @@ def _error_of_explain(
 
 
 def _source_error(error: psycopg.Error, origin: Origin, table: str) -> SourceError:
+    stopping.check()
     explained = explain(error, origin, table)
     if isinstance(explained, SourceError):
         return explained

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import psycopg
 
-from bronze.errors import BronzeError, SnapshotLost, SnapshotRefused
+from bronze import stopping
+from bronze.errors import BronzeError, SnapshotLost, SnapshotRefused, Stopped
 from bronze.model.locations import Origin
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation, relations
@@ -107,11 +108,22 @@ class Snapshot:
             self.holder.execute("SELECT pg_stat_clear_snapshot()")
             self.holder.execute(_GIVE_WAY, [origin.application_name])
 
+    def cancel_reads(self, origin: Origin) -> None:
+        """Cancels the queries that read in the snapshot, of whatever process and client."""
+        with suppress(psycopg.Error), self.holder.transaction():
+            self.holder.execute("SELECT pg_stat_clear_snapshot()")
+            self.holder.execute(_CANCEL_READS, [origin.application_name])
+
     def alive(self) -> bool:
-        """Whether the transaction that holds the snapshot still exists."""
+        """Whether the transaction that holds the snapshot still exists.
+
+        Raises:
+            Stopped: this work is asked to stop, which cancels queries and cuts connections.
+        """
         try:
             self.holder.execute("SELECT 1")
         except psycopg.Error:
+            stopping.check()
             return False
         return True
 
@@ -138,6 +150,12 @@ WHERE a.application_name = %s AND a.usename = session_user AND a.datname = curre
   AND a.wait_event_type = 'Lock' AND a.pid <> pg_backend_pid()
   AND EXISTS (SELECT FROM unnest(pg_blocking_pids(a.pid)) AS before
               WHERE pg_backend_pid() = ANY(pg_blocking_pids(before)))
+"""
+
+_CANCEL_READS = """
+SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+WHERE application_name = %s AND usename = session_user AND datname = current_database()
+  AND state = 'active' AND pid <> pg_backend_pid()
 """
 
 
@@ -283,7 +301,7 @@ def _lock_together(
         holder.execute(f"SAVEPOINT one; {statements}; RELEASE SAVEPOINT one")
     except psycopg.Error as error:
         refusal = explain(error, origin, wanted[0].label)
-        if refusal.retry:
+        if refusal.retry or isinstance(refusal, Stopped):
             raise refusal from error
         holder.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
         if len(wanted) == 1:

@@ -14,12 +14,11 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from bronze.errors import BronzeError, ConfigError, SourceBusy, SourceRefused
 from bronze.model.locations import Origin
 from bronze.postgres.catalog.types import SQL_ASCII
-from bronze.postgres.connection.connect import Connection
+from bronze.postgres.connection.connect import Connection, open_connection
 from bronze.postgres.connection.parameters import parameters
 from bronze.postgres.connection.session_settings import pinning_statement
 from bronze.postgres.connection.translation import source_errors
@@ -282,7 +281,7 @@ def walsender(origin: Origin) -> Connection:
     """
     given = parameters(origin) | {"replication": "database"}
     with source_errors(origin):
-        connection = psycopg.connect(make_conninfo("", **given), autocommit=True)
+        connection = open_connection(origin, given, lasting=True)
         try:
             patient = replace(origin, statement_timeout=0, lock_timeout=0)
             connection.execute(pinning_statement(patient).encode())

@@ -12,7 +12,8 @@ from typing import Any
 import distributed
 import pytest
 
-from bronze.errors import BronzeError, ConfigError, SourceBusy, TableRefused
+from bronze import stopping
+from bronze.errors import BronzeError, ConfigError, SourceBusy, Stopped, TableRefused
 from bronze.execution import executors
 from bronze.execution.executors import Task, Workflow, drive, executor
 from bronze.ingest.worker import read_unit
@@ -341,6 +342,50 @@ def test_a_caller_that_stops_closes_the_workflows() -> None:
         running.close()
     assert closed == [True]
     assert len(gauge.begun) < 30
+
+
+def test_after_a_stop_no_further_task_begins() -> None:
+    """What runs ends, and each workflow gets an error: also those that have not begun, and those
+    that would go on after an error.
+    """
+    stop, begun = threading.Event(), []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        stop.set()
+        return number
+
+    def stubborn() -> Workflow[list[Any]]:
+        seen: list[Any] = []
+        for number in (10, 11):
+            try:
+                seen.append((yield tasks(work, [number])))
+            except Stopped:
+                seen.append("stopped")
+        return seen
+
+    workflows = [catching(work, [0, 1, 2]), stubborn(), catching(work, [20])]
+    with stopping.scope(stop):
+        first, second, third = driven(workflows, 1)
+    assert begun == [0]
+    assert isinstance(first, Stopped)
+    assert second == ["stopped", "stopped"]
+    assert isinstance(third, Stopped)
+
+
+def test_a_long_task_ends_when_it_is_stopped() -> None:
+    """In a thread of a pool it finds the event of the command that it works for."""
+    stop = threading.Event()
+
+    def work(_: int) -> None:
+        threading.Timer(0.1, stop.set).start()
+        stopping.sleep(60)
+
+    began = time.monotonic()
+    with stopping.scope(stop):
+        (outcome,) = driven([catching(work, [0])], 1)
+    assert isinstance(outcome, Stopped)
+    assert time.monotonic() - began < 30
 
 
 class Caught(Executor):

@@ -67,21 +67,22 @@ def test_errors_name_the_limit_that_is_reached(source: Source, login: str, limit
             command(settings_of(source, login, pattern))
         assert f"no free connection: the CONNECTION LIMIT of {limited} " in caught.value.message
         assert "is reached" in caught.value.message
-        assert "a run or a check needs 4 to 6 connections, a stream 4 to 9" in caught.value.hint
+        assert "a run or a check needs 4 to 6 connections, a stream 5 to 6" in caught.value.hint
         assert f"ALTER {limited.upper()} " in caught.value.hint
-        assert "CONNECTION LIMIT 9" in caught.value.hint
+        assert "CONNECTION LIMIT 6" in caught.value.hint
     set_limit(source, limited, login, -1)
 
 
 @pytest.mark.parametrize("limited", LIMITED)
 def test_check_reports_a_limit_that_is_too_low(source: Source, login: str, limited: str) -> None:
     """A limit below the connections that the config needs is a problem; a sufficient one works."""
-    for pattern, command in (("full_refresh", pipeline.run), ("streaming", stream_once)):
+    cases = (("full_refresh", pipeline.run, 4), ("streaming", stream_once, 5))
+    for pattern, command, least in cases:
         settings = settings_of(source, login, pattern)
         set_limit(source, limited, login, 3)
         (problem,) = check.check(settings).missing
-        assert "CONNECTION LIMIT of 3; bronze needs at least 4" in problem.message
-        set_limit(source, limited, login, 4)
+        assert f"CONNECTION LIMIT of 3; bronze needs at least {least}" in problem.message
+        set_limit(source, limited, login, least)
         assert check.check(settings).problems == ()
         assert [table.error for table in command(settings).tables] == [None]
     set_limit(source, limited, login, -1)

@@ -18,6 +18,7 @@ from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres.catalog.relations import relations
 from bronze.postgres.connection import connect
+from bronze.postgres.connection.allowance import LeasedConnection
 from bronze.postgres.connection.read_connections import BEGIN, read_connection
 from bronze.postgres.copy import rows_reader, snapshot
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
@@ -167,7 +168,7 @@ COMMANDS: dict[str, Callable[[Settings], Any]] = {
 def counted() -> Iterator[dict[str, int]]:
     """Counts new connections, and the statements that are not reads of rows."""
     counts = {"connections": 0, "statements": 0}
-    connecting, executing = psycopg.connect, psycopg.Connection.execute
+    connecting, executing = LeasedConnection.connect, psycopg.Connection.execute
 
     def count_connection(*arguments: Any, **options: Any) -> Any:
         counts["connections"] += 1
@@ -178,7 +179,7 @@ def counted() -> Iterator[dict[str, int]]:
         return executing(self, *arguments, **options)
 
     with (
-        mock.patch.object(psycopg, "connect", count_connection),
+        mock.patch.object(LeasedConnection, "connect", count_connection),
         mock.patch.object(psycopg.Connection, "execute", count_statement),
     ):
         yield counts
