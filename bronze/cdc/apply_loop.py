@@ -149,6 +149,8 @@ class Session:
     def _follow(self, until_caught_up: bool) -> None:
         stream, tables = self._stream, self._tables
         end = slot.committed_position(stream.control) if until_caught_up else None
+        # Only what this connection has sent shows that the source was not put back.
+        sent = 0
         with (
             executors.executor("threads", self._limit) as pool,
             self._stream_receiver() as receiver,
@@ -162,6 +164,7 @@ class Session:
                 joined_at = self._join_waiting_tables(pool, receiver, until_caught_up)
                 end = end if end is None else max(end, joined_at)
                 batch = self._receive_batch(receiver, end)
+                sent = max(sent, batch.position if batch else receiver.idle)
                 if batch:
                     stamp = self._apply_batch(pool, batch)
                     stream.progress.done = max(stream.progress.done, batch.position)
@@ -173,7 +176,7 @@ class Session:
                 self._run_periodic(receiver)
                 if end is None:
                     tables.retry_due()
-                elif stream.progress.done >= end and not tables.waiting:
+                elif sent >= end and not tables.waiting:
                     break
                 elif not batch:
                     receiver.nudge()

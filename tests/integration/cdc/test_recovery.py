@@ -21,6 +21,8 @@ from bronze.execution import budget
 from bronze.ingest import pipeline
 from bronze.model.events import BatchApplied
 from bronze.model.locations import Place
+from bronze.postgres.replication import slot
+from bronze.postgres.replication.receiver import Receiver
 from tests.conftest import Source
 from tests.support.content import differences
 from tests.support.proxy import proxied
@@ -83,19 +85,22 @@ def lost_slot(source: Source) -> bool:
     return source.execute(query) == [("lost",)]
 
 
-def with_an_earlier_slot(source: Source, given: Settings) -> None:
-    """Streams a change, and puts the slot back to its position before the change."""
+def with_an_earlier_slot(source: Source, given: Settings) -> int:
+    """Streams a change, and puts the slot back to its position before the change; returns the
+    position that the lake has.
+    """
     source.execute("SELECT pg_copy_logical_replication_slot('bronze_test', 'test_earlier')")
     source.execute("UPDATE t SET v = v || 'w' WHERE id = 1")
-    caught_up(given)
+    reached = caught_up(given).position
     # The server may take a moment to notice that the stream has ended.
     active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'bronze_test'"
     until(lambda: source.execute(active) == [(False,)])
-    for slot in ("bronze_test", "test_earlier"):
-        if slot == "test_earlier":
+    for name in ("bronze_test", "test_earlier"):
+        if name == "test_earlier":
             copy = "SELECT pg_copy_logical_replication_slot('test_earlier', 'bronze_test')"
             source.execute(copy)
-        source.execute("SELECT pg_drop_replication_slot(%s)", slot)
+        source.execute("SELECT pg_drop_replication_slot(%s)", name)
+    return reached
 
 
 def move_position(source: Source, place: Place, name: str, change: int) -> None:
@@ -109,6 +114,32 @@ def move_position(source: Source, place: Place, name: str, change: int) -> None:
     assert value is not None
     moved = positions.Position(f"{identity}/{name}", value + change)
     commit.commit(place, state, commit.Change("WRITE"), {}, reached=moved)
+
+
+def test_a_stream_has_caught_up_only_once_the_server_has_sent_what_it_has_to(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sends nothing for a while is waited for: otherwise a source that was put back
+    would look like one without changes.
+    """
+    source.execute(TABLE)
+    source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 10) g")
+    given = settings(source)
+    caught_up(given)
+    ((oid,),) = source.execute("SELECT 't'::regclass::oid::int8")
+    reached = with_an_earlier_slot(source, given)
+    move_position(source, given.place("bronze", "bz_t"), f"{oid}/last/committed", 1)
+    receive = Receiver._receive
+
+    def receive_late(receiver: Receiver) -> bool:
+        time.sleep(0.3)
+        return receive(receiver)
+
+    monkeypatch.setattr(Receiver, "_receive", receive_late)
+    monkeypatch.setattr(apply_loop, "_PATIENCE", 0.0)
+    # As if nothing had been written since.
+    monkeypatch.setattr(slot, "committed_position", lambda _: reached)
+    assert [t.rows_read for t in caught_up(given).tables] == [10]
 
 
 # After a comparison of all rows, positions belong to another history.
