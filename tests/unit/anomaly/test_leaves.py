@@ -16,11 +16,11 @@ from bronze.anomaly.features import feature_values
 from bronze.anomaly.forest import Scorer, check_forest
 from bronze.anomaly.leaves import mean_path_length
 from bronze.anomaly.training import train
-from bronze.model.anomaly import Feature, Floats, Forest
+from bronze.model.anomaly import Feature, Forest
 from tests.support.effort import examples
 
 
-def walked_scores(forest: Forest, columns: Sequence[Any]) -> Floats:
+def walked_scores(forest: Forest, columns: Sequence[Any]) -> Any:
     """The scores by walking down each tree, row by row."""
     lengths = np.zeros(len(columns[0]))
     ends = np.cumsum(forest.sizes)
@@ -33,7 +33,7 @@ def walked_scores(forest: Forest, columns: Sequence[Any]) -> Floats:
                 depth += 1
             lengths[row] += depth + mean_path_length(forest.rows[node : node + 1])[0]
     scale = mean_path_length(np.array([forest.sample]))[0]
-    return np.asarray(np.exp2(-lengths / (len(ends) * scale)))
+    return np.exp2(-lengths / (len(ends) * scale))
 
 
 def integer(chance: np.random.Generator) -> float:
@@ -117,6 +117,7 @@ def test_ages_of_long_ago_are_scored_by_the_trees() -> None:
     )
     features = [Feature("amount", "number", 0.0, 20.0, 200.0, ()), Feature("at", "age")]
     model = train(rows, features, moment, 1000, expected=0.01, trees=30, seed=1)
+    assert model is not None
     used = model.forest.threshold[model.forest.feature == 1]
     assert len(np.unique(used.astype(np.float32))) < len(np.unique(used))
     columns = [column[:100] for column in feature_values(rows, model.features, moment, moment)]
