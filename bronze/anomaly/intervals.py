@@ -48,8 +48,10 @@ class Intervals:
 
 def _range_of(thresholds: Values) -> tuple[np.float32, np.float32]:
     """Where the cells begin, and their number per unit: they cover twice the narrowest range with
-    half of the thresholds, as a few outliers can make the range of all of them very wide.
+    half of the thresholds, as a few outliers can make the range of all of them very wide. Infinite
+    thresholds do not count: they have no width, and lie in the first or the last cell.
     """
+    thresholds = thresholds[np.isfinite(thresholds)]
     half = len(thresholds) // 2
     if not half:
         return np.float32(0), np.float32(1)
@@ -57,4 +59,4 @@ def _range_of(thresholds: Values) -> tuple[np.float32, np.float32]:
     narrowest = int(np.argmin(widths))
     width, low = float(widths[narrowest]), float(thresholds[narrowest])
     factor = np.float32(min((_CELLS - 1) / (2 * width), 1e30))
-    return np.float32(low - width / 2), factor
+    return np.float32(max(low - width / 2, float(np.finfo(np.float32).min))), factor

@@ -109,9 +109,10 @@ def _intervals(thresholds: Values, low: Masks, high: Masks, all_: Masks) -> tupl
     excluded = np.append(none, np.bitwise_or.accumulate(low))
     excluded |= np.append(np.bitwise_or.accumulate(high[::-1])[::-1], none)
     masks = all_ & ~excluded
-    # Of equal thresholds only the interval after the last one has values.
-    divides = np.append(thresholds[1:] > thresholds[:-1], True)
-    thresholds, masks = thresholds[divides], masks[np.append(divides, True)]
+    # Between equal thresholds there are no values: of their intervals only the one before the first
+    # of them and the one after the last of them remain.
+    first = np.append(True, thresholds[1:] > thresholds[:-1])
+    thresholds, masks = thresholds[first], masks[np.append(first, True)]
     differs = masks[1:] != masks[:-1]
     return thresholds[differs], masks[np.append(True, differs)]
 
@@ -179,7 +180,7 @@ def mean_path_length(rows: npt.NDArray[Any]) -> Floats:
 
 def _as_float32(thresholds: Floats) -> Values:
     """The largest float32 up to each threshold."""
-    near = thresholds.astype(np.float32)
-    # The one below the least is infinite, which is right.
+    # The one below the least is infinite, which is right: only infinite values go left there.
     with np.errstate(over="ignore"):
+        near = thresholds.astype(np.float32)
         return np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)

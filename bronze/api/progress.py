@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from bronze.ingest.pipeline import Notify
 
 _UPDATE_EVERY = 0.25
+_AMBIGUOUS = re.compile(r"[\s=\"']")
 
 STDERR = Console(stderr=True, highlight=False, emoji=False)
 
@@ -108,12 +110,19 @@ class LogLines:
 
     @staticmethod
     def _write(level: str, event: str, facts: Mapping[str, object]) -> None:
-        pairs = " ".join(f"{name}={fact}" for name, fact in sorted(facts.items()))
+        pairs = " ".join(f"{name}={_quoted(fact)}" for name, fact in sorted(facts.items()))
         moment = time.strftime("%Y-%m-%d %H:%M:%S")
         # One write for a line, so that those of several threads do not mix.
         text = visible(f"{moment} [{level:<9}] {event:<30} {pairs}".rstrip())
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+def _quoted(fact: object) -> str:
+    """The text of a fact, in quotes where a reader could not tell where it ends."""
+    if isinstance(fact, str) and not _AMBIGUOUS.search(fact):
+        return fact
+    return repr(fact)
 
 
 LOG = LogLines()

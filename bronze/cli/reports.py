@@ -187,7 +187,7 @@ def _short_details(details: str) -> str:
     """The details of a record, without the hashes of the config's keys."""
     try:
         values = dict(json.loads(details))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return details
     values.pop("keys", None)
     return ", ".join(

@@ -202,7 +202,7 @@ def facts_of(info: Action) -> dict[str, Any]:
     """The facts in a commit's info; none if it has none that can be read."""
     try:
         return dict(json.loads(info.get(FACTS, "{}")))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return {}
 
 

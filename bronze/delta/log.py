@@ -272,7 +272,7 @@ def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequen
             raise store.store_error(place, "read", error) from None
         try:
             actions = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError:
+        except (ValueError, RecursionError):
             actions = []
         if not actions or not all(map(_is_action, actions)):
             raise FileDamaged(

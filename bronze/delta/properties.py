@@ -228,7 +228,14 @@ class TableProperties:
             return absent
         try:
             return parse(self._texts[name])
-        except (ValueError, TypeError, LookupError, AttributeError, LakeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            LakeError,
+        ) as error:
             raise LakeError(
                 f"The property {name} of the Bronze table cannot be read: another writer has"
                 " changed it.",

@@ -55,7 +55,13 @@ def kinds(schema: str) -> tuple[tuple[str, DeltaType], ...]:
     Raises:
         LakeError: one of them is of a type that bronze never writes.
     """
-    return tuple((f["name"], _kind(f["name"], f["type"])) for f in json.loads(schema)["fields"])
+    try:
+        return tuple((f["name"], _kind(f["name"], f["type"])) for f in json.loads(schema)["fields"])
+    except RecursionError:
+        raise LakeError(
+            "The type of a column is nested too deeply; bronze does not write such types.",
+            hint="Another writer added it: drop it, or give the table another target.",
+        ) from None
 
 
 def _kind(name: str, found: Any) -> DeltaType:

@@ -18,7 +18,7 @@ def json_value(text: str, table: str, kind: type[T]) -> T:
     """
     try:
         value = json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
         raise LakeError(

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import binascii
 from binascii import hexlify, unhexlify
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import polars_hash as plh
+import pyarrow as pa
 
 from bronze.rows.encoding import encode
 
 Fingerprints = npt.NDArray[np.uint64]
 
 _DIGITS = 16
+# How many hashes are read at once.
+_ROWS = 1 << 16
 
 
 def is_well_formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
@@ -33,25 +36,33 @@ def is_well_formed(hashes: pl.Series, digits: int = 2 * _DIGITS) -> pl.Series:
 
 def _are_well_formed(hashes: pl.Series, digits: int) -> bool:
     """Whether all hashes are well-formed, which takes less time than looking at each of them."""
-    array = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())
-    offsets = np.frombuffer(array.buffers()[1] or b"", np.int64)[array.offset :][: len(array) + 1]
-    if array.null_count or np.any(np.diff(offsets) != digits):
+    return all(_are_hexadecimal(part, digits) for part in _slices(hashes))
+
+
+def _are_hexadecimal(hashes: pa.LargeStringArray, digits: int) -> bool:
+    offsets = np.frombuffer(hashes.buffers()[1], np.int64)[hashes.offset :][: len(hashes) + 1]
+    if hashes.null_count or np.any(np.diff(offsets) != digits):
         return False
-    text = _characters(hashes, digits).tobytes()
+    text = _characters(hashes, digits)
     try:
         # Both cases are digits to unhexlify; upper case does not come back.
-        return hexlify(unhexlify(text)) == text
+        again = np.frombuffer(hexlify(unhexlify(text.data)), np.uint8)
     except binascii.Error:
         return False
+    return bool((again == text.ravel()).all())
 
 
-def _characters(hashes: pl.Series, digits: int) -> npt.NDArray[np.uint8]:
+def _slices(hashes: pl.Series) -> Iterator[pa.LargeStringArray]:
+    """The hashes in slices, so that what is made of a slice is small, and stays in the cache."""
+    for start in range(0, len(hashes), _ROWS):
+        yield hashes[start : start + _ROWS].to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _characters(hashes: pa.LargeStringArray, digits: int) -> npt.NDArray[np.uint8]:
     """The ASCII characters of hashes of so many ``digits``, a line for each hash."""
-    array = hashes.to_arrow(compat_level=pl.CompatLevel.oldest())
-    _, offsets, data = array.buffers()
-    first = np.frombuffer(offsets, np.int64)[array.offset] if len(array) else 0
-    text = np.frombuffer(data or b"", np.uint8)
-    return text[first:][: len(array) * digits].reshape(-1, digits)
+    _, offsets, data = hashes.buffers()
+    first = np.frombuffer(offsets, np.int64)[hashes.offset]
+    return np.frombuffer(data, np.uint8)[first:][: len(hashes) * digits].reshape(-1, digits)
 
 
 def with_zeros(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series, pl.Series]:
@@ -65,20 +76,29 @@ def with_zeros(hashes: pl.Series, digits: int = 2 * _DIGITS) -> tuple[pl.Series,
 
 def of_hashes(hashes: pl.Series, offset: int) -> Fingerprints:
     """The 16 digits of each ``row_hash`` from ``offset`` (0 to 16) on; all must be well-formed."""
-    text = _characters(hashes, 2 * _DIGITS)[:, offset : offset + _DIGITS]
-    return np.frombuffer(unhexlify(text.tobytes()), np.uint64)
-
-
-def of_checksums(checksums: pl.Series) -> Fingerprints:
-    """The number of each ``checksum``; all must be well-formed."""
-    numbers = np.frombuffer(unhexlify(_characters(checksums, _DIGITS).tobytes()), ">u8")
-    return numbers.astype(np.uint64)
+    return _numbers(hashes, 2 * _DIGITS, slice(offset, offset + _DIGITS), "<u8")[:, 0]
 
 
 def halves_of(hashes: pl.Series) -> Fingerprints:
     """The two halves of each ``row_hash``, in an array of two columns; all must be well-formed."""
-    digests = unhexlify(_characters(hashes, 2 * _DIGITS).tobytes())
-    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    return _numbers(hashes, 2 * _DIGITS, slice(0, 2 * _DIGITS), "<u8")
+
+
+def of_checksums(checksums: pl.Series) -> Fingerprints:
+    """The number of each ``checksum``; all must be well-formed."""
+    return _numbers(checksums, _DIGITS, slice(0, _DIGITS), ">u8")[:, 0]
+
+
+def _numbers(hashes: pl.Series, digits: int, chosen: slice, kind: str) -> Fingerprints:
+    """The numbers, of this kind, that the chosen digits of each hash are: a line for each hash."""
+    numbers = np.empty((len(hashes), (chosen.stop - chosen.start) // _DIGITS), np.uint64)
+    start = 0
+    for part in _slices(hashes):
+        text = np.ascontiguousarray(_characters(part, digits)[:, chosen])
+        of_part = numbers[start : start + len(part)]
+        of_part[:] = np.frombuffer(unhexlify(text.data), kind).reshape(of_part.shape)
+        start += len(part)
+    return numbers
 
 
 def of_keys(columns: Sequence[pl.Series]) -> Fingerprints:

@@ -57,15 +57,23 @@ def with_metadata(
         stamp: the metadata of the run.
         scores: the quality score of each row; None if all rows have the best score.
         threshold: the score below which a row is quarantined.
+
+    Raises:
+        ValueError: there is not one hash, checksum or score for each row.
     """
-    best = pl.Series([BEST_SCORE], dtype=pl.Int32)
-    values = _stamp_values(stamp) | {
-        "record_status": _status(scores, threshold),
-        "data_quality_score": best if scores is None else scores.cast(pl.Int32),
-        "checksum": checksums,
-        "row_hash": hashes,
-    }
-    columns = [_repeated(values[name], rows.height).alias(name) for name, _ in METADATA_COLUMNS]
+    same = dict(_stamp_values(stamp))
+    values = {"checksum": checksums, "row_hash": hashes}
+    if scores is None:
+        same |= {"record_status": _STATUSES[:1], "data_quality_score": _BEST}
+    else:
+        values |= {
+            "record_status": _STATUSES.gather((scores < threshold).cast(pl.Int8)),
+            "data_quality_score": scores.cast(pl.Int32),
+        }
+    if lengths := {name: len(v) for name, v in values.items() if len(v) != rows.height}:
+        raise ValueError(f"{rows.height} rows have columns of other lengths: {lengths}")
+    values |= {name: value.new_from_index(0, rows.height) for name, value in same.items()}
+    columns = [values[name].alias(name) for name, _ in METADATA_COLUMNS]
     return portion.with_columns(rows, columns)
 
 
@@ -90,15 +98,7 @@ def _enum(text: str) -> pl.Series:
 
 # The same enum for all rows, so that those of several splits can be concatenated.
 _STATUSES = pl.Series([ACTIVE, QUARANTINED], dtype=pl.Enum([ACTIVE, QUARANTINED]))
-
-
-def _status(scores: pl.Series | None, threshold: int) -> pl.Series:
-    return _STATUSES[:1] if scores is None else _STATUSES.gather((scores < threshold).cast(pl.Int8))
-
-
-def _repeated(values: pl.Series, rows: int) -> pl.Series:
-    """The values of all rows, from them or from the one that they have in common."""
-    return values if len(values) == rows else values.new_from_index(0, rows)
+_BEST = pl.Series([BEST_SCORE], dtype=pl.Int32)
 
 
 def digests(

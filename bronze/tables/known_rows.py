@@ -213,7 +213,7 @@ def _row_fingerprints(
     position, so that no row of the source matches it.
     """
     hashes, formed = fingerprint.with_zeros(rows["row_hash"])
-    prints = fingerprint.of_hashes(hashes, known.offset).copy()
+    prints = fingerprint.of_hashes(hashes, known.offset)
     unaltered = formed.to_numpy()
     if known.form:
         unaltered = unaltered & ~soundness.check_rows(rows, known.form).wrong

@@ -14,21 +14,22 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
 import obstore
+import pyarrow as pa
 import pyarrow.parquet as pq
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, NotFoundError
 
 from bronze.delta import store
 from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened, widest
 from bronze.delta.schema import NTZ, kinds
 from bronze.delta.statistics import SAFE
-from bronze.errors import BronzeError
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
@@ -50,19 +51,29 @@ _FROM_CHECKPOINT = ("txn", "metaData", "protocol", "add")
 _EXPIRY = "delta.setTransactionRetentionDuration"
 # Types of partition columns whose values are the same text in the log as everywhere.
 _PLAIN = ("string", "date", "short", "int", "long")
+_LIMITS: Mapping[str, int] = {"short": 2**15, "int": 2**31, "long": 2**63}
+
+
+class _NotSimpleError(Exception):
+    """A log that has to be read by deltalake."""
+
 
 _UNUSUAL = (
-    BronzeError,
-    BaseError,
+    _NotSimpleError,
+    NotFoundError,
+    pa.ArrowException,
+    # Of objects that are missing, or of pyarrow.
     OSError,
     ValueError,
-    KeyError,
-    IndexError,
+    LookupError,
     TypeError,
     AttributeError,
     OverflowError,
+    RecursionError,
+    NotImplementedError,
 )
-"""The errors of logs that `content_of` leaves to deltalake."""
+"""The errors of logs that `content_of` leaves to deltalake. Errors of the store are not among them:
+deltalake would wait for it once more."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +95,18 @@ class Replayed:
         return self.transactions.get(name)
 
     def files(self) -> tuple[StoredFile, ...]:
-        """All data files, those of the latest commit first."""
+        """All data files, those of the latest commit first.
+
+        Raises:
+            LakeError: a column is of a type that bronze never writes.
+            ValueError: statistics are nested too deeply.
+        """
         columns = dict(kinds(self.metadata.schema))
         try:
             return tuple(_file(add, self.metadata.partition_columns, columns) for add in self.adds)
+        except RecursionError:
+            # They make deltalake overflow the stack, which ends the process.
+            raise ValueError("the statistics of a file are nested too deeply") from None
         except _UNUSUAL:
             return opened(self.place, self.version).files()
 
@@ -96,11 +115,15 @@ class Replayed:
         return [add["path"] for add in self.adds]
 
     def is_latest(self) -> bool:
-        """Whether this is certain to be the present content, by one listing of the last entries."""
+        """Whether this is certain to be the present content, by one listing of the last entries.
+
+        Raises:
+            LakeError, LakeUnreachable: the store does not answer.
+        """
         if self.last is None or store.is_missing(self.place, _LOG):
             return False
         try:
-            entries, _ = _listed(store.open_store(self.place), self.version)
+            entries, _ = _listed(_Log(self.place), self.version)
         except _UNUSUAL:
             return False
         found = {version: _identity(entry) for version, entry in entries.items()}
@@ -113,6 +136,7 @@ def content_of(place: Place) -> LogContent:
     Raises:
         deltalake.exceptions.TableNotFoundError: there is no table.
         deltalake.exceptions.DeltaError, OSError, ValueError: the log cannot be read.
+        LakeError, LakeUnreachable: the store does not answer.
     """
     try:
         return _replayed(place)
@@ -124,44 +148,81 @@ def _replayed(place: Place) -> Replayed:
     """Replays a log. Raises one of ``_UNUSUAL`` if deltalake has to read it."""
     if store.is_missing(place, _LOG):
         raise FileNotFoundError(_LOG)
-    log = store.open_store(place)
+    log = _Log(place)
     hint = _hinted_checkpoint(log)
     checkpoint, entries, last = _objects_to_read(log, hint)
     newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(entries)]
-    layers: list[Actions] = [_actions(data) for data in _contents(place, log, newest_first)]
+    layers: list[Actions] = [_actions(data) for data in log.contents(newest_first)]
     if checkpoint is not None:
         name = f"{_LOG}/{checkpoint:020}.checkpoint.parquet"
-        layers.append(_checkpoint_actions(bytes(obstore.get(log, name).bytes())))
+        layers.append(_checkpoint_actions(log.content(name)))
     version = entries[-1] if entries else checkpoint
     if version is None:
         raise FileNotFoundError(_LOG)
     return replace(_reconciled(place, version, layers), last=last)
 
 
-def _hinted_checkpoint(log: Any) -> int:
+class _Log:
+    """The objects of a log.
+
+    Raises:
+        FileNotFoundError, obstore.exceptions.NotFoundError: there is no such object.
+        LakeError, LakeUnreachable: the store does not answer.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._store = store.open_store(place)
+
+    @contextmanager
+    def _store_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotFoundError):
+            raise
+        except (BaseError, OSError) as error:
+            raise store.store_error(self._place, "read", error) from None
+
+    def listing(self, offset: str) -> Iterator[Mapping[str, Any]]:
+        """The objects after an offset."""
+        with self._store_errors():
+            for chunk in obstore.list(self._store, _LOG, offset=offset, chunk_size=1000):
+                yield from chunk
+
+    def content(self, path: str) -> bytes:
+        """The content of an object."""
+        with self._store_errors():
+            return bytes(obstore.get(self._store, path).bytes())
+
+    def contents(self, paths: Sequence[str]) -> Iterable[bytes]:
+        """The content of objects, several at a time where each takes a round trip."""
+        if store.is_local(self._place) or len(paths) == 1:
+            return map(self.content, paths)
+        with ThreadPoolExecutor(_CONCURRENT) as pool:
+            return list(pool.map(self.content, paths))
+
+
+def _hinted_checkpoint(log: _Log) -> int:
     """The version of a checkpoint; 0 without a hint, as nothing is older."""
     try:
-        return int(
-            json.loads(bytes(obstore.get(log, f"{_LOG}/_last_checkpoint").bytes()))["version"]
-        )
-    except FileNotFoundError:
+        return int(json.loads(log.content(f"{_LOG}/_last_checkpoint"))["version"])
+    except (FileNotFoundError, NotFoundError):
         return 0
 
 
-def _listed(log: Any, oldest: int) -> tuple[dict[int, Any], dict[int, Any]]:
+def _listed(log: _Log, oldest: int) -> tuple[dict[int, Any], dict[int, Any]]:
     """The objects of the entries and of the checkpoints from a version on, by their versions."""
     entries: dict[int, Any] = {}
     checkpoints: dict[int, Any] = {}
     # The offset is less than the name of the entry of that version.
-    for chunk in obstore.list(log, _LOG, offset=f"{_LOG}/{oldest:020}", chunk_size=1000):
-        for found in chunk:
-            name = found["path"].removeprefix(f"{_LOG}/")
-            if match := _ENTRY.fullmatch(name):
-                entries[int(match[1])] = found
-            elif match := _CHECKPOINT.fullmatch(name):
-                checkpoints[int(match[1])] = found
-            elif not _REDUNDANT.fullmatch(name):
-                raise ValueError(f"unknown object {name}")
+    for found in log.listing(f"{_LOG}/{oldest:020}"):
+        name = found["path"].removeprefix(f"{_LOG}/")
+        if match := _ENTRY.fullmatch(name):
+            entries[int(match[1])] = found
+        elif match := _CHECKPOINT.fullmatch(name):
+            checkpoints[int(match[1])] = found
+        elif not _REDUNDANT.fullmatch(name):
+            raise _NotSimpleError(f"unknown object {name}")
     return entries, checkpoints
 
 
@@ -171,7 +232,7 @@ def _identity(found: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _objects_to_read(
-    log: Any, oldest: int
+    log: _Log, oldest: int
 ) -> tuple[int | None, list[int], tuple[object, ...] | None]:
     """The version of the latest checkpoint, None without one; those of the entries after it; and
     the identity of the last entry, None without one.
@@ -179,27 +240,15 @@ def _objects_to_read(
     entries, checkpoints = _listed(log, oldest)
     checkpoint = max(checkpoints, default=None)
     if checkpoint is None and oldest:
-        raise ValueError("the checkpoint is missing")
+        raise _NotSimpleError("the checkpoint is missing")
     first = 0 if checkpoint is None else checkpoint + 1
     versions = sorted(version for version in entries if version >= first)
     if versions != list(range(first, first + len(versions))):
-        raise ValueError("entries are missing")
+        raise _NotSimpleError("entries are missing")
     size = 0 if checkpoint is None else checkpoints[checkpoint]["size"]
     if sum(entries[v]["size"] for v in versions) > _LONGEST or size > _LARGEST_CHECKPOINT:
-        raise ValueError("the log is long")
+        raise _NotSimpleError("the log is long")
     return checkpoint, versions, _identity(entries[versions[-1]]) if versions else None
-
-
-def _contents(place: Place, log: Any, paths: Sequence[str]) -> Iterable[bytes]:
-    """The content of objects, several at a time where each takes a round trip."""
-
-    def content(path: str) -> bytes:
-        return bytes(obstore.get(log, path).bytes())
-
-    if store.is_local(place) or len(paths) == 1:
-        return map(content, paths)
-    with ThreadPoolExecutor(_CONCURRENT) as pool:
-        return list(pool.map(content, paths))
 
 
 def _actions(entry: bytes) -> Actions:
@@ -214,13 +263,13 @@ def _checkpoint_actions(data: bytes) -> Actions:
     parquet = pq.ParquetFile(io.BytesIO(data))
     names = parquet.schema_arrow.names
     if "sidecar" in names and parquet.read(["sidecar"])["sidecar"].drop_null():
-        raise ValueError("the checkpoint has several files")
+        raise _NotSimpleError("the checkpoint has several files")
     table = parquet.read([name for name in _FROM_CHECKPOINT if name in names], use_threads=False)
     actions: Actions = []
     for name in table.column_names:
         for value in table[name].drop_null().to_pylist():
             if name == "add" and value["stats"] is None:
-                raise ValueError("statistics are in columns of their own")
+                raise _NotSimpleError("statistics are in columns of their own")
             actions.append({name: value})
     return actions
 
@@ -237,7 +286,7 @@ def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replay
             ((kind, value),) = action.items()
             if kind in ("add", "remove"):
                 if value.get("deletionVector"):
-                    raise ValueError("a file has deleted rows")
+                    raise _NotSimpleError("a file has deleted rows")
                 paths.append(value["path"])
                 if kind == "add" and value["path"] not in seen:
                     adds.append(value)
@@ -248,12 +297,12 @@ def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replay
             elif kind == "protocol":
                 protocol = protocol or _protocol(value)
         if len(set(paths)) != len(paths):
-            raise ValueError("an entry has two actions of a file")
+            raise _NotSimpleError("an entry has two actions of a file")
         seen.update(paths)
     if metadata is None or protocol is None:
-        raise ValueError("the log has no table")
+        raise _NotSimpleError("the log has no table")
     if not _is_plain(protocol) or _EXPIRY in metadata.configuration:
-        raise ValueError("the table has other features")
+        raise _NotSimpleError("the table has other features")
     return Replayed(place, version, metadata, protocol, adds, transactions)
 
 
@@ -293,7 +342,7 @@ def _file(
     low, high = (stats.get(side) or {} for side in ("minValues", "maxValues"))
     values = dict(add["partitionValues"])
     if any(columns[name].name not in _PLAIN for name in partition_columns):
-        raise ValueError("partition values have to be read by their type")
+        raise _NotSimpleError("partition values have to be read by their type")
     rows = stats.get("numRecords")
     return StoredFile(
         path=add["path"],
@@ -327,6 +376,9 @@ def _bound(kind: str, value: Any) -> Any:
         if (moment.tzinfo is None) != (kind == "timestamp_ntz"):
             raise ValueError("the time zone is missing, or too much")
         return moment.astimezone(UTC) if moment.tzinfo else moment
+    limit = _LIMITS.get(kind)
+    if limit is not None and not -limit <= value < limit:
+        raise ValueError(f"the number is beyond the range of {kind}")
     expected = {"string": str, "boolean": bool}.get(kind, int)
     if type(value) is not expected:
         raise TypeError(f"{kind} is not {expected}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -16,6 +17,13 @@ _POLARS: dict[str, Any] = {
     "long": pl.Int64(),
     "double": pl.Float64(),
 }
+_PYTHON: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "timestamp": datetime,
+    "boolean": bool,
+    "long": int,
+    "double": (float, int),
+}
 
 
 def schema_of(columns: Sequence[tuple[str, DeltaType]]) -> dict[str, Any]:
@@ -26,6 +34,20 @@ def schema_of(columns: Sequence[tuple[str, DeltaType]]) -> dict[str, Any]:
 def frame_of(
     columns: Sequence[tuple[str, DeltaType]], records: Sequence[Sequence[Any]]
 ) -> pl.DataFrame:
-    """The frame of records, each with the values of the columns in their order."""
+    """The frame of records, each with the values of the columns in their order.
+
+    Raises:
+        TypeError: a value is not of its column's type.
+    """
+    # polars would turn them into values of the type.
+    for record in records:
+        for (name, kind), value in zip(columns, record, strict=True):
+            if value is not None and not _is_of(kind.name, value):
+                raise TypeError(f"Column {name} is of type {kind.name}, not {type(value).__name__}")
     # By rows: by columns, polars takes several times as long for a few records.
     return pl.DataFrame(records, schema=schema_of(columns), orient="row")
+
+
+def _is_of(kind: str, value: Any) -> bool:
+    # In Python, truth values are integers.
+    return isinstance(value, _PYTHON[kind]) and (kind == "boolean" or not isinstance(value, bool))

@@ -1,6 +1,9 @@
-"""Progress in a notebook."""
+"""Progress in a notebook, and lines of the log."""
 
 from __future__ import annotations
+
+import ast
+import re
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -35,3 +38,24 @@ def test_no_progress_is_shown_without_a_terminal(capsys: pytest.CaptureFixture[s
         notify(event)
     assert events == [event]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_value_in_a_line_of_the_log_cannot_pass_for_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Values with a blank, an equals sign, a quote or a line break are quoted, with escapes for
+    what is not printable; other values are not.
+    """
+    ambiguous = ["public.t x=1 rows=0", "a=b", "qu\"o'te", "one\ntwo", "a\tb", "x\u2028y", "\x85"]
+    plain = ["public.t", "é", "2024-01-01T00:00:00", "\x1b[31m"]
+    for value in ambiguous:
+        progress.LOG.error("failed", error=value, rows=5, table="public.t")
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        quoted = re.fullmatch(r".* failed +error=(.*) rows=5 table=public.t\n", line)
+        assert quoted is not None
+        assert quoted[1] != value
+        assert ast.literal_eval(quoted[1]) == value
+    for value in plain:
+        progress.LOG.info("landed", table=value)
+        assert f" table={value}\n".replace("\x1b", "\\x1b") in capsys.readouterr().err

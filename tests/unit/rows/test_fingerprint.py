@@ -117,6 +117,24 @@ def test_halves_and_checksums_are_the_numbers_of_their_digits(
     assert fingerprint.of_checksums(sums[low:]).tolist() == [int(s, 16) for s in sums[low:]]
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])
+def test_hashes_are_read_in_slices(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several slices, whole and not, as of one; a malformed hash is found in any of them."""
+    monkeypatch.setattr(fingerprint, "_ROWS", 4)
+    texts = [f"{i * 0x1234567:016x}{i * 0x7654321:016x}" for i in range(1, count + 1)]
+    hashes = pl.Series(texts)
+    for offset in (0, 3, 16):
+        assert fingerprint.of_hashes(hashes, offset).tolist() == numbers(texts, offset)
+    halves = zip(numbers(texts, 0), numbers(texts, 16), strict=True)
+    assert fingerprint.halves_of(hashes).tolist() == [list(pair) for pair in halves]
+    sums = hashes.str.slice(0, 16)
+    assert fingerprint.of_checksums(sums).tolist() == [int(text, 16) for text in sums]
+    assert fingerprint.is_well_formed(hashes).all()
+    for at in range(count):
+        formed = fingerprint.is_well_formed(pl.Series([*texts[:at], "x" * 32, *texts[at + 1 :]]))
+        assert formed.to_list() == [number != at for number in range(count)]
+
+
 def test_no_rows_have_no_fingerprints() -> None:
     """The fingerprints of no hashes and of no keys, of any type, are an empty array."""
     assert fingerprint.of_hashes(pl.Series([], dtype=pl.String), 3).tolist() == []

@@ -168,3 +168,24 @@ def test_rows_below_the_threshold_are_quarantined(points: list[int]) -> None:
     assert best.schema == frame.schema
     assert best["data_quality_score"].to_list() == [100] * len(points)
     assert best["record_status"].to_list() == ["ACTIVE"] * len(points)
+
+
+@pytest.mark.parametrize("height", [0, 1, 2, 5])
+def test_each_row_needs_a_hash_a_checksum_and_a_score(height: int) -> None:
+    """Those of one row are not repeated for other rows, and none is left out."""
+    rows = pl.DataFrame({"a": range(height)})
+    hashes = pl.Series(["0" * 32] * height, dtype=pl.String)
+    sums = pl.Series(["0" * 16] * height, dtype=pl.String)
+    scores = pl.Series([100] * height, dtype=pl.Int64)
+    assert with_metadata(rows, hashes, sums, STAMP, scores).height == height
+    for wrong in {1, 3} - {height}:
+        digests_ = pl.Series(["1" * 32] * wrong, dtype=pl.String)
+        checksums = pl.Series(["1" * 16] * wrong, dtype=pl.String)
+        points = pl.Series([50] * wrong, dtype=pl.Int64)
+        for arguments in (
+            (digests_, sums, STAMP),
+            (hashes, checksums, STAMP),
+            (hashes, sums, STAMP, points),
+        ):
+            with pytest.raises(ValueError, match="columns of other lengths"):
+                with_metadata(rows, *arguments)

@@ -6,8 +6,12 @@ import datetime as dt
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import polars as pl
@@ -25,6 +29,7 @@ from bronze.delta.read.content import Opened
 from bronze.delta.read.replay import Replayed
 from bronze.delta.schema import kinds
 from bronze.delta.statistics import Statistics
+from bronze.errors import FileDamaged, LakeError, LakeUnreachable
 from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
@@ -275,6 +280,8 @@ def test_a_long_log_is_left_to_deltalake(
     [
         '{"numRecords": 1, "minValues": {"id": 1.5}, "maxValues": {"id": 2}}',
         '{"numRecords": 1, "minValues": {"id": "1"}, "maxValues": {"id": 2}}',
+        '{"numRecords": 1, "minValues": {"id": 1}, "maxValues": {"id": 9223372036854775808}}',
+        '{"numRecords": 1, "minValues": {"id": -9223372036854775809}, "maxValues": {"id": 1}}',
     ],
 )
 def test_statistics_of_another_type_are_left_to_deltalake(tmp_path: Path, stats: str) -> None:
@@ -292,6 +299,93 @@ def test_statistics_of_another_type_are_left_to_deltalake(tmp_path: Path, stats:
             content.files()
     else:
         assert content.files() == files
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("short", 16), ("int", 32), ("long", 64)])
+def test_bounds_are_within_the_range_of_their_type(kind: str, bits: int) -> None:
+    """The next number on either side is an error, which leaves the statistics to deltalake."""
+    limit = 2 ** (bits - 1)
+    for bound in (-limit, 0, limit - 1):
+        assert replay._bound(kind, bound) == bound
+    for bound in (-limit - 1, limit):
+        with pytest.raises(ValueError, match="beyond the range"):
+            replay._bound(kind, bound)
+
+
+def test_deeply_nested_json_is_no_traceback(tmp_path: Path) -> None:
+    """The entry of another writer, its statistics and a schema can be nested at any depth."""
+    deep = "[" * 100_000 + "]" * 100_000
+    stats = '{"numRecords": 1, "minValues": ' + deep + "}"
+    states = []
+    for name, text in (
+        ("t", '{"commitInfo": ' + deep + "}"),
+        ("u", json.dumps(added(stats=stats))),
+    ):
+        write_deltalake(tmp_path / name, pl.DataFrame({"id": [1]}).to_arrow())
+        (tmp_path / name / "_delta_log" / f"{1:020}.json").write_text(text + "\n")
+        states.append(log.read(Place(str(tmp_path / name))))
+    assert [state and state.version for state in states] == [1, 1]
+    assert states[0] is not None
+    assert len(states[0].files) == 1
+    assert states[1] is not None
+    with pytest.raises(LakeError, match="statistics of a file are nested too deeply"):
+        states[1].listed_files  # noqa: B018
+    with pytest.raises(FileDamaged, match="is not an entry of a Delta log"):
+        log.entry(Place(str(tmp_path / "t")), 1)
+    with pytest.raises(LakeError, match="nested too deeply"):
+        kinds('{"fields": [{"name": "a", "type": ' + deep + "}]}")
+
+
+@contextmanager
+def refusing_store(status: int) -> Iterator[tuple[Place, list[str]]]:
+    """A table on an object store that answers each request with a status, and the requests."""
+    requests: list[str] = []
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        options = {
+            "aws_access_key_id": "x",
+            "aws_secret_access_key": "y",
+            "aws_region": "us-east-1",
+            "aws_endpoint_url": f"http://127.0.0.1:{server.server_port}",
+            "allow_http": "true",
+        }
+        try:
+            yield Place("s3://lake/t", tuple(options.items())), requests
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(403, LakeUnreachable), (400, LakeError)])
+def test_a_store_that_does_not_answer_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[LakeError]
+) -> None:
+    """Neither by deltalake, nor for a table that was read before: its retries take long enough."""
+    monkeypatch.setattr(replay, "opened", lambda *_: pytest.fail("deltalake asks the store"))
+    write_deltalake(tmp_path / "t", pl.DataFrame({"id": [1]}).to_arrow())
+    known = log.read(Place(str(tmp_path / "t")))
+    assert known is not None
+    assert isinstance(known.content, Replayed)
+    with refusing_store(status) as (place, requests):
+        with pytest.raises(kind, match="s3://lake/t could not be read"):
+            log.read(place)
+        assert set(requests) == {"/lake/t/_delta_log/_last_checkpoint"}
+        requests.clear()
+        with pytest.raises(kind, match="s3://lake/t could not be read"):
+            log.refresh(replace(known, place=place, content=replace(known.content, place=place)))
+        assert {path.partition("?")[0] for path in requests} == {"/lake"}
 
 
 def test_a_missing_table_is_no_table(tmp_path: Path) -> None:
