@@ -43,12 +43,8 @@ _PATIENCE = 0.5
 
 
 @contextmanager
-def executor(
-    engine: str, workers: int, prepare: Callable[[], None] | None = None
-) -> Iterator[Executor]:
+def executor(engine: str, workers: int) -> Iterator[Executor]:
     """The executor of a config's ``engine``: "threads", "processes" or "dask://host:port".
-
-    ``prepare``, a function of a module, is called in each process that works for this run alone.
 
     Raises:
         ConfigError: Dask is not installed, or its scheduler does not answer.
@@ -60,19 +56,15 @@ def executor(
         # Importing polars, pyarrow and numpy starts threads. A forked child, also one of a fork
         # server that has imported them, would have their locks without the threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _begin, (prepare,)) as processes:
+        with ProcessPoolExecutor(workers, context, _end_with_parent) as processes:
             yield processes
     else:
         with _dask(engine.removeprefix("dask://")) as cluster:
             yield cluster
 
 
-def _begin(prepare: Callable[[], None] | None) -> None:
-    """Begins a worker process, which ends when its parent is killed; it would wait forever
-    otherwise.
-    """
-    if prepare:
-        prepare()
+def _end_with_parent() -> None:
+    """Ends this worker process when its parent is killed; it would wait forever otherwise."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

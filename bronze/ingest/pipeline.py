@@ -42,7 +42,7 @@ from bronze.model.results import Failure, RunResult, TableResult
 from bronze.model.stamp import AuditMark, RowStamp
 from bronze.model.units import Unit, UnitResult
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect, read_connections, translation
+from bronze.postgres.connection import connect, translation
 from bronze.postgres.copy import snapshot as snapshots
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables import selection
@@ -178,6 +178,7 @@ class OpenSource:
                 readable,
                 source.schema_,
                 consistency or source.consistency,
+                in_threads=settings.run.engine == "threads",
             )
         )
 
@@ -410,8 +411,7 @@ def worker_pool(
     settings: Settings, pool: Executor | None, limit: int, origins: Collection[Origin]
 ) -> Iterator[Executor]:
     """The executor of the units. An error inside the block cancels the running queries first."""
-    engine, prepare = settings.run.engine, read_connections.keep_all
-    context = nullcontext(pool) if pool else executors.executor(engine, limit, prepare)
+    context = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
     with context as workers:
         try:
             yield workers

@@ -1,9 +1,9 @@
 """Connections that read rows: each joins a snapshot once, and then serves one read after another.
 
 While a snapshot is held in this process (`keep_for`), a connection that a read has finished with
-waits for the next read; so do those of a process that only works for one run (`keep_all`). In other
-processes nothing would tell that the snapshot has ended: there each read closes its connection, as
-an open transaction keeps PostgreSQL from removing dead rows.
+waits for the next read. In other processes each read closes its connection: nothing would tell that
+the snapshot has ended, and an open transaction keeps PostgreSQL from removing dead rows; and one
+process cannot use the idle connection of another, which may be the last that a role may have.
 
 Each read is a subtransaction: rolling it back releases its locks and settings, and makes good for
 its error, but leaves the snapshot. Where reads share no snapshot, each is a transaction.
@@ -27,7 +27,6 @@ _CANCEL_TIMEOUT = 5.0
 _Key = tuple[Origin, tuple[str, ...]]
 _lock = threading.Lock()
 _idle: dict[_Key, list[Connection]] = {}
-_keeps_all = False
 
 
 @contextmanager
@@ -45,12 +44,6 @@ def keep_for(origin: Origin, session: Sequence[str]) -> Iterator[None]:
                 connections = _idle.pop(key, [])
             for connection in connections:
                 connection.close()
-
-
-def keep_all() -> None:
-    """Keeps all connections of this process, which has to end with its run."""
-    global _keeps_all
-    _keeps_all = True
 
 
 @contextmanager
@@ -103,8 +96,8 @@ def put_back(origin: Origin, session: Sequence[str], connection: Connection) -> 
             if not _is_shared(session):
                 connection.execute("ROLLBACK")
             with _lock:
-                if _keeps_all or (origin, tuple(session)) in _idle:
-                    _idle.setdefault((origin, tuple(session)), []).append(connection)
+                if (connections := _idle.get((origin, tuple(session)))) is not None:
+                    connections.append(connection)
                     return
     connection.close()
 
@@ -125,7 +118,7 @@ def _pop(origin: Origin, session: Sequence[str]) -> Connection | None:
 
 def _is_kept(origin: Origin, session: Sequence[str]) -> bool:
     # A pooler may have fewer connections than there are reads: each is given back to it.
-    return (_keeps_all or (origin, tuple(session)) in _idle) and not is_indirect(origin)
+    return (origin, tuple(session)) in _idle and not is_indirect(origin)
 
 
 def _is_shared(session: Sequence[str]) -> bool:

@@ -39,12 +39,16 @@ def rows(source: Source) -> Source:
 
 
 @contextmanager
-def held(source: Source, consistency: Consistency = "run") -> Iterator[tuple[Origin, Snapshot]]:
+def held(
+    source: Source, consistency: Consistency = "run", in_threads: bool = True
+) -> Iterator[tuple[Origin, Snapshot]]:
     """A snapshot of the table."""
     origin = source.settings().origin("test")
     with connect.connect(origin) as holder:
         tables = relations(holder, ["public"])
-        with snapshot.hold(origin, holder, tables, ["public"], consistency) as current:
+        with snapshot.hold(
+            origin, holder, tables, ["public"], consistency, in_threads=in_threads
+        ) as current:
             yield origin, current
 
 
@@ -136,6 +140,15 @@ def test_a_connection_is_closed_where_no_snapshot_is_held(rows: Source) -> None:
         assert connection.closed
 
 
+def test_no_connection_is_kept_where_processes_read(rows: Source) -> None:
+    """They cannot use the connections of this process; a role may have a CONNECTION LIMIT."""
+    with held(rows, in_threads=False) as (origin, current):
+        until(lambda: len(processes(rows)) == 1)
+        with read_connection(origin, current.session) as connection:
+            assert value(connection, COUNT) == 3
+        assert connection.closed
+
+
 def test_a_read_by_connectorx_takes_the_place_of_a_kept_connection(rows: Source) -> None:
     """There are no more connections than reads at once."""
     fetch, before = rows_reader._fetch, []
@@ -211,12 +224,11 @@ def test_more_tables_ask_no_more_of_the_catalog(source: Source) -> None:
 
 
 @since("scans of page ranges")
-@pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_a_worker_reads_all_tables_over_one_connection(source: Source, engine: str) -> None:
-    """A thread, or a process that works for this run alone."""
+def test_a_worker_reads_all_tables_over_one_connection(source: Source) -> None:
+    """If it is a thread."""
     for number in range(4):
         source.execute(f"CREATE VIEW v{number} AS SELECT pg_backend_pid() AS process")
-    given = source.settings(run={"workers": 1, "engine": engine})
+    given = source.settings(run={"workers": 1})
     assert [table.error for table in pipeline.run(given).tables] == [None] * 4
     tables = [pl.read_delta(str(source.table(f"v{number}"))) for number in range(4)]
     assert pl.concat(table.select("process") for table in tables)["process"].n_unique() == 1
