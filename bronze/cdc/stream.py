@@ -190,7 +190,7 @@ def _connection_context(
     slot_name, publication_name = settings.stream.names(name)
     with ExitStack() as stack:
         origin = replace(settings.origin(name), application_name=f"bronze stream {slot_name}")
-        stack.callback(connect.forget_server, origin)
+        stack.callback(connect.forget_origin, origin)
         control = stack.enter_context(connect.connect(origin))
         connect.remember_server(origin, control)
         with translation.source_errors(origin):

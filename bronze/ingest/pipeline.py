@@ -199,7 +199,7 @@ def open_sources(
     sources: dict[str, OpenSource] = {}
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
-        stack.callback(connect.forget_server, origin)
+        stack.callback(connect.forget_origin, origin)
         connection = stack.enter_context(connect.connect(origin))
         with translation.source_errors(origin):
             listed = selection.relations_of(connection, name, source.schema_, detailed=detailed)

@@ -33,7 +33,7 @@ from bronze.model.locations import Origin
 from bronze.postgres.connection import read_connections
 from bronze.postgres.connection.connect import Connection, forget_server
 from bronze.postgres.connection.read_connections import BEGIN
-from bronze.postgres.connection.translation import CANCELED, explain
+from bronze.postgres.connection.translation import CANCELED, explain, is_of_connection
 from bronze.postgres.copy import packed_columns, packed_query, rows_reader
 from bronze.postgres.copy.splits import CTID_RANGES_VERSION, PAGES
 
@@ -187,7 +187,8 @@ class _PackedReader:
         return self._connection
 
     def _error(self, error: psycopg.Error) -> SourceError:
-        forget_server(self._origin)
+        if is_of_connection(error):
+            forget_server(self._origin)
         explained = explain(error, self._origin, self._table)
         if not isinstance(explained, SourceError):
             explained = SourceError(str(explained))
