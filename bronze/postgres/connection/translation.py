@@ -101,7 +101,7 @@ def contested_error(table: str) -> TableContested:
 
 
 _UNDEFINED = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
-# The beginnings of the SQLSTATEs of a lost connection, a refused login and a server that shuts down.
+# How SQLSTATEs begin: of a lost connection, a refused login, a server that shuts down.
 _CONNECTION_STATES = ("08", "28", "57P")
 
 

@@ -46,6 +46,8 @@ OLDEST_VERSION = CTID_RANGES_VERSION
 # All others may be due to a value: another way of reading avoids them, or explains them without it.
 _SAME_ANY_WAY = ("08", "25", "40", "42501", "42883", "53300", "53400", "55", "57", "58")
 
+_SETTINGS = (packed_query.SESSION,)
+
 LARGEST = 64 * 2**20
 """The most bytes that are packed at once."""
 
@@ -146,7 +148,7 @@ class _PackedReader:
         connection, self._connection = self._connection, None
         self._requested, self._ahead = "", False
         if connection is not None:
-            read_connections.put_back(self._origin, self._session, connection)
+            read_connections.put_back(self._origin, self._session, connection, _SETTINGS)
 
     def _read_packed(self, condition: str) -> pa.Table:
         way = self._ways[0]
@@ -179,9 +181,7 @@ class _PackedReader:
     def _open(self) -> Connection:
         if self._connection is None:
             try:
-                self._connection = read_connections.take(
-                    self._origin, self._session, (packed_query.SESSION,)
-                )
+                self._connection = read_connections.take(self._origin, self._session, _SETTINGS)
             except psycopg.Error as error:
                 raise self._error(error) from error
         return self._connection

@@ -105,6 +105,23 @@ def test_a_read_leaves_neither_locks_nor_settings_nor_errors(rows: Source) -> No
             assert value(other, COUNT) == 3
 
 
+def test_a_kept_connection_has_no_locks_while_it_waits(rows: Source) -> None:
+    """Also after an error; the settings of the next read are those that it asks for."""
+    locks = "SELECT relation::regclass::text FROM pg_locks WHERE pid = %s AND relation >= 16384"
+    settings = ("SET LOCAL work_mem = '64kB'",)
+    with held(rows) as (origin, current):
+        for mine, expected in ((settings, "64kB"), (settings, "64kB"), ((), "4MB")):
+            with read_connection(origin, current.session, mine) as connection:
+                pid = value(connection, PID)
+                assert value(connection, b"SHOW work_mem") == expected
+                assert value(connection, COUNT) == 3
+                assert rows.execute(locks, pid)
+                with pytest.raises(psycopg.errors.DivisionByZero):
+                    value(connection, b"SELECT 1 / 0")
+            assert rows.execute(locks, pid) == []
+            assert not connection.closed
+
+
 def test_a_kept_connection_that_was_cut_is_replaced(rows: Source) -> None:
     """By another one in the same snapshot."""
     with held(rows) as (origin, current):
@@ -112,8 +129,14 @@ def test_a_kept_connection_that_was_cut_is_replaced(rows: Source) -> None:
         rows.execute("DELETE FROM t WHERE id = 1")
         rows.execute("SELECT pg_terminate_backend(%s)", reader)
         until(lambda: processes(rows) == [holder])
-        with read_connection(origin, current.session) as connection:
-            assert value(connection, COUNT) == 3
+        # With the settings that it has, and with others.
+        for settings in ((), ("SET LOCAL work_mem = '64kB'",)):
+            with read_connection(origin, current.session, settings) as connection:
+                assert value(connection, COUNT) == 3
+                assert value(connection, PID) != reader
+                reader = value(connection, PID)
+            rows.execute("SELECT pg_terminate_backend(%s)", reader)
+            until(lambda: processes(rows) == [holder])
 
 
 def test_reads_without_a_shared_snapshot_see_moments_of_their_own(rows: Source) -> None:
