@@ -270,5 +270,8 @@ class NewSlot:
             if target.label not in self.refused and target.relation.readable
         ]
         exported = created.snapshot, created.position
-        held = snapshot.hold(origin, self._holder, relations, self._schemas, "run", exported)
+        in_threads = self._stream.settings.run.engine == "threads"
+        held = snapshot.hold(
+            origin, self._holder, relations, self._schemas, "run", exported, in_threads
+        )
         self._snapshot = self._locks.enter_context(held)

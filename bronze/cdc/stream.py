@@ -190,7 +190,7 @@ def _connection_context(
     slot_name, publication_name = settings.stream.names(name)
     with ExitStack() as stack:
         origin = replace(settings.origin(name), application_name=f"bronze stream {slot_name}")
-        stack.callback(connect.forget_server, origin)
+        stack.callback(connect.forget_origin, origin)
         allowance.check_least(origin, commands=0, streams=1)
         control = stack.enter_context(connect.connect(origin, lasting=True))
         connect.remember_server(origin, control)

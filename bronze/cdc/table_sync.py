@@ -29,6 +29,7 @@ from bronze.ingest import pipeline
 from bronze.ingest.table_run import TableRun
 from bronze.model.events import LoadEvent, Notice, TableFailed, Waiting
 from bronze.postgres.catalog.types import TypeOptions
+from bronze.postgres.connection import translation
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import snapshot
 from bronze.postgres.copy.snapshot import Snapshot
@@ -276,11 +277,9 @@ def _plan_streamed_columns(
 ) -> list[TableRun]:
     slots = stream.settings.source[stream.origin.name].pool.readers
     batch_id = str(uuid_utils.uuid7())
-    oids = {target.relation.oid for target in targets}
-    relations = [relation for relation in placed.relations if relation.oid in oids]
-    # Asked for only when a table is planned: PostgreSQL locks all tables of a publication to list
-    # their columns, and waits for those that could not be locked.
-    streamed: dict[int, frozenset[str]] = {}
+    relations = [target.relation for target in targets]
+    with translation.source_errors(stream.origin):
+        streamed = publication.streamed_columns(placed.holder, relations, stream.publication)
 
     def with_streamed_columns(target: Target) -> Target:
         if not target.published:
@@ -288,11 +287,6 @@ def _plan_streamed_columns(
                 f"Table {target.label} was taken out of publication {stream.publication}.",
                 hint="The next retry adds it again.",
                 table=target.label,
-            )
-        if not streamed:
-            # With the connection that has the tables' locks: another one might wait for a lock.
-            streamed.update(
-                publication.streamed_columns(placed.holder, relations, stream.publication)
             )
         return selection.with_columns_of(target, streamed.get(target.relation.oid, frozenset()))
 

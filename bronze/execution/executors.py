@@ -39,12 +39,8 @@ _PATIENCE = 0.5
 
 
 @contextmanager
-def executor(
-    engine: str, workers: int, prepare: Callable[[], None] | None = None
-) -> Iterator[Executor]:
+def executor(engine: str, workers: int) -> Iterator[Executor]:
     """The executor of a config's ``engine``: "threads", "processes" or "dask://host:port".
-
-    ``prepare``, a function of a module, is called in each process that works for this run alone.
 
     Raises:
         ConfigError: Dask is not installed, or its scheduler does not answer.
@@ -60,7 +56,7 @@ def executor(
         flag = context.Value("b", 0, lock=False)
         asked = StopFlag(flag)
         stopping.on_stop(asked, StopFlag.set)
-        with ProcessPoolExecutor(workers, context, _begin, (prepare, flag)) as processes:
+        with ProcessPoolExecutor(workers, context, _begin, (flag,)) as processes:
             yield processes
     else:
         with _dask(engine.removeprefix("dask://")) as cluster:
@@ -82,12 +78,10 @@ class StopFlag:
         return bool(self.shared.value)
 
 
-def _begin(prepare: Callable[[], None] | None, stop: Any) -> None:
+def _begin(stop: Any) -> None:
     """Begins a worker process, which ends when its parent is killed; it would wait forever
     otherwise.
     """
-    if prepare:
-        prepare()
     stopping.stop_process_with(StopFlag(stop))
     parent = multiprocessing.parent_process()
 

@@ -44,7 +44,7 @@ from bronze.model.results import Failure, RunResult, TableResult
 from bronze.model.stamp import AuditMark, RowStamp
 from bronze.model.units import Unit, UnitResult
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect, read_connections, translation
+from bronze.postgres.connection import connect, translation
 from bronze.postgres.copy import snapshot as snapshots
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.tables import selection
@@ -212,6 +212,7 @@ class OpenSource:
                 readable,
                 source.schema_,
                 consistency or source.consistency,
+                in_threads=settings.run.engine == "threads",
             )
         )
 
@@ -232,7 +233,7 @@ def open_sources(
     sources: dict[str, OpenSource] = {}
     for name, source in settings.source.items():
         origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
-        stack.callback(connect.forget_server, origin)
+        stack.callback(connect.forget_origin, origin)
         connection = stack.enter_context(connect.connect(origin, lasting=True))
         with translation.source_errors(origin):
             listed = selection.relations_of(connection, name, source.schema_, detailed=detailed)
@@ -453,8 +454,7 @@ def worker_pool(
     settings: Settings, pool: Executor | None, limit: int, origins: Collection[Origin]
 ) -> Iterator[Executor]:
     """The executor of the units. An error inside the block cancels the running queries first."""
-    engine, prepare = settings.run.engine, read_connections.keep_all
-    context = nullcontext(pool) if pool else executors.executor(engine, limit, prepare)
+    context = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
     with context as workers:
         try:
             yield workers

@@ -240,8 +240,15 @@ _server_parameters: dict[Origin, dict[str, str]] = {}
 
 
 def forget_server(origin: Origin) -> None:
-    """Forgets the server of an origin after a failure: its address or password may have changed."""
+    """Forgets the server of an origin whose connection was lost or refused: its address or password
+    may have changed.
+    """
     _server_parameters.pop(origin, None)
+
+
+def forget_origin(origin: Origin) -> None:
+    """Forgets all that is known of an origin, at the end of a run or a stream."""
+    forget_server(origin)
     _indirect.discard(origin)
 
 

@@ -1,16 +1,19 @@
 """Connections that read rows: each joins a snapshot once, and then serves one read after another.
 
 While a snapshot is held in this process (`keep_for`), a connection that a read has finished with
-waits for the next read; so do those of a process that only works for one run (`keep_all`). In other
-processes nothing would tell that the snapshot has ended: there each read closes its connection, as
-an open transaction keeps PostgreSQL from removing dead rows.
+waits for the next read. In other processes each read closes its connection: nothing would tell that
+the snapshot has ended, and an open transaction keeps PostgreSQL from removing dead rows; and one
+process cannot use the idle connection of another, which may be the last that a role may have.
 
 Each read is a subtransaction: rolling it back releases its locks and settings, and makes good for
-its error, but leaves the snapshot. Where reads share no snapshot, each is a transaction.
+its error, but leaves the snapshot. That is done when the connection is put back, so that it holds
+no lock while it waits; the same statement repeats the settings, as the next read usually has the
+same. Where reads share no snapshot, each is a transaction.
 """
 
 from __future__ import annotations
 
+import selectors
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,12 +26,13 @@ from bronze.postgres.connection import allowance
 from bronze.postgres.connection.connect import Connection, connect_again, is_indirect
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_END_READ = "ROLLBACK TO SAVEPOINT one_read"
 _CANCEL_TIMEOUT = 5.0
 
 _Key = tuple[Origin, tuple[str, ...]]
 _lock = threading.Lock()
-_idle: dict[_Key, list[Connection]] = {}
-_keeps_all = False
+# With each connection the settings that it has.
+_idle: dict[_Key, list[tuple[Connection, tuple[str, ...]]]] = {}
 
 
 @contextmanager
@@ -44,14 +48,8 @@ def keep_for(origin: Origin, session: Sequence[str]) -> Iterator[None]:
         if is_first:
             with _lock:
                 connections = _idle.pop(key, [])
-            for connection in connections:
+            for connection, _ in connections:
                 connection.close()
-
-
-def keep_all() -> None:
-    """Keeps all connections of this process, which has to end with its run."""
-    global _keeps_all
-    _keeps_all = True
 
 
 @contextmanager
@@ -63,7 +61,7 @@ def read_connection(
     try:
         yield connection
     finally:
-        put_back(origin, session, connection)
+        put_back(origin, session, connection, settings)
 
 
 def take(origin: Origin, session: Sequence[str], settings: Sequence[str] = ()) -> Connection:
@@ -78,12 +76,16 @@ def take(origin: Origin, session: Sequence[str], settings: Sequence[str] = ()) -
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError: there is no connection.
         psycopg.Error: the snapshot cannot be joined.
     """
-    while (connection := _pop(origin, session)) is not None:
+    begin = (_END_READ,) if _is_shared(session) else tuple(session)
+    while (kept := _pop(origin, session)) is not None:
+        connection, current_settings = kept
         # One that was cut in the meantime is replaced.
         with suppress(psycopg.Error):
-            begin = ["ROLLBACK TO SAVEPOINT one_read"] if _is_shared(session) else session
-            connection.execute("; ".join((*begin, *settings)).encode())
-            return connection
+            if not _is_shared(session) or current_settings != tuple(settings):
+                connection.execute("; ".join((*begin, *settings)).encode())
+                return connection
+            if not _has_input(connection):
+                return connection
         connection.close()
     connection = connect_again(origin)
     try:
@@ -95,17 +97,22 @@ def take(origin: Origin, session: Sequence[str], settings: Sequence[str] = ()) -
     return connection
 
 
-def put_back(origin: Origin, session: Sequence[str], connection: Connection) -> None:
-    """Keeps a connection for the next read, or closes it; a query that still runs is canceled."""
+def put_back(
+    origin: Origin, session: Sequence[str], connection: Connection, settings: Sequence[str] = ()
+) -> None:
+    """Keeps a connection for the next read, or closes it; a query that still runs is canceled.
+
+    ``settings`` are those with which it was taken.
+    """
     with suppress(psycopg.Error):
         if connection.info.transaction_status == TransactionStatus.ACTIVE:
             connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
         elif _is_kept(origin, session) and not connection.closed:
-            if not _is_shared(session):
-                connection.execute("ROLLBACK")
+            next_read = (_END_READ, *settings) if _is_shared(session) else ("ROLLBACK",)
+            connection.execute("; ".join(next_read).encode())
             with _lock:
-                if _keeps_all or (origin, tuple(session)) in _idle:
-                    _idle.setdefault((origin, tuple(session)), []).append(connection)
+                if (connections := _idle.get((origin, tuple(session)))) is not None:
+                    connections.append((connection, tuple(settings)))
                     return
     connection.close()
 
@@ -114,8 +121,8 @@ def close_one(origin: Origin, session: Sequence[str]) -> None:
     """Closes a connection that is kept, if there is one: a read without it is about to begin, and
     there shall not be more connections than reads.
     """
-    if (connection := _pop(origin, session)) is not None:
-        connection.close()
+    if (kept := _pop(origin, session)) is not None:
+        kept[0].close()
 
 
 def _close_any(origin: Origin) -> None:
@@ -126,15 +133,22 @@ def _close_any(origin: Origin) -> None:
             for (other, _), connections in _idle.items()
             if connections and allowance.is_same_source(other, origin)
         ]
-        connection = kept[0].pop() if kept else None
-    if connection is not None:
-        connection.close()
+        idle = kept[0].pop() if kept else None
+    if idle is not None:
+        idle[0].close()
 
 
 allowance.reclaimers.append(_close_any)
 
 
-def _pop(origin: Origin, session: Sequence[str]) -> Connection | None:
+def _has_input(connection: Connection) -> bool:
+    """Whether the server has sent something to an idle connection: usually that it ends."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def _pop(origin: Origin, session: Sequence[str]) -> tuple[Connection, tuple[str, ...]] | None:
     with _lock:
         connections = _idle.get((origin, tuple(session)))
         return connections.pop() if connections else None
@@ -142,7 +156,7 @@ def _pop(origin: Origin, session: Sequence[str]) -> Connection | None:
 
 def _is_kept(origin: Origin, session: Sequence[str]) -> bool:
     # A pooler may have fewer connections than there are reads: each is given back to it.
-    return (_keeps_all or (origin, tuple(session)) in _idle) and not is_indirect(origin)
+    return (origin, tuple(session)) in _idle and not is_indirect(origin)
 
 
 def _is_shared(session: Sequence[str]) -> bool:

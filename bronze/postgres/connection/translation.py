@@ -102,6 +102,17 @@ def contested_error(table: str) -> TableContested:
 
 
 _UNDEFINED = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
+# How SQLSTATEs begin: of a lost connection, a refused login, a server that shuts down.
+_CONNECTION_STATES = ("08", "28", "57P")
+
+
+def is_of_connection(error: psycopg.Error) -> bool:
+    """Whether an error is of a connection or a login, and not of a statement. libpq's errors of
+    connections have no SQLSTATE.
+    """
+    return not error.sqlstate or error.sqlstate.startswith(_CONNECTION_STATES)
+
+
 SEARCH_PATH_HINT = (
     "bronze's sessions have an empty search_path, as pg_dump's do, so that no function of another"
     " schema is called by mistake. Qualify the names in the function with their schemas, or give"

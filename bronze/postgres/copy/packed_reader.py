@@ -33,7 +33,7 @@ from bronze.model.locations import Origin
 from bronze.postgres.connection import read_connections
 from bronze.postgres.connection.connect import Connection, forget_server
 from bronze.postgres.connection.read_connections import BEGIN
-from bronze.postgres.connection.translation import CANCELED, explain
+from bronze.postgres.connection.translation import CANCELED, explain, is_of_connection
 from bronze.postgres.copy import packed_columns, packed_query, rows_reader
 from bronze.postgres.copy.splits import CTID_RANGES_VERSION, PAGES
 
@@ -45,6 +45,8 @@ OLDEST_VERSION = CTID_RANGES_VERSION
 # input and output. None of them quotes a value.
 # All others may be due to a value: another way of reading avoids them, or explains them without it.
 _SAME_ANY_WAY = ("08", "25", "40", "42501", "42883", "53300", "53400", "55", "57", "58")
+
+_SETTINGS = (packed_query.SESSION,)
 
 LARGEST = 64 * 2**20
 """The most bytes that are packed at once."""
@@ -146,7 +148,7 @@ class _PackedReader:
         connection, self._connection = self._connection, None
         self._requested, self._ahead = "", False
         if connection is not None:
-            read_connections.put_back(self._origin, self._session, connection)
+            read_connections.put_back(self._origin, self._session, connection, _SETTINGS)
 
     def _read_packed(self, condition: str) -> pa.Table:
         way = self._ways[0]
@@ -179,15 +181,14 @@ class _PackedReader:
     def _open(self) -> Connection:
         if self._connection is None:
             try:
-                self._connection = read_connections.take(
-                    self._origin, self._session, (packed_query.SESSION,)
-                )
+                self._connection = read_connections.take(self._origin, self._session, _SETTINGS)
             except psycopg.Error as error:
                 raise self._error(error) from error
         return self._connection
 
     def _error(self, error: psycopg.Error) -> BronzeError:
-        forget_server(self._origin)
+        if is_of_connection(error):
+            forget_server(self._origin)
         explained = explain(error, self._origin, self._table)
         if not isinstance(explained, (SourceError, Stopped)):
             explained = SourceError(str(explained))

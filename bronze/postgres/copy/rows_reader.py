@@ -23,6 +23,7 @@ from bronze.errors import (
     Mismatch,
     SourceBusy,
     SourceError,
+    SourceRefused,
     SourceUnreachable,
     TableRefused,
 )
@@ -30,7 +31,7 @@ from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres.connection import allowance, read_connections, session_settings
 from bronze.postgres.connection.connect import (
-    connect,
+    connect_again,
     forget_server,
     is_indirect,
     server_parameters,
@@ -181,9 +182,11 @@ def _fetch(
         raise
     except BaseException as error:
         stopping.check()
-        forget_server(origin)
         counted.end()
-        raise _read_error(origin, session, query, table, error, guarded) from None
+        failure = _read_error(origin, session, query, table, error, guarded)
+        if isinstance(failure, (SourceUnreachable, SourceRefused)):
+            forget_server(origin)
+        raise failure from None
     finally:
         counted.end()
 
@@ -235,7 +238,7 @@ def _error_of_explain(
 ) -> SourceError | None:
     """The error of an EXPLAIN of the query in the same snapshot; None if there is none."""
     try:
-        with connect(origin) as connection:
+        with connect_again(origin) as connection:
             for statement in (*session, f"EXPLAIN {query}"):
                 connection.execute(statement)
             connection.execute("ROLLBACK")
@@ -280,7 +283,7 @@ def _unconvertible_value(
         count = _rows_before_failure(origin, session, texts)
         if count is not None:
             position = f"column {column.name}"
-            with suppress(psycopg.Error), connect(origin) as connection:
+            with suppress(psycopg.Error), connect_again(origin) as connection:
                 for statement in (*session, *_SAME_ORDER):
                     connection.execute(statement)
                 ctid = f"SELECT ctid::text FROM {rows} OFFSET {count} LIMIT 1"  # noqa: S608
@@ -302,7 +305,7 @@ _SAME_ORDER = ("SET LOCAL max_parallel_workers_per_gather = 0",)
 def _rows_before_failure(origin: Origin, session: Sequence[str], query: str) -> int | None:
     """The number of rows before the first that PostgreSQL cannot convert; None if there is none."""
     count = 0
-    with connect(origin) as connection:
+    with connect_again(origin) as connection:
         for statement in (*session, *_SAME_ORDER):
             connection.execute(statement)
         try:

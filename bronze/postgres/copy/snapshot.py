@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -167,6 +167,7 @@ def hold(
     schemas: Sequence[str],
     consistency: Consistency,
     exported: tuple[str, int] | None = None,
+    in_threads: bool = True,
 ) -> Iterator[Snapshot]:
     """Holds a snapshot on the connection ``holder`` until the context ends.
 
@@ -177,6 +178,8 @@ def hold(
         schemas: the schemas of the relations.
         consistency: "run" for one snapshot that all reads share.
         exported: another session's snapshot to join instead of taking one, and its position.
+        in_threads: whether threads of this process read the tables, so that their connections are
+            kept for further reads; otherwise processes read them, over connections of their own.
 
     Raises:
         SnapshotRefused: on a standby, or behind a pooler, with consistency "run".
@@ -195,7 +198,7 @@ def hold(
             snapshot = _locked_snapshot(
                 origin, holder, wanted, schemas, consistency, since, position
             )
-            with keep_for(origin, snapshot.session):
+            with keep_for(origin, snapshot.session) if in_threads else nullcontext():
                 if snapshot.name:
                     _check_joinable(origin, snapshot)
                 yield snapshot
@@ -414,7 +417,7 @@ def timeline_of(connection: Connection) -> str:
 
 
 def _check_joinable(origin: Origin, snapshot: Snapshot) -> None:
-    """Joins the snapshot over another connection, which is kept for the first read.
+    """Joins the snapshot over another connection, which is kept for the first read of a thread.
 
     Raises:
         SnapshotRefused: it reaches another server.

@@ -78,6 +78,11 @@ class Piece:
     data: bytes = field(default=b"", repr=False)
     spooled: tuple[Spool, int, int] | None = None
 
+    @property
+    def size(self) -> int:
+        """The bytes in memory."""
+        return len(self.data) + self.lengths.nbytes + self.marks.nbytes
+
     def read(self) -> bytes:
         """The messages."""
         if self.spooled is None:
@@ -113,9 +118,9 @@ class Batch:
 
     ``tables`` is by oid. The last transaction ends at ``position`` (an LSN) and was committed at
     ``committed`` (microseconds since 1970). ``transactions`` is the number of transactions that
-    changed these tables, ``changes`` that of row changes, ``size`` the bytes of their messages.
-    ``began`` is the monotonic time of the first transaction. ``spool`` is the file for messages
-    beyond the memory.
+    changed these tables, ``changes`` that of row changes, ``size`` the bytes that these take in
+    memory and in the spool. ``began`` is the monotonic time of the first transaction. ``spool`` is
+    the file for messages beyond the memory.
     """
 
     tables: dict[int, TableChanges] = field(default_factory=dict)

@@ -22,8 +22,9 @@ from bronze.postgres.replication.rewind import KnownTransactions
 
 # The messages of a batch are packed into pieces of about this size.
 _PIECE = 4 * 2**20
-# The memory that a message takes beside its bytes, until it is packed.
-_OVERHEAD = 8
+# The memory that a message takes beside its bytes, and the objects of a portion of messages that
+# arrived together (measured), until they are packed.
+_OVERHEAD, _PORTION = 8, 350
 # By the kind of a message, whether it is one of those that are handled many at once.
 _USUAL = np.isin(np.arange(256), [*pgoutput.CHANGES, BEGIN, COMMIT])
 
@@ -48,7 +49,7 @@ class _Unpacked:
         self.messages.append(messages)
         self.lengths.append(lengths)
         self.count += len(lengths)
-        self.size += len(messages) + _OVERHEAD * len(lengths)
+        self.size += len(messages) + _OVERHEAD * len(lengths) + marks.nbytes + _PORTION
 
     def piece(self) -> Piece:
         """All of them in a piece."""
@@ -230,7 +231,7 @@ class BatchBuilder:
             piece = unpacked.piece()
             batch.tables[oid].pieces.append(piece)
             batch.changes += unpacked.count
-            batch.size += len(piece.data)
+            batch.size += piece.size
             if batch.size > self._memory:
                 piece.move_to_spool(self._spool())
         self._unpacked = {}

@@ -8,7 +8,7 @@ rest waits at the server. The part of a transaction beyond the memory goes into 
 
 from __future__ import annotations
 
-import select
+import selectors
 import socket
 import struct
 import threading
@@ -100,6 +100,9 @@ class Receiver:
         self._bell, self._ringer = socket.socketpair()
         self._bell.setblocking(False)
         self._ringer.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        for source in (self._pg.socket, self._bell):
+            self._selector.register(source, selectors.EVENT_READ)
         self._flushed = self._idle = 0
         self._last_status, self._status_interval = 0.0, _STATUS_INTERVAL
         self._server_timeout, self._last_received, self._on_lost = 0.0, 0.0, lost
@@ -163,6 +166,7 @@ class Receiver:
         self._builder.close()
         with suppress(psycopg.Error):
             self._connection.close()
+        self._selector.close()
         self._bell.close()
         self._ringer.close()
 
@@ -327,8 +331,7 @@ class Receiver:
         due = batch.began + self._interval - time.monotonic()
         # A batch that is due waits for `take`, which wakes the thread.
         wait = min(_PAUSE, due) if batch.position and due > 0 else _PAUSE
-        sources: list[Any] = [self._pg.socket, self._bell]
-        readable = select.select(sources, [], [], wait)[0]
+        readable = {key.fileobj for key, _ in self._selector.select(wait)}
         if self._bell in readable:
             self._bell.recv(4096)
         if self._pg.socket in readable:

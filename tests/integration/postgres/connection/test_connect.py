@@ -27,5 +27,11 @@ def test_later_connections_reach_the_server_of_the_first(server: Server) -> None
                 with connect.connect_again(origin) as again:
                     assert again.info.port == port
             connect.forget_server(origin)
+        # What it was reached through is known until the run ends.
+        connect._indirect.add(origin)
+        connect.forget_server(origin)
+        assert connect.is_indirect(origin)
+        connect.forget_origin(origin)
+        assert not connect.is_indirect(origin)
         with connect.connect_again(origin) as any_server:
             assert any_server.info.port in (one.port, other.port)

@@ -40,12 +40,16 @@ def rows(source: Source) -> Source:
 
 
 @contextmanager
-def held(source: Source, consistency: Consistency = "run") -> Iterator[tuple[Origin, Snapshot]]:
+def held(
+    source: Source, consistency: Consistency = "run", in_threads: bool = True
+) -> Iterator[tuple[Origin, Snapshot]]:
     """A snapshot of the table."""
     origin = source.settings().origin("test")
     with connect.connect(origin) as holder:
         tables = relations(holder, ["public"])
-        with snapshot.hold(origin, holder, tables, ["public"], consistency) as current:
+        with snapshot.hold(
+            origin, holder, tables, ["public"], consistency, in_threads=in_threads
+        ) as current:
             yield origin, current
 
 
@@ -102,6 +106,23 @@ def test_a_read_leaves_neither_locks_nor_settings_nor_errors(rows: Source) -> No
             assert value(other, COUNT) == 3
 
 
+def test_a_kept_connection_has_no_locks_while_it_waits(rows: Source) -> None:
+    """Also after an error; the settings of the next read are those that it asks for."""
+    locks = "SELECT relation::regclass::text FROM pg_locks WHERE pid = %s AND relation >= 16384"
+    settings = ("SET LOCAL work_mem = '64kB'",)
+    with held(rows) as (origin, current):
+        for mine, expected in ((settings, "64kB"), (settings, "64kB"), ((), "4MB")):
+            with read_connection(origin, current.session, mine) as connection:
+                pid = value(connection, PID)
+                assert value(connection, b"SHOW work_mem") == expected
+                assert value(connection, COUNT) == 3
+                assert rows.execute(locks, pid)
+                with pytest.raises(psycopg.errors.DivisionByZero):
+                    value(connection, b"SELECT 1 / 0")
+            assert rows.execute(locks, pid) == []
+            assert not connection.closed
+
+
 def test_a_kept_connection_that_was_cut_is_replaced(rows: Source) -> None:
     """By another one in the same snapshot."""
     with held(rows) as (origin, current):
@@ -109,8 +130,14 @@ def test_a_kept_connection_that_was_cut_is_replaced(rows: Source) -> None:
         rows.execute("DELETE FROM t WHERE id = 1")
         rows.execute("SELECT pg_terminate_backend(%s)", reader)
         until(lambda: processes(rows) == [holder])
-        with read_connection(origin, current.session) as connection:
-            assert value(connection, COUNT) == 3
+        # With the settings that it has, and with others.
+        for settings in ((), ("SET LOCAL work_mem = '64kB'",)):
+            with read_connection(origin, current.session, settings) as connection:
+                assert value(connection, COUNT) == 3
+                assert value(connection, PID) != reader
+                reader = value(connection, PID)
+            rows.execute("SELECT pg_terminate_backend(%s)", reader)
+            until(lambda: processes(rows) == [holder])
 
 
 def test_reads_without_a_shared_snapshot_see_moments_of_their_own(rows: Source) -> None:
@@ -133,6 +160,15 @@ def test_a_connection_is_closed_where_no_snapshot_is_held(rows: Source) -> None:
     with held(rows) as (origin, current):
         session = (BEGIN, f"SET TRANSACTION SNAPSHOT '{current.name}'", "SET LOCAL jit = off")
         with read_connection(origin, session) as connection:
+            assert value(connection, COUNT) == 3
+        assert connection.closed
+
+
+def test_no_connection_is_kept_where_processes_read(rows: Source) -> None:
+    """They cannot use the connections of this process; a role may have a CONNECTION LIMIT."""
+    with held(rows, in_threads=False) as (origin, current):
+        until(lambda: len(processes(rows)) == 1)
+        with read_connection(origin, current.session) as connection:
             assert value(connection, COUNT) == 3
         assert connection.closed
 
@@ -212,12 +248,11 @@ def test_more_tables_ask_no_more_of_the_catalog(source: Source) -> None:
 
 
 @since("scans of page ranges")
-@pytest.mark.parametrize("engine", ["threads", "processes"])
-def test_a_worker_reads_all_tables_over_one_connection(source: Source, engine: str) -> None:
-    """A thread, or a process that works for this run alone."""
+def test_a_worker_reads_all_tables_over_one_connection(source: Source) -> None:
+    """If it is a thread."""
     for number in range(4):
         source.execute(f"CREATE VIEW v{number} AS SELECT pg_backend_pid() AS process")
-    given = source.settings(run={"workers": 1, "engine": engine})
+    given = source.settings(run={"workers": 1})
     assert [table.error for table in pipeline.run(given).tables] == [None] * 4
     tables = [pl.read_delta(str(source.table(f"v{number}"))) for number in range(4)]
     assert pl.concat(table.select("process") for table in tables)["process"].n_unique() == 1

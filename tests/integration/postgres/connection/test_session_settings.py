@@ -219,7 +219,7 @@ def test_every_kind_of_session_is_pinned(login: Login, monkeypatch: pytest.Monke
                     )
                 )
             assert dict(v.split("=", 1) for v in rows["v"]) == PINNED
-        connect.forget_server(origin)
+        connect.forget_origin(origin)
 
     set_other_values(login, "ROLE")
     check_sessions(login.origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import polars as pl
@@ -348,6 +349,42 @@ def test_a_read_that_is_stopped_has_the_error_of_its_cause(
         next(reading)
     assert caught.value.table == "public.t"
     until(lambda: not sessions(numbers))
+
+
+CUT = "pg_terminate_backend(pg_backend_pid())"
+
+
+@pytest.mark.parametrize(
+    ("read", "limits", "where", "is_forgotten"),
+    [
+        (packed_reader.read_rows, {"statement_timeout": 1}, SLEEP, False),
+        (packed_reader.read_rows, {"lock_timeout": 1}, "true", False),
+        (packed_reader.read_rows, {}, CUT, True),
+        (rows_reader.read_rows, {"statement_timeout": 1}, SLEEP, False),
+        (rows_reader.read_rows, {}, CUT, True),
+    ],
+)
+def test_only_a_lost_connection_forgets_its_server(
+    numbers: Source,
+    read: reader.SplitReader,
+    limits: dict[str, Any],
+    where: str,
+    is_forgotten: bool,
+) -> None:
+    """After a timeout of one table, the reads of others still reach the same server of several."""
+    columns = contract(numbers, "t")
+    origin = replace(numbers.settings().origin("test"), application_name=NAME, **limits)
+    query = statement.select(columns, "public.t")
+    try:
+        with psycopg.connect(numbers.dsn) as other, connect.connect(origin) as first:
+            if "lock_timeout" in limits:
+                other.execute("LOCK TABLE t")
+            connect.remember_server(origin, first)
+            with pytest.raises(SourceError):
+                list(read(origin, (BEGIN,), query, [where], columns, "t"))
+        assert (origin not in connect._server_parameters) == is_forgotten
+    finally:
+        connect.forget_origin(origin)
 
 
 def test_a_lost_snapshot_is_named(numbers: Source) -> None:

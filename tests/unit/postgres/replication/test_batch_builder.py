@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -177,6 +178,27 @@ def _chunks(stream: list[bytes], large: int, data: st.DataObject) -> Iterator[li
             yield chunk
             chunk = []
     yield chunk
+
+
+@pytest.mark.parametrize("at_once", [1, 10])
+def test_the_size_of_a_batch_is_its_memory_however_its_changes_arrive(at_once: int) -> None:
+    """Also if they trickle in, so that each portion has a few changes of each table."""
+    row = struct.pack(">chcI", b"N", 1, b"t", 4) + b"text"
+    with closing(BatchBuilder(TABLES, 10**9)) as builder:
+        builder.add(messages_of([framed(relation(oid)) for oid in TABLES], LARGEST))
+        tracemalloc.start()
+        try:
+            for number in range(1, 1000):
+                changes = [change(b"I", oid, row) for oid in TABLES for _ in range(at_once)]
+                bodies = [begin(number), *changes, commit(number)]
+                builder.add(messages_of([framed(body) for body in bodies], LARGEST))
+            arrived, size = tracemalloc.get_traced_memory()[0], builder.size
+            batch = builder.take()
+            packed = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert size / 2 < arrived < size * 2
+        assert batch.size / 2 < packed < batch.size * 2
 
 
 def test_no_bytes_of_an_oversize_change_are_kept() -> None:
