@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
@@ -528,3 +530,18 @@ def test_the_receiver_ends_at_once_under_load(
             stop.set()
             thread.join()
     assert took < 5
+
+
+def test_a_process_may_have_more_than_a_thousand_open_files(
+    source: Source, written: psycopg.Connection[Any]
+) -> None:
+    """As one that uses many tables and connections."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1100):
+            stack.callback(os.close, os.dup(0))
+        with receiving(source) as receiver:
+            written.execute("INSERT INTO t VALUES (1, 'a')")
+            assert taken(receiver).changes == 1
