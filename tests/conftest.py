@@ -152,8 +152,12 @@ def without_slots(admin: psycopg.Connection[Any], database: str) -> None:
             return
         for name, pid in left:
             admin.execute("SELECT pg_terminate_backend(%s)", [pid])
-            with suppress(psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
-                admin.execute("SELECT pg_drop_replication_slot(%s)", [name])
+            with suppress(psycopg.errors.UndefinedObject):
+                try:
+                    admin.execute("SELECT pg_drop_replication_slot(%s)", [name])
+                except psycopg.errors.ObjectInUse:
+                    # The walsender is still ending.
+                    admin.execute("SELECT pg_sleep(0.02)")
 
 
 @pytest.fixture(scope="session")
