@@ -35,9 +35,10 @@ from bronze.errors import Mismatch
 from bronze.model.locations import Secret
 from bronze.model.protection import ProtectedColumn, TableProtection
 from bronze.model.units import RejectedValue
-from bronze.protection import encryption, plaintext
-from bronze.protection.format_tokens import tokens_with_format
+from bronze.protection import plaintext
 from bronze.protection.keyring import unwrap
+from bronze.protection.methods import encryption
+from bronze.protection.methods.format_tokens import tokens_with_format
 
 REVEALED = ("encrypt", "encrypt_deterministic")
 """The methods that can be undone."""

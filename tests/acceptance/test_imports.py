@@ -35,7 +35,7 @@ _RARE = {
     "bronze.api.init",
     "bronze.cdc",
     "bronze.demo",
-    "bronze.postgres.connection.relay",
+    "bronze.postgres.connection.tls_relay.relay",
     "bronze.protection.erasure",
 }
 
@@ -69,8 +69,8 @@ def test_commands_load_only_what_they_use(source: Source, tmp_path: Path) -> Non
         ("quality",): {*_RARE, "psycopg", "bronze.ingest", "bronze.postgres"},
         ("audit",): {*_RARE, "psycopg", "bronze.ingest", "bronze.postgres"},
         ("run",): {*_RARE, "bronze.verify", "bronze.api.check"},
-        ("check", "t"): {*_RARE, "bronze.verify"} - {"bronze.postgres.connection.relay"},
-        ("verify",): _RARE - {"bronze.postgres.connection.relay"},
+        ("check", "t"): {*_RARE, "bronze.verify"} - {"bronze.postgres.connection.tls_relay.relay"},
+        ("verify",): _RARE - {"bronze.postgres.connection.tls_relay.relay"},
     }
     found = _loaded_after([*unused], tmp_path)
     for (command, names), (_, modules) in zip(unused.items(), found, strict=True):

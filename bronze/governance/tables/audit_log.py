@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from bronze.governance.tables.frames import frame_of, schema_of
+from bronze.governance.frames import frame_of, schema_of
 from bronze.model.columns import DeltaType
 
 COLUMNS: tuple[tuple[str, DeltaType], ...] = (

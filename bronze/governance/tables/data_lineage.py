@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from bronze.governance.tables.frames import frame_of
+from bronze.governance.frames import frame_of
 from bronze.model.columns import DeltaType
 
 COLUMNS: tuple[tuple[str, DeltaType], ...] = (

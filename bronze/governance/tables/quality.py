@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from bronze.governance.tables.frames import frame_of
+from bronze.governance.frames import frame_of
 from bronze.model.columns import DeltaType
 from bronze.model.stamp import RowStamp
 

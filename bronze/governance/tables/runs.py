@@ -14,7 +14,7 @@ from typing import Literal
 
 import polars as pl
 
-from bronze.governance.tables.frames import frame_of
+from bronze.governance.frames import frame_of
 from bronze.model.columns import DeltaType
 
 Command = Literal["run", "verify", "maintain"]

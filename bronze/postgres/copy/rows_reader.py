@@ -129,7 +129,7 @@ def check_reachable(origin: Origin) -> None:
 @contextmanager
 def _connection_url(origin: Origin) -> Iterator[str]:
     # Most runs read packed columns, without connectorx and its relay.
-    from bronze.postgres.connection import relay
+    from bronze.postgres.connection.tls_relay import relay
 
     params = dict(server_parameters(origin))
     if not is_indirect(origin):

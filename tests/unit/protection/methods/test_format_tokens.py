@@ -6,8 +6,8 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.protection import format_tokens
-from bronze.protection.format_tokens import tokens_with_format
+from bronze.protection.methods import format_tokens
+from bronze.protection.methods.format_tokens import tokens_with_format
 from tests.support import format_preserving
 from tests.support.effort import examples
 

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidTag
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.postgres.connection import scratch
+from bronze.postgres.connection.tls_relay import scratch
 from bronze.postgres.replication.batch import Spool
 from tests.support.effort import examples
 

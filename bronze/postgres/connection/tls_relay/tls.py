@@ -3,7 +3,7 @@
 Differences from libpq:
 
 - Revocation lists are refused, and so are the parameters that
-  `bronze.postgres.connection.libpq.refuse_unsupported` names.
+  `bronze.postgres.connection.tls_relay.libpq.refuse_unsupported` names.
 - An ``sslrootcert`` that does not exist is refused under ``require`` too.
 - A host that is an IP address must be among the certificate's subject alternative names.
 """
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bronze.errors import ConfigError, SourceError, SourceRefused, SourceUnreachable
-from bronze.postgres.connection import libpq
+from bronze.postgres.connection.tls_relay import libpq
 
 READ: Final = selectors.EVENT_READ
 WRITE: Final = selectors.EVENT_WRITE
@@ -61,7 +61,7 @@ def first_server(params: Mapping[str, str]) -> Server:
 
     Raises:
         ConfigError, SourceRefused, SourceUnreachable: as in
-            `bronze.postgres.connection.relay.relay`.
+            `bronze.postgres.connection.tls_relay.relay.relay`.
     """
     libpq.refuse_unsupported(params)
     context, options = _context(params), libpq.socket_options(params)

@@ -33,9 +33,9 @@ from bronze.errors import ConfigError, SourceRefused, SourceUnreachable
 from bronze.model.columns import Column, DeltaType
 from bronze.model.locations import Origin
 from bronze.postgres import statement
-from bronze.postgres.connection import relay as relay_module
 from bronze.postgres.connection.parameters import parameters
-from bronze.postgres.connection.relay import is_needed, relay
+from bronze.postgres.connection.tls_relay import relay as relay_module
+from bronze.postgres.connection.tls_relay.relay import is_needed, relay
 from bronze.postgres.copy import packed_reader
 from bronze.postgres.copy.rows_reader import _url
 

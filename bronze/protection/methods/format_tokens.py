@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from bronze.protection import ff1
+from bronze.protection.methods import ff1
 
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]

@@ -18,7 +18,7 @@ Differences from libpq:
   libpq as a client would give up: it considers an offer of channel binding without TLS an attack.
 - All connections go to the one address that answered first, even if the DSN has several hosts or a
   name has several addresses, because a snapshot exists on one server only.
-- Those that `bronze.postgres.connection.tls` lists.
+- Those that `bronze.postgres.connection.tls_relay.tls` lists.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from typing import Final
 
 from bronze import stopping
 from bronze.errors import ConfigError, SourceError, SourceRefused
-from bronze.postgres.connection import libpq, scratch
-from bronze.postgres.connection.tls import (
+from bronze.postgres.connection.tls_relay import libpq, scratch
+from bronze.postgres.connection.tls_relay.tls import (
     READ,
     WRITE,
     Server,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.protection import ff1
+from bronze.protection.methods import ff1
 from tests.support import format_preserving
 from tests.support.effort import examples
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bronze.governance.tables.frames import frame_of, schema_of
+from bronze.governance.frames import frame_of, schema_of
 from bronze.model.columns import DeltaType
 
 COLUMNS = (
