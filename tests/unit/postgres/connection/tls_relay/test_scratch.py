@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the folders are
 
 CHILD = """
 import time
-from bronze.postgres.connection import scratch
+from bronze.postgres.connection.tls_relay import scratch
 from bronze.postgres.replication.batch import Spool
 spool = Spool()
 place = spool.put(b"secret" * 100_000)
