@@ -134,7 +134,8 @@ def explain(error: OSError, server: Server) -> SourceError:
         return SourceRefused(f"{server.name}: {reason}")
     if isinstance(error, TimeoutError):
         return SourceUnreachable(f"{server.name}: no answer in time")
-    if isinstance(error, ssl.SSLError) or not error.strerror:
+    is_closed = isinstance(error, (ssl.SSLError, ConnectionResetError, BrokenPipeError))
+    if is_closed or not error.strerror:
         return SourceUnreachable(f"{server.name}: the server closed the connection")
     return SourceUnreachable(f"{server.name}: {error.strerror}")
 
