@@ -29,6 +29,8 @@ FAST = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
+    # A vacuum in the middle holds up whoever creates a slot.
+    "autovacuum": "off",
     # What commits is streamed at once.
     "wal_writer_delay": "10ms",
 }

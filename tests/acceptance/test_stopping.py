@@ -44,7 +44,13 @@ def latest(source: Source) -> dict[str, dict[str, Any]]:
     return {row["source_table"]: row for row in rows}
 
 
-@pytest.mark.parametrize(("engine", "reader"), [("threads", "packed"), ("processes", "connectorx")])
+@pytest.mark.parametrize(
+    ("engine", "reader"),
+    [
+        ("threads", "packed"),
+        pytest.param("processes", "connectorx", marks=pytest.mark.soak),
+    ],
+)
 def test_a_stopped_run_keeps_what_landed(source: Source, engine: str, reader: str) -> None:
     """It cancels the reads, has no file of what did not land, and both results and records say what
     was stopped. The next run lands the rest.
