@@ -40,8 +40,8 @@ def tests(session):
     session.run(
         "pytest",
         "-n",
-        # Tests wait for servers and processes: three keep two cores busy.
-        "3",
+        # Tests wait for servers and processes: five keep two cores busy.
+        "5",
         "--dist",
         "worksteal",
         "-m",
