@@ -25,7 +25,7 @@ class Claim:
     """
 
     wake: Callable[[], None]
-    taken: int = 0
+    in_use: int = 0
     priority: int | None = None
     order: int | None = None
     passed: int = 0
@@ -53,10 +53,10 @@ class Permits:
         self._wake_next()
 
     @property
-    def taken(self) -> int:
+    def in_use(self) -> int:
         """How many tasks run."""
         with self._lock:
-            return self._taken()
+            return self._in_use()
 
     @property
     def wanting(self) -> int:
@@ -85,9 +85,9 @@ class Permits:
             if claim.order is None:
                 claim.order = next(_order)
             claim.priority = priority
-            is_served = self._taken() < self.limit and self._next() is claim
+            is_served = self._in_use() < self.limit and self._next() is claim
             if is_served:
-                claim.taken += 1
+                claim.in_use += 1
                 claim.priority, claim.order, claim.passed = None, None, 0
                 for other in self._claims:
                     other.passed += other.priority is not None
@@ -98,7 +98,7 @@ class Permits:
     def give_back(self, claim: Claim) -> None:
         """Gives back the permit of a task that has ended."""
         with self._lock:
-            claim.taken -= 1
+            claim.in_use -= 1
         self._wake_next()
 
     def withdraw(self, claim: Claim) -> None:
@@ -107,8 +107,8 @@ class Permits:
             claim.priority = None
         self._wake_next()
 
-    def _taken(self) -> int:
-        return sum(claim.taken for claim in self._claims)
+    def _in_use(self) -> int:
+        return sum(claim.in_use for claim in self._claims)
 
     def _next(self) -> Claim | None:
         """The claim that is served next."""
@@ -117,7 +117,7 @@ class Permits:
 
     def _wake_next(self) -> None:
         with self._lock:
-            following = self._next() if self._taken() < self.limit else None
+            following = self._next() if self._in_use() < self.limit else None
         if following:
             following.wake()
 

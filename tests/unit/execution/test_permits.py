@@ -40,7 +40,7 @@ class PermitsMachine(RuleBasedStateMachine):
         """One driver wants a permit."""
         number %= len(self.claims)
         self.woken.discard(number)
-        before = self.permits.taken
+        before = self.permits.in_use
         if self.permits.take(self.claims[number], priority):
             assert before < self.permits.limit
             self.priorities.pop(number, None)
@@ -52,7 +52,7 @@ class PermitsMachine(RuleBasedStateMachine):
     def give_back(self, number: int) -> None:
         """A task ends."""
         claim = self.claims[number % len(self.claims)]
-        if claim.taken:
+        if claim.in_use:
             self.permits.give_back(claim)
 
     @rule(number=st.integers(0, 4))
@@ -72,14 +72,14 @@ class PermitsMachine(RuleBasedStateMachine):
         """No permit is free while all that want one sleep."""
         if hasattr(self, "permits") and self.priorities:
             assert self.permits.wanting == len(self.priorities)
-            if self.permits.taken < self.permits.limit:
+            if self.permits.in_use < self.permits.limit:
                 assert self.woken & set(self.priorities)
 
     def teardown(self) -> None:
         """All claims end."""
         if hasattr(self, "stack"):
             self.stack.close()
-            assert self.permits.taken == 0
+            assert self.permits.in_use == 0
 
 
 TestPermits = PermitsMachine.TestCase
@@ -182,7 +182,7 @@ def test_drivers_share_permits_and_the_urgent_one_is_served_first() -> None:
         assert (low.result(30), urgent.result(30)) == ([6], [3])
     assert work.most == 2
     assert work.names[2:5].count("urgent") >= 2
-    assert permits.taken == permits.wanting == 0
+    assert permits.in_use == permits.wanting == 0
 
 
 def test_the_limit_changes_while_tasks_run() -> None:
