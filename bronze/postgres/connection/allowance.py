@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import psycopg
@@ -202,6 +203,19 @@ class LeasedConnection(psycopg.Connection[tuple[object, ...]]):
             super().close()
         if self.lease is not None:
             self.lease.end(rest)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Ends the transaction, and closes the connection."""
+        try:
+            super().__exit__(exc_type, exc_val, exc_tb)
+        finally:
+            # psycopg does not close a connection here that was lost.
+            self.close()
 
     def _duplicate(self) -> int | None:
         # A query that still runs would write into a socket that nobody reads.

@@ -127,3 +127,16 @@ def test_a_connection_counts_until_its_session_has_ended(source: Source) -> None
         finally:
             os.kill(pid, signal.SIGCONT)
         connect.connect(origin).close()
+
+
+def test_a_connection_that_was_lost_does_not_count(source: Source) -> None:
+    """Also if an error keeps it from being collected."""
+    settings = source.settings(source={"pool": {"max": 2}, "connect_timeout": 1})
+    origin = settings.origin("test")
+    lost = []
+    for _ in range(3):
+        connection = connect.connect(origin)
+        with pytest.raises(psycopg.OperationalError), connection:
+            source.execute("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
+            connection.execute("SELECT 1")
+        lost.append(connection)
