@@ -131,10 +131,10 @@ def test_a_connection_counts_until_its_session_has_ended(source: Source) -> None
 
 def test_a_connection_that_was_lost_does_not_count(source: Source) -> None:
     """Also if an error keeps it from being collected."""
-    settings = source.settings(source={"pool": {"max": 2}, "connect_timeout": 1})
+    settings = source.settings(source={"pool": {"max": 3}, "connect_timeout": 1})
     origin = settings.origin("test")
     lost = []
-    for _ in range(3):
+    for _ in range(4):
         connection = connect.connect(origin)
         with pytest.raises(psycopg.OperationalError), connection:
             source.execute("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
