@@ -165,6 +165,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def truncate(self) -> None:
         """The table is emptied at once."""
+        self.following = False
         self.source.execute("TRUNCATE t")
         self.rows = {}
 
@@ -240,7 +241,7 @@ class Machine(RuleBasedStateMachine):
         assert again.version == state.version
 
     def finish(self) -> None:
-        """No transaction is open any more: a new slot would wait for it."""
+        """No transaction is open any more: the new slot of a resync would wait for it."""
         if self.open:
             self.end(commits=True)
 
