@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bronze.config import alerts
+from bronze.config import alerts, serve
 from bronze.config.alerts import AlertSettings
 from bronze.config.fields import SecretName
 from bronze.config.protection import ColumnProtection
@@ -126,7 +126,8 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
             messages.append(f"{key} is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            messages.append(f"{key}: {message[:1].lower()}{message[1:]}")
+            text = f"{message[:1].lower()}{message[1:]}"
+            messages.append(f"{key}: {text}" if key else text)
     return f"{name}: " + "; ".join(dict.fromkeys(messages)) + "."
 
 
@@ -164,6 +165,8 @@ def _section_of(path: list[str], channel: str) -> type[BaseModel]:
         return SecretName
     if top == "alerts" and rest:
         return alerts.section_of(rest)
+    if top in ("serve", "breaker", "web"):
+        return serve.section_of(top, rest)
     if top == "tables" and "protect" in rest:
         return ColumnProtection
     if top == "tables" and rest[-1:] == ["anomalies"]:

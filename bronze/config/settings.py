@@ -19,10 +19,12 @@ from bronze.config.alerts import AlertSettings
 from bronze.config.fields import Bytes, NameList, Seconds, SecretName, Section, to_seconds
 from bronze.config.protection import MASTER_KEY
 from bronze.config.quality import QualitySettings
+from bronze.config.serve import BreakerSettings, ServeSettings, WebSettings
 from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
 from bronze.model.locations import Origin, Place, Secret
 from bronze.model.quality import ResolvedRule
+from bronze.model.schedule import Schedule
 
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
@@ -226,6 +228,9 @@ class Settings(Section):
     audit: AuditSettings = AuditSettings()
     lineage: LineageSettings = LineageSettings()
     alerts: AlertSettings = AlertSettings()
+    serve: ServeSettings = ServeSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    web: WebSettings = WebSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
@@ -239,6 +244,17 @@ class Settings(Section):
                     f'tables.{name} has pattern = "streaming", and a stream cannot skip a batch:'
                     f' on_failure = "stop" is not possible; set on_failure = "land" in'
                     f" [tables.{name}.quality]"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_service_levels(self) -> Settings:
+        for name, table in self.tables.items():
+            interval = self.stream.interval
+            if table.pattern == "streaming" and table.sla is not None and table.sla <= interval:
+                raise ValueError(
+                    f"tables.{name}.sla is {table.sla} s, and [stream] interval is {interval} s:"
+                    " the table would be late most of the time"
                 )
         return self
 
@@ -277,6 +293,10 @@ class Settings(Section):
             if key in self.tables:
                 return self.tables[key]
         return TableSettings()
+
+    def schedule_of(self, table: TableSettings) -> Schedule:
+        """When a table is due: by its own schedule, or else by that of its pattern."""
+        return self.serve.schedule_of(table.schedule or self.serve.schedule.of(table.pattern))
 
     def origin(self, name: str) -> Origin:
         """How to connect to a source; passwords are references to where they are kept.

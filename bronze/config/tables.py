@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from bronze.config.fields import Decimal, NameList, Seconds, Section, to_seconds
 from bronze.config.protection import ColumnProtection
 from bronze.config.quality import QualitySettings, RuleSettings
+from bronze.config.serve import ScheduleText
+from bronze.model.schedule import parse_schedule
 from bronze.model.stamp import IngestionMethod
 
 
@@ -44,6 +46,7 @@ class TableSettings(Section):
     cluster_by: NameList = Field(default=(), max_length=4)
     partition_by: str | None = None
     priority: int = Field(default=2, ge=1, le=9)
+    schedule: ScheduleText | None = None
     target: str | None = Field(default=None, pattern=r"^[^/\\\s.\x00-\x1f\x7f-\x9f]+$")
     columns: NameList = ()
     key: NameList = ()
@@ -63,6 +66,13 @@ class TableSettings(Section):
             for name in ("cursor", "overlap", "deletes"):
                 if name in self.model_fields_set:
                     raise ValueError(f'{name} is only for the patterns "batch" and "micro_batch"')
+        if self.schedule is not None:
+            is_continuous = parse_schedule(self.schedule).is_continuous
+            if is_continuous != (self.pattern == "streaming"):
+                raise ValueError(
+                    f'schedule = {self.schedule!r} does not fit pattern = "{self.pattern}": tables'
+                    ' of the pattern "streaming", and only they, are "continuous"'
+                )
         if self.history and self.pattern == "streaming":
             raise ValueError(
                 'history cannot be combined with the pattern "streaming", where the change data'

@@ -136,7 +136,7 @@ def test_a_connection_that_was_lost_does_not_count(source: Source) -> None:
     lost = []
     for _ in range(4):
         connection = connect.connect(origin)
+        source.execute("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
         with pytest.raises(psycopg.OperationalError), connection:
-            source.execute("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
             connection.execute("SELECT 1")
         lost.append(connection)

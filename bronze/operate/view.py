@@ -1,0 +1,218 @@
+"""What an operator sees: the values that the dashboard, ``bronze status``, the metrics and the
+alerts are made from. `bronze.operate.current.view_of` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from bronze.governance.tables.runs import RunRecord
+from bronze.operate.alerts.life import Alert, Level
+from bronze.operate.breaker import Breaker
+from bronze.operate.freshness import Late
+
+TableState = Literal[
+    "fresh",
+    "quiet",
+    "running",
+    "waiting",
+    "late",
+    "will be late",
+    "failed",
+    "quarantined",
+    "paused",
+    "never landed",
+    "unknown",
+]
+"""A table is in the worst of the states that apply: a late one that runs is late. ``quiet`` is a
+streamed table whose source is heard and has had nothing to say of late.
+"""
+MetricState = Literal["ok", "warning", "critical", "unknown"]
+MetricName = Literal["freshness", "quality", "duration", "failed", "resources"]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A table that is being worked on: by which command and run, since when, and how far it is.
+
+    ``share`` is from 0 to 1, None before anything is known.
+    """
+
+    command: str
+    run_id: str
+    began: datetime
+    rows: int = 0
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class StreamFacts:
+    """A source's stream, as its process knows it.
+
+    ``as_of`` is the moment up to which everything committed has landed, ``heard`` when the server
+    last sent something. ``retained`` are the bytes of its log that the server keeps for the slot,
+    ``left`` those before the slot is lost, None where there is no limit; ``lost_in`` the seconds
+    until then at the present rate. ``error`` says why it is not connected.
+    """
+
+    source: str
+    began: datetime
+    as_of: datetime | None = None
+    heard: datetime | None = None
+    lag_bytes: int = 0
+    lag_seconds: float = 0.0
+    changes: int = 0
+    changes_per_second: float = 0.0
+    slot: str = ""
+    retained: int | None = None
+    left: int | None = None
+    lost_in: float | None = None
+    error: str = ""
+    error_kind: str = ""
+    retry_at: datetime | None = None
+    tables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the process takes of what it may take: shares from 0 to 1, memory and disk in bytes.
+
+    ``memory_limit`` is the least of ``[run] memory``, the cgroup's and the machine's.
+    """
+
+    cpu: float
+    memory: int
+    memory_limit: int
+    disk_free: int | None = None
+    disk_total: int | None = None
+
+
+@dataclass(frozen=True)
+class PermitFacts:
+    """Workers: how many tasks run, how many may, how many are wanted, and what caps them ("" if
+    nothing does); the window of the config in force.
+    """
+
+    in_use: int
+    limit: int
+    wanted: int
+    cap: str = ""
+    window: str = ""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What only the service itself knows; it writes it to the lake from time to time, so that
+    ``bronze status`` has it without the service.
+
+    ``at`` is when this was so. ``running`` and ``waiting`` (a sentence why a due table does not
+    run) are by table, ``streams`` by source, ``retries`` when a failed table is tried again.
+    """
+
+    service: str
+    host: str
+    pid: int
+    version: str
+    began: datetime
+    at: datetime
+    running: Mapping[str, Running] = field(default_factory=dict)
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    retries: Mapping[str, datetime] = field(default_factory=dict)
+    streams: Mapping[str, StreamFacts] = field(default_factory=dict)
+    breakers: Mapping[str, Breaker] = field(default_factory=dict)
+    resources: Resources | None = None
+    permits: PermitFacts | None = None
+    config_error: str = ""
+    lake_error: str = ""
+    is_stopping: bool = False
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A table that an operator has paused: by whom, since when, until when if known, and why."""
+
+    by: str
+    since: datetime
+    until: datetime | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class TableView:
+    """One table, now.
+
+    ``table`` is its label in the source, ``target`` its Bronze table's full name. ``sla``,
+    ``slack`` (negative when it is late) and ``expected`` (what a run takes) are in seconds.
+    ``deadline`` is when it is late unless something lands before. ``why`` is a sentence about its
+    state, "" where the state says all. ``score`` is that of the last run that read rows, ``failed``
+    the share of its rows that were quarantined or had a rejected value, None where unknown.
+    """
+
+    table: str
+    source: str
+    target: str
+    pattern: str
+    priority: int
+    schedule: str
+    state: TableState
+    why: str = ""
+    sla: float | None = None
+    as_of: datetime | None = None
+    deadline: datetime | None = None
+    slack: float | None = None
+    late: Late | None = None
+    next_due: datetime | None = None
+    expected: float | None = None
+    expected_end: datetime | None = None
+    running: Running | None = None
+    score: float | None = None
+    failed: float | None = None
+    last: RunRecord | None = None
+    pause: Pause | None = None
+    breaker: Breaker | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One of the five metrics, for the worst table or the process.
+
+    ``value`` and ``threshold`` have the unit of the name: freshness and duration seconds, quality a
+    score from 0 to 100, failed and resources shares from 0 to 1. ``worst`` says of which table the
+    value is. ``why`` says why it is unknown or beyond its threshold. ``recent`` are values of the
+    last 24 hours with their times.
+    """
+
+    name: MetricName
+    state: MetricState
+    value: float | None
+    threshold: float
+    level: Level
+    worst: str = ""
+    why: str = ""
+    recent: tuple[tuple[datetime, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything, now. ``sentence`` says it in one sentence.
+
+    ``tables`` are in the order of their slack, the least first. ``live`` is None where no service
+    has ever run; ``is_alive`` whether the service was heard within the last minute.
+    """
+
+    now: datetime
+    sentence: str
+    metrics: tuple[Metric, ...]
+    tables: tuple[TableView, ...]
+    alerts: tuple[Alert, ...]
+    live: Live | None
+    is_alive: bool
+
+    @property
+    def is_well(self) -> bool:
+        """Whether no table is late and no alert is open."""
+        is_late = any(table.late for table in self.tables)
+        return not is_late and not any(alert.is_open for alert in self.alerts)
