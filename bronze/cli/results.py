@@ -88,13 +88,18 @@ def stream_result(result: StreamResult) -> None:
     names = ("Bronze table", "status", *_FIGURES[:6], _FIGURES[-1])
     print_figures(names, [[*row[:8], row[-1]] for row in cells])
     print_line(
-        f"{result.changes:,} changes in {result.transactions:,} transactions, landed in"
-        f" {result.batches:,} batches in {result.seconds:.1f} s by stream {result.stream}"
+        f"{_count(result.changes, 'change')} in {_count(result.transactions, 'transaction')},"
+        f" landed in {result.batches:,} batch{'es' * (result.batches != 1)}"
+        f" in {result.seconds:.1f} s by stream {result.stream}"
     )
     for row in result.tables:
         if row.error:
             print_error(f"{row.table}: {row.error.message}", row.error.hint)
     _print_notes(result)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def dropped_stream(name: str, as_json: bool) -> None:

@@ -34,23 +34,61 @@ folder   = "{secrets}"
 [protection]
 key = {{ secret = "master.key" }}
 
-[tables.customers]
-protect = {{ customer_name = "encrypt", email = "encrypt" }}
-
-[tables.suppliers]
-protect = {{ contact_number = "tokenize" }}
+# Streamed: within seconds of each commit.
 
 [tables.inventory]
+pattern = "streaming"
 priority = 1
+sla = "15m"
 anomalies = {{ expected = 0.001, columns = ["quantity_available", "unit_cost"] }}
 
 [tables.orders]
+pattern = "streaming"
 priority = 1
+sla = "5m"
 anomalies = true
 
 [tables.order_details]
+pattern = "streaming"
 priority = 1
+sla = "5m"
 anomalies = {{ expected = 0.00025, columns = ["quantity", "unit_price", "line_total"] }}
+
+# Each hour in the service, `bronze serve`: what has changed since the run before.
+
+[tables.stock_levels]
+pattern = "micro_batch"
+sla = "30m"
+
+[tables.shipments]
+pattern = "micro_batch"
+sla = "1h"
+
+[tables.returns]
+pattern = "micro_batch"
+priority = 3
+sla = "2h"
+
+# Each day: the same, or all rows.
+
+[tables.products]
+pattern = "batch"
+sla = "2h"
+
+[tables.suppliers]
+pattern = "batch"
+priority = 3
+sla = "4h"
+protect = {{ contact_number = "tokenize" }}
+
+[tables.warehouses]
+pattern = "batch"
+sla = "1h"
+
+[tables.customers]
+pattern = "full_refresh"
+sla = "2h"
+protect = {{ customer_name = "encrypt", email = "encrypt" }}
 """
 
 
@@ -116,8 +154,8 @@ def _show(directory: Path, started: server.Server, scale: float) -> None:
     secrets = _key_folder(directory.absolute() / "secrets")
     config.write_text(CONFIG.format(dsn=dsn, schema=inventory.SCHEMA, secrets=secrets))
     opened = bronze.open(config)
-    output.print_line("\nFirst run: everything")
-    _run(opened)
+    output.print_line("\nThe first load of all tables:")
+    _load(opened)
     changed = inventory.change_day(dsn)
     counts = [
         sum(getattr(change, kind) for change in changed.values())
@@ -126,8 +164,8 @@ def _show(directory: Path, started: server.Server, scale: float) -> None:
     output.print_line(
         "\nA day of business: {:,} rows inserted, {:,} updated, {:,} deleted".format(*counts)
     )
-    output.print_line("Second run:")
-    _run(opened)
+    output.print_line("What has changed:")
+    _load(opened)
 
 
 def _key_folder(folder: Path) -> Path:
@@ -140,10 +178,13 @@ def _key_folder(folder: Path) -> Path:
     return folder
 
 
-def _run(opened: bronze.Bronze) -> None:
+def _load(opened: bronze.Bronze) -> None:
     with progress.progress(False) as notify:
-        result = opened.run(notify=notify)
-    results.run_result(result)
+        loaded = opened.run(notify=notify)
+    results.run_result(loaded)
+    with progress.progress(False) as copied:
+        streamed = opened.stream(until_caught_up=True, copied=copied)
+    results.stream_result(streamed)
 
 
 def _is_prepared(started: server.Server) -> bool:
