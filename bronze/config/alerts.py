@@ -116,8 +116,19 @@ class WebhookChannel(Section):
     secret: SecretName | None = None
 
 
+class AppriseChannel(Section):
+    """A channel of the ``kind`` "apprise": the ``url`` of a service that the library apprise knows,
+    for which ``bronze[apprise]`` has to be installed.
+    """
+
+    kind: Literal["apprise"]
+    name: str = Field(min_length=1)
+    url: SecretName
+
+
 Channel = Annotated[
-    EmailChannel | SlackChannel | PagerDutyChannel | WebhookChannel, Field(discriminator="kind")
+    EmailChannel | SlackChannel | PagerDutyChannel | WebhookChannel | AppriseChannel,
+    Field(discriminator="kind"),
 ]
 
 
@@ -126,6 +137,7 @@ CHANNELS: Mapping[str, type[Section]] = {
     "slack": SlackChannel,
     "pagerduty": PagerDutyChannel,
     "webhook": WebhookChannel,
+    "apprise": AppriseChannel,
 }
 """The channels by their kind."""
 

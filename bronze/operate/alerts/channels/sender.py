@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from bronze import secrets
 from bronze.config.alerts import (
+    AppriseChannel,
     Channel,
     EmailChannel,
     PagerDutyChannel,
@@ -17,7 +18,7 @@ from bronze.config.alerts import (
 from bronze.config.fields import SecretName
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
-from bronze.operate.alerts.channels import email, pagerduty, slack, webhook
+from bronze.operate.alerts.channels import apprise, email, pagerduty, slack, webhook
 from bronze.operate.alerts.channels.email import Mailbox
 from bronze.operate.alerts.channels.failure import ChannelError
 from bronze.operate.alerts.notices import Notice
@@ -77,6 +78,8 @@ def _send(
             url = channel.url if isinstance(channel.url, str) else resolve(channel.url)
             secret = resolve(channel.secret) if channel.secret else None
             return webhook.send(notice, url, secret, datetime.now(UTC), timeout)
+        case AppriseChannel():
+            return apprise.send(notice, resolve(channel.url), timeout)
     raise ConfigError(f"The channel {channel.name} has nowhere to send to.")
 
 

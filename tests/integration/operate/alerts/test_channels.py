@@ -325,3 +325,25 @@ def test_a_table_of_any_name_can_be_told_of() -> None:
     assert r"x\nBcc: eve@example.com\x1b[2J" in str(mail["Subject"])
     assert "\x1b" not in mail.as_string() + told.text
     assert slack._escape("<<<", 8) == "&lt;&lt;"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the library's imports
+def test_other_services_are_told_by_apprise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notice arrives; what apprise logs of a failure is the error, without the address."""
+    channel = {"kind": "apprise", "url": {"secret": "URL"}}
+    with receiver() as service:
+        address = service.url.removeprefix("http://")
+        monkeypatch.setenv("URL", f"json://{address}/s3cret?method=post")
+        assert send(channel, OPENED, RESOLVED) == ["sent", "sent"]
+        bodies = [json.loads(request.body) for request in service.requests]
+        service.answer(500, "no")
+        error = refusal(channel)
+    assert [body["title"] for body in bodies] == [OPENED.title, RESOLVED.title]
+    assert [body["type"] for body in bodies] == ["failure", "success"]
+    assert error.retry
+    assert "500" in str(error)
+    assert "s3cret" not in str(error)
+    monkeypatch.setenv("URL", "nothing://s3cret")
+    unknown = refusal(channel)
+    assert not unknown.retry
+    assert "s3cret" not in str(unknown)
