@@ -26,7 +26,7 @@ class Secret:
 
 @dataclass(frozen=True)
 class Auth:
-    """How passwords are made at each login: by a ``method``, or by a ``command`` that prints one."""
+    """How passwords are made at a login: by a ``method``, or by a ``command`` that prints one."""
 
     method: Literal["entra", "rds-iam", "databricks", "command"]
     command: tuple[str, ...] = ()
@@ -38,7 +38,8 @@ class Origin:
 
     ``conninfo`` is libpq's connection string without a password; ``password``, or ``dsn`` for the
     whole string, are references to the secret part; with ``auth`` tokens are made instead. Timeouts
-    are in seconds; 0 is no limit. ``connections`` are pool.min and pool.max of the config; ``reader`` is how rows are read.
+    are in seconds; 0 is no limit. ``connections`` are pool.min and pool.max of the config;
+    ``reader`` is how rows are read.
     """
 
     name: str
