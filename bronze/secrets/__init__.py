@@ -3,7 +3,7 @@
 A unit of work has a `bronze.model.locations.Secret`, which names a secret; the worker resolves it.
 
 Secrets of this machine are read at each call. A provider in the network is asked again after the
-secret's ``ttl``, and at once where a value was refused (`has_changed`). While it does not answer,
+secret's ``ttl``, and at once where a value was refused (`ask_again`). While it does not answer,
 the last value serves for an hour.
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from bronze.errors import ConfigError, SecretsUnreachable
+from bronze.errors import SecretsUnreachable
 from bronze.model.locations import Secret
 from bronze.secrets import aws, azure, databricks, google, local
 
@@ -76,22 +76,11 @@ def resolve(secret: Secret) -> str:
         return value
 
 
-def has_changed(secrets: Iterable[Secret]) -> bool:
-    """Whether any of these secrets, whose values were refused, has another one now.
-
-    Providers in the network are asked again; what cannot be read has not changed.
-    """
-    changed = [_has_changed(secret) for secret in secrets if secret.provider in REMOTE]
-    return any(changed)
-
-
-def _has_changed(secret: Secret) -> bool:
-    known = _of(secret)
-    before, known.is_refused = known.value, True
-    try:
-        return resolve(secret) != before
-    except (ConfigError, SecretsUnreachable):
-        return False
+def ask_again(secrets: Iterable[Secret]) -> None:
+    """Has the providers of secrets whose values were refused asked again by the next `resolve`."""
+    for secret in secrets:
+        if secret.provider in REMOTE:
+            _of(secret).is_refused = True
 
 
 def forget() -> None:

@@ -5,6 +5,8 @@ Credentials and the region are found as boto3 does: environment, profile, role o
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from functools import cache
 from typing import Any
@@ -14,6 +16,7 @@ from bronze.model.locations import Secret
 
 _TIMEOUT = 10
 _TOKEN_SECONDS = 15 * 60
+_HOST = re.compile(r"\.([a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?$")
 _BUSY = ("ThrottlingException", "InternalServiceError", "ServiceUnavailable")
 
 
@@ -46,10 +49,16 @@ def database_token(host: str, port: str, user: str) -> tuple[str, float]:
     token = _call(
         f"AWS gives no token for {user} at {host}",
         "Set AWS_REGION and credentials, as for the AWS CLI; the identity needs rds-db:connect.",
-        lambda: _client("rds", "").generate_db_auth_token,
+        lambda: _client("rds", _region(host)).generate_db_auth_token,
         DBHostname=host, Port=int(port), DBUsername=user,
     )  # fmt: skip
     return str(token), time.time() + _TOKEN_SECONDS
+
+
+def _region(host: str) -> str:
+    """The region in the name of a database's host, "" if it has none."""
+    match = _HOST.search(host)
+    return match[1] if match else ""
 
 
 @cache
@@ -62,6 +71,8 @@ def _client(service: str, region: str) -> Any:
             "The package boto3 is not installed.", hint="pip install 'bronze[aws]'"
         ) from None
     config = Config(connect_timeout=_TIMEOUT, read_timeout=_TIMEOUT, retries={"max_attempts": 3})
+    # boto3 itself looks for AWS_DEFAULT_REGION only; AWS's other tools for both.
+    region = region or os.environ.get("AWS_REGION", "")
     return boto3.client(service, region_name=region or None, config=config)
 
 
@@ -69,6 +80,7 @@ def _call(where: str, hint: str, method: Any, **arguments: object) -> Any:
     try:
         call = method()
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import ConnectionError as NoConnection
     except ConfigError:
         raise
     except Exception as error:  # boto3 needs a region to make a client
@@ -82,7 +94,7 @@ def _call(where: str, hint: str, method: Any, **arguments: object) -> Any:
                 f"{where}: {code}.", hint="bronze retries by itself."
             ) from None
         raise ConfigError(f"{where}: {code}.", hint=hint) from None
-    except HTTPClientError as error:
+    except (HTTPClientError, NoConnection) as error:
         raise SecretsUnreachable(
             f"{where}: {type(error).__name__}.", hint="Check the region and the network."
         ) from None

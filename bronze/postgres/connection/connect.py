@@ -20,7 +20,7 @@ from bronze.errors import SourceBusy, SourceRefused, SourceUnreachable, Stopped
 from bronze.model.locations import Origin
 from bronze.postgres.connection import allowance, pooler, session_settings, sockets
 from bronze.postgres.connection.allowance import LeasedConnection
-from bronze.postgres.connection.parameters import address, parameters, renew
+from bronze.postgres.connection.parameters import address, parameters, renewed_parameters
 from bronze.postgres.connection.translation import explain, source_errors
 
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -83,12 +83,14 @@ def log_in(origin: Origin, work: Callable[[Mapping[str, str]], T]) -> T:
         SourceRefused: there is no other password, or it is refused, too.
         ConfigError, SecretsUnreachable: there is no password.
     """
+    used = parameters(origin)
     try:
-        return work(parameters(origin))
+        return work(used)
     except SourceRefused:
-        if not renew(origin):
+        renewed = renewed_parameters(origin, used)
+        if renewed == used:
             raise
-    return work(parameters(origin))
+    return work(renewed)
 
 
 def open_connection(origin: Origin, params: Mapping[str, Any], lasting: bool = False) -> Connection:

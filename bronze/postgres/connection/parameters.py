@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bronze import secrets
 from bronze.dsn import parse_dsn
 from bronze.errors import ConfigError, SecretsUnreachable
@@ -29,12 +31,17 @@ def parameters(origin: Origin) -> dict[str, str]:
     return params
 
 
-def renew(origin: Origin) -> bool:
-    """Whether another password may do, after the server has refused a login."""
+def renewed_parameters(origin: Origin, used: Mapping[str, str]) -> dict[str, str]:
+    """The parameters after the server has refused a login with those that were ``used``: the same
+    ones, unless there is another password now.
+    """
+    # Another thread may have been refused before, and have asked.
+    if (known := parameters(origin)) != used:
+        return known
     if origin.auth:
         tokens.forget(origin.auth)
-        return True
-    return secrets.has_changed(secret for secret in (origin.dsn, origin.password) if secret)
+    secrets.ask_again(secret for secret in (origin.dsn, origin.password) if secret)
+    return parameters(origin)
 
 
 def _given(origin: Origin) -> dict[str, str]:
