@@ -343,7 +343,7 @@ def test_a_master_key_can_be_kept_in_key_vault(monkeypatch: pytest.MonkeyPatch) 
     }
     first, old = loading.parse(document).masters
     assert (first.provider, first.name, old.name) == ("azure-key-vault", "KMaster", "KOld")
-    monkeypatch.setitem(secrets.REMOTE, "azure-key-vault", lambda _: key)  # type: ignore[arg-type]
+    monkeypatch.setitem(secrets.REMOTE, "azure-key-vault", lambda _: key)
     assert keyring.master(first) == bytes(range(32))
     data_key = keyring.new(keyring.master(first), "t", "c", "encrypt")
     assert len(keyring.unwrap(data_key, (first,))) == 64

@@ -35,7 +35,7 @@ class Provider:
 def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
     """The provider of all secrets of the tests."""
     made = Provider()
-    monkeypatch.setitem(secrets.REMOTE, "azure-key-vault", made)  # type: ignore[arg-type]
+    monkeypatch.setitem(secrets.REMOTE, "azure-key-vault", made)
     monkeypatch.setattr(time, "monotonic", lambda: made.now)
     secrets.forget()
     yield made
@@ -66,7 +66,7 @@ def test_workers_that_need_a_secret_at_once_ask_once(
         gate.wait(10)
         return provider(secret)
 
-    monkeypatch.setitem(secrets.REMOTE, "azure-key-vault", slow)  # type: ignore[arg-type]
+    monkeypatch.setitem(secrets.REMOTE, "azure-key-vault", slow)
     with ThreadPoolExecutor(8) as pool:
         found = [pool.submit(secrets.resolve, SECRET) for _ in range(8)]
         gate.set()

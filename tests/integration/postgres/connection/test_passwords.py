@@ -41,7 +41,7 @@ def vault(
         held["asked"] += 1
         return str(held["password"])
 
-    monkeypatch.setitem(secrets.REMOTE, "azure-key-vault", key_vault)  # type: ignore[arg-type]
+    monkeypatch.setitem(secrets.REMOTE, "azure-key-vault", key_vault)
     secrets.forget()
     source.execute(f"CREATE ROLE {ROLE} LOGIN SUPERUSER PASSWORD 'one'")
     try:
