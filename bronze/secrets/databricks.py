@@ -8,9 +8,7 @@ import os
 import uuid
 from datetime import datetime
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import urlencode
-from urllib.request import Request, urlopen
 
 from bronze.errors import BronzeError, ConfigError, SecretsUnreachable
 from bronze.model.locations import Secret
@@ -77,6 +75,9 @@ def _host(what: str) -> str:
 
 
 def _call(host: str, path: str, body: object = None) -> Any:
+    # Other providers' users need not wait for its import.
+    from urllib.request import Request, urlopen
+
     request = Request(
         f"https://{host}/api/2.0/{path}",
         data=None if body is None else json.dumps(body).encode(),
@@ -87,6 +88,8 @@ def _call(host: str, path: str, body: object = None) -> Any:
 
 
 def _error(where: str, hint: str, error: Exception) -> BronzeError:
+    from urllib.error import HTTPError
+
     if isinstance(error, HTTPError):
         code = error.code
         error.close()
