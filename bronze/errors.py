@@ -4,6 +4,7 @@
 
     BronzeError
     ├── ConfigError            the user's config or arguments            exit 2
+    ├── SecretsUnreachable     a provider of secrets or tokens      retried  exit 3
     ├── SourceError            PostgreSQL                                exit 1
     │   ├── SourceUnreachable  no connection, or it was lost    retried  exit 3
     │   ├── SourceBusy         no free connection, or a lock    retried  exit 3
@@ -87,6 +88,12 @@ def _rebuild(kind: type[BronzeError], message: str, state: dict[str, str]) -> Br
 
 class ConfigError(BronzeError):
     """The config or the arguments are wrong; nothing was changed."""
+
+
+class SecretsUnreachable(BronzeError):
+    """A provider of secrets or tokens does not answer."""
+
+    retry = True
 
 
 class SourceError(BronzeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -50,6 +50,14 @@ def _to_list(value: object) -> object:
 Seconds = Annotated[int, Field(ge=0), BeforeValidator(to_seconds)]
 Bytes = Annotated[int, BeforeValidator(_to_bytes)]
 Decimal = Annotated[tuple[int, int], BeforeValidator(_to_decimal)]
+Provider = Literal[
+    "env",
+    "file",
+    "azure-key-vault",
+    "databricks",
+    "aws-secrets-manager",
+    "google-secret-manager",
+]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
 
 
@@ -60,6 +68,9 @@ class Section(BaseModel):
 
 
 class SecretName(Section):
-    """``{ secret = "KConnectionString" }``: the name of a secret of the provider in [secrets]."""
+    """``{ secret = "KConnectionString" }``: the name of a secret of the provider in [secrets], or
+    of another ``provider``.
+    """
 
     secret: str
+    provider: Provider | None = None

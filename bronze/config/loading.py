@@ -21,6 +21,7 @@ from bronze.config.protection import ColumnProtection
 from bronze.config.quality import RULE_SECTIONS, QualitySettings, RuleSettings
 from bronze.config.settings import (
     AuditSettings,
+    CommandAuth,
     LakeSettings,
     LineageSettings,
     MaintainSettings,
@@ -55,11 +56,17 @@ def load(path: str | Path) -> Settings:
             raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from None
         raise ConfigError(f"The config file {path} cannot be read: {error}.") from None
     settings = parse(document, str(path)).model_copy(update={"path": str(file)})
-    root = settings.lake.root
-    if "://" not in root:
-        root = str(file.parent / Path(root).expanduser())
-    lake = settings.lake.model_copy(update={"root": root})
-    return settings.model_copy(update={"lake": lake})
+    lake, secrets = settings.lake, settings.secrets
+    if "://" not in lake.root:
+        lake = lake.model_copy(update={"root": _beside(file, lake.root)})
+    if secrets.folder:
+        secrets = secrets.model_copy(update={"folder": _beside(file, secrets.folder)})
+    return settings.model_copy(update={"lake": lake, "secrets": secrets})
+
+
+def _beside(file: Path, path: str) -> str:
+    """A path of the config, relative to its file."""
+    return str(file.parent / Path(path).expanduser())
 
 
 def parse(document: Mapping[str, Any], name: str = "the config") -> Settings:
@@ -133,7 +140,7 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
 
 def _is_type_name(part: object) -> bool:
     """Whether a part of an error's location is one of pydantic's names of types, not a key."""
-    return part in ("str", "SecretName") or str(part).startswith(
+    return part in ("str", "SecretName", "CommandAuth") or str(part).startswith(
         ("function-", "constrained-", "literal[")
     )
 
@@ -159,8 +166,14 @@ def _section_of(path: list[str], channel: str) -> type[BaseModel]:
         return SecretName
     if top == "tables" and len(rest) > 1 and rest[1] in _TABLE_SECTIONS:
         return RULE_SECTIONS.get(rest[-1], _TABLE_SECTIONS[rest[1]])
-    if top == "source" and rest and rest[-1] in ("dsn", "password", "pool"):
-        return Pool if rest[-1] == "pool" else SecretName
+    of_source: dict[str, type[BaseModel]] = {
+        "dsn": SecretName,
+        "password": SecretName,
+        "auth": CommandAuth,
+        "pool": Pool,
+    }
+    if top == "source" and rest and rest[-1] in of_source:
+        return of_source[rest[-1]]
     if top == "protection" and rest:
         return SecretName
     if top == "alerts" and rest:

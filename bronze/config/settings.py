@@ -16,13 +16,21 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from bronze.config.alerts import AlertSettings
-from bronze.config.fields import Bytes, NameList, Seconds, SecretName, Section, to_seconds
+from bronze.config.fields import (
+    Bytes,
+    NameList,
+    Provider,
+    Seconds,
+    SecretName,
+    Section,
+    to_seconds,
+)
 from bronze.config.protection import MASTER_KEY
 from bronze.config.quality import QualitySettings
 from bronze.config.serve import BreakerSettings, ServeSettings, WebSettings
 from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
-from bronze.model.locations import Origin, Place, Secret
+from bronze.model.locations import Auth, Origin, Place, Secret
 from bronze.model.quality import ResolvedRule
 from bronze.model.schedule import Schedule
 
@@ -60,12 +68,19 @@ class Pool(Section):
         return self
 
 
+class CommandAuth(Section):
+    """``auth`` of [source]: a ``command`` that prints a token, as a list of its words."""
+
+    command: tuple[str, ...] = Field(min_length=1)
+
+
 class SourceSettings(Section):
     """[source]: one PostgreSQL database."""
 
     name: str = ""
     dsn: str | SecretName = Field(repr=False)
     password: SecretName | None = None
+    auth: Literal["entra", "rds-iam", "databricks"] | CommandAuth | None = None
     schema_: NameList = Field(default=("public",), alias="schema")
     tables: NameList = ("*",)
     exclude: NameList = ()
@@ -76,6 +91,12 @@ class SourceSettings(Section):
     lock_timeout: Seconds = 10
     row_security: Literal["refuse", "apply"] = "refuse"
     reader: Literal["packed", "connectorx"] = "packed"
+
+    @model_validator(mode="after")
+    def _check_auth(self) -> SourceSettings:
+        if self.auth is not None and self.password is not None:
+            raise ValueError("auth makes the password: set one of them")
+        return self
 
     def takes(self, table: str) -> bool:
         """Whether the patterns of ``tables`` and ``exclude`` select a table of this name."""
@@ -154,24 +175,46 @@ class MaintainSettings(Section):
 
 
 class SecretSettings(Section):
-    """[secrets]: the provider that resolves ``{ secret = … }``."""
+    """[secrets]: the provider that resolves ``{ secret = … }``, and where each has its secrets.
 
-    provider: Literal["env", "file", "azure-key-vault", "databricks"] = "env"
+    A secret may name another ``provider``. Those in the network are asked again after ``ttl``
+    seconds.
+    """
+
+    provider: Provider = "env"
     folder: str = ""
     vault: str = ""
     scope: str = ""
+    region: str = ""
+    project: str = ""
+    ttl: Seconds = 300
 
     @model_validator(mode="after")
     def _check_provider(self) -> SecretSettings:
-        stores = {"file": "folder", "azure-key-vault": "vault", "databricks": "scope"}
-        needs = stores.get(self.provider)
-        if needs and not getattr(self, needs):
-            raise ValueError(f'provider "{self.provider}" needs {needs}')
+        self.place(self.provider)
         return self
 
-    def place(self) -> str:
-        """The provider's store: a vault's URL, a folder or a scope; "" if it has none."""
-        return self.vault or self.folder or self.scope
+    def place(self, provider: Provider) -> str:
+        """The place of a provider: a vault's URL, a folder, a scope; "" if it needs none.
+
+        Raises:
+            ValueError: it needs one, and has none.
+        """
+        key = _PLACES.get(provider, "")
+        place: str = getattr(self, key) if key else ""
+        if key and not place and key not in _OPTIONAL:
+            raise ValueError(f'provider "{provider}" needs [secrets] {key}')
+        return place
+
+
+_PLACES: Mapping[str, str] = {
+    "file": "folder",
+    "azure-key-vault": "vault",
+    "databricks": "scope",
+    "aws-secrets-manager": "region",
+    "google-secret-manager": "project",
+}
+_OPTIONAL = ("region",)
 
 
 class ProtectionSettings(Section):
@@ -321,6 +364,7 @@ class Settings(Section):
             conninfo=conninfo,
             dsn=dsn,
             password=self.secret(source.password) if source.password else None,
+            auth=_auth(source),
             connect_timeout=source.connect_timeout,
             statement_timeout=source.statement_timeout,
             lock_timeout=source.lock_timeout,
@@ -350,12 +394,27 @@ class Settings(Section):
         return Place(f"{root}/{schema}/{name}", tuple(options.items()))
 
     def secret(self, name: SecretName) -> Secret:
-        """A reference to a secret that the config names."""
-        return Secret(self.secrets.provider, name.secret, self.secrets.place())
+        """A reference to a secret that the config names.
+
+        Raises:
+            ConfigError: its provider has no place in [secrets].
+        """
+        provider = name.provider or self.secrets.provider
+        try:
+            place = self.secrets.place(provider)
+        except ValueError as error:
+            raise ConfigError(f"The secret {name.secret} cannot be read: {error}.") from None
+        return Secret(provider, name.secret, place, self.secrets.ttl)
 
     def _config_secret(self, path: list[str]) -> Secret:
         # Workers read the value from the config file, so that no unit of work carries it.
         return Secret("config", json.dumps(path), self.path)
+
+
+def _auth(source: SourceSettings) -> Auth | None:
+    if isinstance(source.auth, CommandAuth):
+        return Auth("command", source.auth.command)
+    return Auth(source.auth) if source.auth else None
 
 
 def is_secret_option(option: str) -> bool:

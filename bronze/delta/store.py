@@ -59,7 +59,7 @@ def open_store(place: Place) -> Any:
         # obstore takes some options of deltalake as options of the connection.
         client = {name: given.pop(name) for name in _CLIENT if name in given}
         return from_url(place.url, config=given, client_options=client)  # type: ignore[call-overload]
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, BronzeError):
         raise
     except BaseException as error:  # an option that it does not know makes obstore panic
         raise store_error(place, "opened", error) from None

@@ -13,13 +13,23 @@ from bronze.model.stamp import RowStamp
 class Secret:
     """A reference to a secret, never its value.
 
-    ``provider`` is one of ``bronze.secrets.PROVIDERS``, ``place`` the provider's store (a vault's
-    URL, a folder, a scope), ``name`` the name of the secret there.
+    ``provider`` is one of those of `bronze.secrets`, ``place`` the provider's store (a vault's
+    URL, a folder, a scope), ``name`` the name of the secret there. A provider in the network is
+    asked again after ``ttl`` seconds.
     """
 
     provider: str
     name: str
     place: str = ""
+    ttl: int = 300
+
+
+@dataclass(frozen=True)
+class Auth:
+    """How passwords are made at a login: by a ``method``, or by a ``command`` that prints one."""
+
+    method: Literal["entra", "rds-iam", "databricks", "command"]
+    command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,16 @@ class Origin:
     """How to connect to one PostgreSQL database.
 
     ``conninfo`` is libpq's connection string without a password; ``password``, or ``dsn`` for the
-    whole string, are references to the secret part. Timeouts are in seconds; 0 is no limit.
-    ``connections`` are pool.min and pool.max of the config; ``reader`` is how rows are read.
+    whole string, are references to the secret part; with ``auth`` tokens are made instead. Timeouts
+    are in seconds; 0 is no limit. ``connections`` are pool.min and pool.max of the config;
+    ``reader`` is how rows are read.
     """
 
     name: str
     conninfo: str
     dsn: Secret | None = None
     password: Secret | None = None
+    auth: Auth | None = None
     connect_timeout: int = 10
     statement_timeout: int = 0
     lock_timeout: int = 10

@@ -14,6 +14,7 @@ Status = Literal["landed", "unchanged", "failed", "stopped"]
 EXIT_CODES: Mapping[str, int] = {
     "ConfigError": 2,
     "SnapshotRefused": 2,
+    "SecretsUnreachable": 3,
     "SourceUnreachable": 3,
     "SourceBusy": 3,
     "SourceRefused": 3,

@@ -7,9 +7,9 @@ server, the database or the role set.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -20,10 +20,12 @@ from bronze.errors import SourceBusy, SourceRefused, SourceUnreachable, Stopped
 from bronze.model.locations import Origin
 from bronze.postgres.connection import allowance, pooler, session_settings, sockets
 from bronze.postgres.connection.allowance import LeasedConnection
-from bronze.postgres.connection.parameters import address, parameters
+from bronze.postgres.connection.parameters import address, parameters, renewed_parameters
 from bronze.postgres.connection.translation import explain, source_errors
 
 Connection = psycopg.Connection[tuple[object, ...]]
+
+T = TypeVar("T")
 
 _POOLER_TIMEOUT = 30
 """Seconds, if the origin has no connect_timeout."""
@@ -41,7 +43,7 @@ def connect(origin: Origin, *, lasting: bool = False) -> Connection:
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
-    return _connect(origin, parameters(origin), lasting)
+    return _connect(origin, {}, lasting)
 
 
 def connect_again(origin: Origin) -> Connection:
@@ -53,22 +55,42 @@ def connect_again(origin: Origin) -> Connection:
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
-    params, server = parameters(origin), _server_parameters.get(origin)
-    if server is None:
-        return _connect(origin, params)
-    params.pop("hostaddr", None)
-    return _connect(origin, params | server)
+    server = _server_parameters.get(origin)
+    return _connect(origin, {"hostaddr": "", **server} if server else {})
 
 
-def _connect(origin: Origin, params: Mapping[str, Any], lasting: bool = False) -> Connection:
-    with source_errors(origin):
-        connection = open_connection(origin, params, lasting)
-        try:
-            _pin(connection, origin)
-        except BaseException:
-            connection.close()
+def _connect(origin: Origin, server: Mapping[str, Any], lasting: bool = False) -> Connection:
+    """A new connection; ``server`` are parameters that replace those of the config."""
+
+    def pinned(params: Mapping[str, str]) -> Connection:
+        with source_errors(origin):
+            connection = open_connection(origin, {**params, **server}, lasting)
+            try:
+                _pin(connection, origin)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    return log_in(origin, pinned)
+
+
+def log_in(origin: Origin, work: Callable[[Mapping[str, str]], T]) -> T:
+    """The result of ``work`` with the parameters of the config. Their password may have been
+    changed since it was read: if the login is refused, the work is done again with a new one.
+
+    Raises:
+        SourceRefused: there is no other password, or it is refused, too.
+        ConfigError, SecretsUnreachable: there is no password.
+    """
+    used = parameters(origin)
+    try:
+        return work(used)
+    except SourceRefused:
+        renewed = renewed_parameters(origin, used)
+        if renewed == used:
             raise
-        return connection
+    return work(renewed)
 
 
 def open_connection(origin: Origin, params: Mapping[str, Any], lasting: bool = False) -> Connection:
@@ -221,7 +243,7 @@ def server_parameters(origin: Origin) -> dict[str, str]:
     else:
         with connect(origin) as connection:
             remember_server(origin, connection)
-    return _server_parameters[origin]
+    return {**parameters(origin), **_server_parameters[origin]}
 
 
 def remember_server(origin: Origin, connection: Connection) -> None:
@@ -231,8 +253,11 @@ def remember_server(origin: Origin, connection: Connection) -> None:
     params |= {"user": info.user, "dbname": info.dbname}
     if info.hostaddr and not info.host.startswith("/"):
         params["hostaddr"] = info.hostaddr
-    if info.password:
+    # Without a password of the config, which may change: one that libpq has found by itself.
+    if info.password and "password" not in parameters(origin):
         params["password"] = info.password
+    else:
+        params.pop("password", None)
     _server_parameters[origin] = params
 
 

@@ -34,6 +34,7 @@ from bronze.postgres.connection.connect import (
     connect_again,
     forget_server,
     is_indirect,
+    log_in,
     server_parameters,
 )
 from bronze.postgres.connection.translation import (
@@ -90,15 +91,17 @@ def read_rows(
         SourceError: or a subclass; `TableRefused` if only this table cannot be read.
     """
     read_connections.close_one(origin, session)
-    with _connection_url(origin) as url:
-        for condition in where:
-            try:
-                raw = [_fetch(origin, url, session, f"{query} WHERE {condition}", table, guarded)]
-            except _UnconvertibleCharacter as error:
-                raise _unconvertible_value(
-                    origin, session, query, condition, columns, error
-                ) from None
-            yield from decoded_parts(raw.pop(), columns, table)
+    for condition in where:
+
+        def fetch(_: Mapping[str, str], where: str = condition) -> pa.Table:
+            with _connection_url(origin) as url:
+                return _fetch(origin, url, session, f"{query} WHERE {where}", table, guarded)
+
+        try:
+            raw = [log_in(origin, fetch)]
+        except _UnconvertibleCharacter as error:
+            raise _unconvertible_value(origin, session, query, condition, columns, error) from None
+        yield from decoded_parts(raw.pop(), columns, table)
 
 
 def decoded_parts(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,7 @@ from psycopg import sql
 from bronze.errors import BronzeError, ConfigError, SourceBusy, SourceRefused
 from bronze.model.locations import Origin
 from bronze.postgres.catalog.types import SQL_ASCII
-from bronze.postgres.connection.connect import Connection, open_connection
-from bronze.postgres.connection.parameters import parameters
+from bronze.postgres.connection.connect import Connection, log_in, open_connection
 from bronze.postgres.connection.session_settings import pinning_statement
 from bronze.postgres.connection.translation import source_errors
 from bronze.postgres.statement import quoted
@@ -279,16 +278,20 @@ def walsender(origin: Origin) -> Connection:
     Raises:
         SourceUnreachable, SourceBusy, SourceRefused, ConfigError
     """
-    given = parameters(origin) | {"replication": "database"}
-    with source_errors(origin):
-        connection = open_connection(origin, given, lasting=True)
-        try:
-            patient = replace(origin, statement_timeout=0, lock_timeout=0)
-            connection.execute(pinning_statement(patient).encode())
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    patient = replace(origin, statement_timeout=0, lock_timeout=0)
+
+    def pinned(params: Mapping[str, str]) -> Connection:
+        with source_errors(origin):
+            given = {**params, "replication": "database"}
+            connection = open_connection(origin, given, lasting=True)
+            try:
+                connection.execute(pinning_statement(patient).encode())
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    return log_in(origin, pinned)
 
 
 def send_any_bytes(sender: Connection) -> None:

@@ -14,9 +14,9 @@ import bronze
 NAMES = """
 AuditReport Bronze BronzeError CheckReport CommitConflict Config ConfigError ErasureResult Failure
 FileDamaged KeyReport LakeError LakeUnreachable MaintainResult MaintainedTable Mismatch Overtaken
-QualityRefused QualityReport Rule RunResult SnapshotLost SnapshotRefused SourceBusy SourceError
-SourceRefused SourceRewound SourceUnreachable StreamResult TableContested TableRefused TableResult
-TableVanished VerifiedTable VerifyResult __version__ open
+QualityRefused QualityReport Rule RunResult SecretsUnreachable SnapshotLost SnapshotRefused
+SourceBusy SourceError SourceRefused SourceRewound SourceUnreachable Stopped StreamResult TableContested
+TableRefused TableResult TableVanished VerifiedTable VerifyResult __version__ open
 """
 SCRIPT = """
 from datetime import datetime

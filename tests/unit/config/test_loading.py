@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
-import http.server
 import json
 import pickle
-import ssl
-import threading
-import urllib.parse
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
-from azure.core.credentials import AccessToken
 from typer.testing import CliRunner
 
 from bronze import secrets
@@ -125,8 +115,8 @@ def test_a_misspelt_dsn_is_reported_as_such(misspelt: object, more: dict[str, An
         ("run/engine", "spark", "run.engine"),
         ("run/max_retries", -1, "run.max_retries"),
         ("secrets/provider", "vault", "secrets.provider"),
-        ("secrets/provider", "file", 'provider "file" needs folder'),
-        ("secrets/provider", "azure-key-vault", 'provider "azure-key-vault" needs vault'),
+        ("secrets/provider", "file", 'provider "file" needs [secrets] folder'),
+        ("secrets/provider", "azure-key-vault", 'provider "azure-key-vault" needs [secrets] vault'),
         ("tables", 3, "tables"),
         ("tables/t/priority", 10, "tables.t.priority"),
         ("tables/t/pattern", "hourly", "tables.t.pattern"),
@@ -344,184 +334,45 @@ def test_a_missing_secret_is_named_with_its_provider(secret: Secret, message: st
     assert caught.value.exit_code == 2
 
 
-@dataclass
-class Vault:
-    """A local server with Key Vault's protocol, its secrets and the requests it received."""
-
-    url: str
-    ca: str
-    values: dict[str, str]
-    requests: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def vault(folder: Path) -> Iterator[Vault]:
-    """A local Key Vault: a challenge, a bearer token, a JSON document."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path, _, query = self.path.partition("?")
-            server.requests.append(self.path)
-            assert query.startswith("api-version=")
-            if self.headers.get("Authorization") != "Bearer token-1":
-                challenge = (
-                    'Bearer authorization="https://login.microsoftonline.com/tenant",'
-                    ' resource="https://vault.azure.net"'
-                )
-                return self.answer(401, {}, challenge)
-            name = path.split("/")[2]
-            if name not in server.values:
-                return self.answer(404, {"error": {"code": "SecretNotFound", "message": "no"}})
-            version = f"{server.url}/secrets/{name}/1"
-            body = {"value": server.values[name], "id": version, "attributes": {}}
-            return self.answer(200, body)
-
-        def answer(self, status: int, body: dict[str, Any], challenge: str = "") -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            if challenge:
-                self.send_header("WWW-Authenticate", challenge)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with tls_server(Handler, folder) as port:
-        server = Vault(f"https://localhost:{port}", str(folder / "ca.pem"), {})
-        yield server
-
-
-@contextmanager
-def tls_server(handler: type[http.server.BaseHTTPRequestHandler], folder: Path) -> Iterator[int]:
-    """A TLS server in a thread, and its port; its CA certificate is ``ca.pem`` in the folder."""
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.socket = context.wrap_socket(
-        server.socket, server_side=True, do_handshake_on_connect=False
-    )
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-class Credential:
-    """An identity that needs no network to get a token."""
-
-    def get_token(self, *_: str, **__: Any) -> AccessToken:
-        """The token that the vault accepts."""
-        return AccessToken("token-1", 2**31)
-
-
-@contextmanager
-def workspace(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """A local server with the protocol of Databricks' secrets: its URL, and the requests it
-    received.
-    """
-    requests: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            requests.append(self.path)
-            if self.headers.get("Authorization") != "Bearer token-2":
-                return self.answer(403, {"error_code": "PERMISSION_DENIED"})
-            path, _, query = self.path.partition("?")
-            assert path == "/api/2.0/secrets/get"
-            given = urllib.parse.parse_qs(query)
-            if given != {"scope": ["my scope"], "key": ["K1"]}:
-                return self.answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST"})
-            value = base64.b64encode(PASSWORD.encode()).decode()
-            return self.answer(200, {"key": "K1", "value": value})
-
-        def answer(self, status: int, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with tls_server(Handler, folder) as port:
-        yield f"https://localhost:{port}/", requests
-
-
-def test_a_databricks_secret_is_fetched_over_tls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A secret of a scope is fetched from a trusted server only; errors show no token."""
-    secret = Secret("databricks", "K1", "my scope")
-    with pytest.raises(ConfigError, match="DATABRICKS_HOST and DATABRICKS_TOKEN"):
-        secrets.resolve(secret)
-    with workspace(tmp_path) as (url, requests):
-        monkeypatch.setenv("DATABRICKS_HOST", url)
-        monkeypatch.setenv("DATABRICKS_TOKEN", "token-2")
-        with pytest.raises(ConfigError, match="cannot be read from Databricks"):
-            secrets.resolve(secret)
-        assert requests == []
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        assert secrets.resolve(secret) == PASSWORD
-        with pytest.raises(ConfigError, match=r"scope my scope cannot be .* HTTP 404"):
-            secrets.resolve(Secret("databricks", "K2", "my scope"))
-        monkeypatch.setenv("DATABRICKS_TOKEN", "token-3")
-        with pytest.raises(ConfigError, match="HTTP 403") as caught:
-            secrets.resolve(secret)
-    assert "token-3" not in caught.value.message + caught.value.hint
-
-
-def test_a_master_key_can_be_kept_in_key_vault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_master_key_can_be_kept_in_key_vault(monkeypatch: pytest.MonkeyPatch) -> None:
     """The config names the vault; its key wraps data keys like one from the environment."""
     key = base64.b64encode(bytes(range(32))).decode()
     document = VALID | {
-        "secrets": {"provider": "azure-key-vault", "vault": "https://localhost"},
+        "secrets": {"provider": "azure-key-vault", "vault": "https://vault"},
         "protection": {"key": {"secret": "KMaster"}, "previous": [{"secret": "KOld"}]},
     }
     first, old = loading.parse(document).masters
     assert (first.provider, first.name, old.name) == ("azure-key-vault", "KMaster", "KOld")
-    with vault(tmp_path) as server:
-        server.values["KMaster"] = key
-        options = {"connection_verify": server.ca, "verify_challenge_resource": False}
-        monkeypatch.setitem(
-            secrets.PROVIDERS,
-            "azure-key-vault",
-            lambda secret: secrets.key_vault(
-                dataclasses.replace(secret, place=server.url), Credential(), **options
-            ),
-        )
-        assert keyring.master(first) == bytes(range(32))
-        data_key = keyring.new(keyring.master(first), "t", "c", "encrypt")
-        assert len(keyring.unwrap(data_key, (first,))) == 64
+    monkeypatch.setitem(secrets.REMOTE, "azure-key-vault", lambda _: key)
+    assert keyring.master(first) == bytes(range(32))
+    data_key = keyring.new(keyring.master(first), "t", "c", "encrypt")
+    assert len(keyring.unwrap(data_key, (first,))) == 64
+    secrets.forget()
 
 
-def test_a_key_vault_secret_is_fetched_in_its_current_version(tmp_path: Path) -> None:
-    """The error for a missing secret or an unreachable vault names both, and the role needed."""
-    with vault(tmp_path) as server:
-        server.values["KConnectionString"] = PASSWORD
-        options = {
-            "connection_verify": server.ca,
-            "verify_challenge_resource": False,
-            "retry_total": 0,
-        }
-        secret = Secret("azure-key-vault", "KConnectionString", server.url)
-        assert secrets.key_vault(secret, Credential(), **options) == PASSWORD
-        assert server.requests[0].startswith("/secrets/KConnectionString/?api-version=")
-        missing = Secret("azure-key-vault", "Nothing", server.url)
-        with pytest.raises(ConfigError, match="The secret Nothing cannot be read") as caught:
-            secrets.key_vault(missing, Credential(), **options)
-    assert server.url in caught.value.message
-    assert "Key Vault Secrets User" in caught.value.hint
-    with pytest.raises(ConfigError, match="cannot be read from Key Vault"):
-        secrets.key_vault(secret, Credential(), **options)
+def test_secrets_of_one_config_may_have_several_providers(tmp_path: Path) -> None:
+    """Each has its place; a folder is relative to the file of the config."""
+    path = tmp_path / "bronze.toml"
+    path.write_text(
+        '[source]\ndsn = { secret = "D" }\npassword = { secret = "P", provider = "file" }\n'
+        '[lake]\nroot = "lake"\n[secrets]\nprovider = "azure-key-vault"\nvault = "https://v"\n'
+        'folder = "keys"\nttl = "1m"\n'
+    )
+    origin = loading.load(path).origin("source")
+    assert origin.dsn == Secret("azure-key-vault", "D", "https://v", 60)
+    assert origin.password == Secret("file", "P", str(tmp_path / "keys"), 60)
+    document = VALID | {"source": {"dsn": DSN, "password": {"secret": "P", "provider": "file"}}}
+    with pytest.raises(ConfigError, match=r'provider "file" needs \[secrets\] folder'):
+        loading.parse(document).origin("source")
+
+
+def test_a_source_may_log_in_with_tokens() -> None:
+    """Of a cloud, or of a command; not with a password, too."""
+    for auth, method in (("entra", "entra"), ({"command": ["get-token", "-x"]}, "command")):
+        origin = loading.parse(VALID | {"source": {"dsn": DSN, "auth": auth}}).origin("source")
+        assert origin.auth is not None
+        assert origin.auth.method == method
+    both = {"dsn": DSN, "auth": "rds-iam", "password": {"secret": "P"}}
+    assert "set one of them" in config_error(("source", both)).message
+    wrong = {"dsn": DSN, "auth": {"comand": ["x"]}}
+    assert "did you mean command" in config_error(("source", wrong)).message

@@ -1,0 +1,63 @@
+"""Secrets of this machine: environment variables, files, and the config file itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from bronze.errors import ConfigError
+from bronze.model.locations import Secret
+
+
+def environment(secret: Secret) -> str:
+    """An environment variable.
+
+    Raises:
+        ConfigError: it is not set.
+    """
+    value = os.environ.get(secret.name)
+    if value is None:
+        raise ConfigError(
+            f"The environment variable {secret.name} is not set.",
+            hint="Set it, or name another secret provider under [secrets].",
+        )
+    return value
+
+
+def file(secret: Secret) -> str:
+    """A file: ``place`` is its folder, ``name`` its name.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    path = Path(secret.place, secret.name)
+    try:
+        return path.read_text().rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The secret file {path} cannot be read: {type(error).__name__}.",
+            hint="Check that the file is mounted and readable, and the folder under [secrets].",
+        ) from None
+
+
+def config(secret: Secret) -> str:
+    """A value of the config file: ``place`` is the file, ``name`` the JSON path of the key.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        value: Any = tomllib.loads(Path(secret.place).read_text(encoding="utf-8"))
+        for part in json.loads(secret.name):
+            value = value[part]
+    except (OSError, ValueError, KeyError):
+        raise ConfigError(
+            f"The connection string or lake option in the config file {secret.place} can no longer"
+            " be read.",
+            hint="Workers read it from the file: keep the file unchanged, and available to all"
+            " workers, until the command ends.",
+        ) from None
+    return str(value)
