@@ -15,8 +15,8 @@ NAMES = """
 AuditReport Bronze BronzeError CheckReport CommitConflict Config ConfigError ErasureResult Failure
 FileDamaged KeyReport LakeError LakeUnreachable MaintainResult MaintainedTable Mismatch Overtaken
 QualityRefused QualityReport Rule RunResult SecretsUnreachable SnapshotLost SnapshotRefused
-SourceBusy SourceError SourceRefused SourceRewound SourceUnreachable Stopped StreamResult TableContested
-TableRefused TableResult TableVanished VerifiedTable VerifyResult __version__ open
+SourceBusy SourceError SourceRefused SourceRewound SourceUnreachable Stopped StreamResult
+TableContested TableRefused TableResult TableVanished VerifiedTable VerifyResult __version__ open
 """
 SCRIPT = """
 from datetime import datetime
