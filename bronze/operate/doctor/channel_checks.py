@@ -11,7 +11,7 @@ from bronze.operate.alerts.channels.failure import ChannelError
 from bronze.operate.alerts.channels.sender import reach
 from bronze.operate.doctor.examination import Check, Verdict, ok, problem
 
-_TIMEOUT = 4.0
+_TIMEOUT = 3.0
 _HINT = "Check the channel in [[alerts.channels]] and the network; then `bronze alerts test`."
 
 

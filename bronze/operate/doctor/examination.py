@@ -17,8 +17,10 @@ from bronze.operate.alerts import deadline
 
 State = Literal["ok", "warning", "problem", "unknown"]
 
-LIMIT = 4.5
-"""Seconds for each check: below the 5 s in which a command, or a notice, needs the answer."""
+LIMIT = 4.0
+"""Seconds for each check: below the 5 s that a notice waits for its cause, and with the start of a
+process below 6 s.
+"""
 _BUG = "This is a bug in bronze: run again with BRONZE_DEBUG=1 and report what it prints."
 
 

@@ -23,7 +23,7 @@ _NO_BYTES = 200 * 10**6
 # A checkpoint is written every 20 commits; expired entries are removed by `bronze maintain`.
 _LONG, _MANY = 100, 5_000
 _CHECKPOINT = re.compile(r"_delta_log/(\d{20})\.checkpoint.*\.parquet")
-_TIME = 3.0
+_TIME = 2.5
 """Seconds after which the tables that were not looked at yet are left out."""
 _LISTED = 3
 

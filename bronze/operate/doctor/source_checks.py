@@ -25,11 +25,11 @@ from bronze.postgres.replication.slot import Slot
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
-_PATIENCE = 4
+_PATIENCE = 3
 """Seconds for a connection, a lock or a query: below the limit of a check, so that the sentence is
 PostgreSQL's own.
 """
-_PORT_PATIENCE = 3.0
+_PORT_PATIENCE = 2.0
 _CLOCK_WARNING, _CLOCK_PROBLEM = 5.0, 60.0
 _LISTED = 3
 _LOCAL = ("127.0.0.1", "::1", "localhost")
