@@ -122,7 +122,8 @@ def _endpoints(params: dict[str, str]) -> Sequence[_Endpoint]:
     return tuple(
         _Endpoint(
             host,
-            ports[number if len(ports) > 1 else 0] or "5432",
+            # libpq refuses any other number of ports.
+            (ports[number] if len(ports) == len(names) else ports[0]) or "5432",
             addresses[number] if number < len(addresses) else "",
         )
         for number, host in enumerate(names)

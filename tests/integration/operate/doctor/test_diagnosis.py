@@ -173,6 +173,36 @@ def test_faults_of_the_source_are_each_one_line(role: str, source: Source, serve
     assert "takes no table" in of("rights", tables=["none"]).message
 
 
+def test_each_host_of_a_connection_string_is_looked_at(
+    source: Source, server: Server, tmp_path: Path
+) -> None:
+    """One of several that is down, or without a name, is a warning, as the others serve; a Unix
+    socket is looked for in its folder; a host that libpq finds by itself is unknown.
+    """
+    name = source.dsn.rpartition("/")[2]
+
+    def look(hosts: str, more: str = "") -> dict[str, tuple[str, str]]:
+        dsn = f"host={hosts} user=postgres dbname={name} {more}"
+        report = diagnose(configured(source, source={"dsn": dsn}), ["source"], 30)
+        found = report.findings[:3]
+        return {one.check.rpartition(".")[2]: (one.state, one.message) for one in found}
+
+    two = look("127.0.0.1,127.0.0.1", f"port={server.port},1")
+    assert [two[step][0] for step in ("name", "port", "login")] == ["ok", "warning", "ok"]
+    assert two["port"][1] == "127.0.0.1:1 cannot be reached: Connection refused."
+    unnamed = look("127.0.0.1,no-such.invalid", f"port={server.port}")
+    assert unnamed["name"] == ("warning", "The name no-such.invalid cannot be resolved.")
+    unmatched = look("127.0.0.1,127.0.0.1,127.0.0.1", f"port={server.port},1")
+    assert unmatched["login"][0] == "problem"
+    folder = look(str(tmp_path), "port=5432")
+    assert folder["name"][0] == "ok"
+    assert folder["port"] == (
+        "problem",
+        f"{tmp_path}:5432 cannot be reached: No such file or directory.",
+    )
+    assert look("127.0.0.1", "service=nowhere")["name"][0] == "unknown"
+
+
 def test_limits_and_row_security_of_a_role_are_named(role: str, source: Source) -> None:
     """A connection limit that is too low, and rows that the role would not see."""
     source.execute(
@@ -274,6 +304,7 @@ def test_secrets_and_channels_are_each_one_line(
             {"kind": "webhook", "name": "dead", "url": {"secret": "HOOK"}},
             {"kind": "webhook", "name": "fake", "url": untrusted.url},
             {"kind": "slack", "name": "lost", "webhook": {"secret": "MISSING"}},
+            {"kind": "pagerduty", "name": "keyless", "key": {"secret": "MISSING"}, "url": fine.url},
             {"name": "mail", "server": f"localhost:{mail.port}", "tls": "none", **mailbox},
             {"name": "clear", "server": f"localhost:{mail.port}", **mailbox},
         ]
@@ -299,6 +330,7 @@ def test_secrets_and_channels_are_each_one_line(
         "channels.dead": "problem",
         "channels.fake": "problem",
         "channels.lost": "problem",
+        "channels.keyless": "problem",
         "channels.mail": "ok",
         "channels.clear": "problem",
         "heartbeat": "ok",
