@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from pydantic import BaseModel
 
@@ -26,7 +27,7 @@ def checks(settings: Settings) -> list[Check]:
     named = list(_names(settings))
     masters = set(_master_names(settings))
     found = [
-        _check(name.secret, lambda name=name: settings.secret(name), name in masters)
+        _check(name.secret, partial(settings.secret, name), name in masters)
         for name in dict.fromkeys(named)
     ]
     if _needs_master(settings) and settings.protection.key is None:

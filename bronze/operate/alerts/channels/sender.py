@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
-from bronze import secrets
+from bronze import errors, secrets
 from bronze.config.alerts import (
     Channel,
     EmailChannel,
@@ -17,7 +17,7 @@ from bronze.config.alerts import (
 )
 from bronze.config.fields import SecretName
 from bronze.config.settings import Settings
-from bronze.errors import BronzeError, ConfigError
+from bronze.errors import ConfigError
 from bronze.operate.alerts.channels import email, pagerduty, slack, webhook
 from bronze.operate.alerts.channels.email import Mailbox
 from bronze.operate.alerts.channels.failure import ChannelError
@@ -52,7 +52,7 @@ def secrets_hidden(settings: Settings) -> Iterator[Callable[[SecretName], str]]:
 
     try:
         yield resolve
-    except BronzeError as error:
+    except errors.BronzeError as error:
         raise ChannelError(error.message, retry=True) from None
     except ChannelError as error:
         raise error.without([part for secret in known for part in _parts(secret)]) from None
