@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
-from bronze import secrets
+from bronze import errors, secrets
 from bronze.config.alerts import (
     AppriseChannel,
     Channel,
@@ -35,20 +36,27 @@ def sender(settings: Settings, channel: Channel) -> Send:
     """
 
     def send(notice: Notice, timeout: float) -> str:
-        known: list[str] = []
-
-        def resolve(name: SecretName) -> str:
-            known.append(secrets.resolve(settings.secret(name)))
-            return known[-1]
-
-        try:
+        with secrets_hidden(settings) as resolve:
             return _send(channel, notice, resolve, timeout)
-        except ConfigError as error:
-            raise ChannelError(error.message, retry=True) from None
-        except ChannelError as error:
-            raise error.without([part for secret in known for part in _parts(secret)]) from None
 
     return send
+
+
+@contextmanager
+def secrets_hidden(settings: Settings) -> Iterator[Callable[[SecretName], str]]:
+    """A function that resolves secrets; errors of the block are those of a channel without them."""
+    known: list[str] = []
+
+    def resolve(name: SecretName) -> str:
+        known.append(secrets.resolve(settings.secret(name)))
+        return known[-1]
+
+    try:
+        yield resolve
+    except errors.BronzeError as error:
+        raise ChannelError(error.message, retry=True) from None
+    except ChannelError as error:
+        raise error.without([part for secret in known for part in _parts(secret)]) from None
 
 
 def _parts(secret: str) -> list[str]:
@@ -66,7 +74,7 @@ def _send(
     match channel:
         case EmailChannel():
             password = resolve(channel.password) if channel.password else None
-            return email.send(notice, _mailbox(channel), password, timeout)
+            return email.send(notice, mailbox(channel), password, timeout)
         case SlackChannel(webhook=SecretName() as address):
             return slack.send_by_webhook(notice, resolve(address), timeout)
         case SlackChannel(token=SecretName() as token):
@@ -83,7 +91,8 @@ def _send(
     raise ConfigError(f"The channel {channel.name} has nowhere to send to.")
 
 
-def _mailbox(channel: EmailChannel) -> Mailbox:
+def mailbox(channel: EmailChannel) -> Mailbox:
+    """Where the mails of a channel go through, and from whom to whom."""
     host, _, port = channel.server.rpartition(":")
     return Mailbox(
         host.strip("[]"), int(port), channel.tls, channel.sender, channel.to, channel.user
