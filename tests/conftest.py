@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import Settings
 from bronze.demo.server import Server, running
 from tests.support.features import has
+from tests.support.session import Session, execute_once
 
 FAST = {
     "fsync": "off",
@@ -35,6 +36,8 @@ FAST = {
     "autovacuum": "off",
     # What commits is streamed at once.
     "wal_writer_delay": "10ms",
+    # To create and to drop a database is to look through all buffers.
+    "shared_buffers": "16MB",
 }
 ROOM = {"max_connections": "60", "max_prepared_transactions": "5"}
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of random name is made in it
@@ -137,12 +140,13 @@ class Source:
 
     dsn: str
     lake: Path
+    session: Session | None = field(default=None, kw_only=True, compare=False)
 
     def execute(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Runs one statement, committed; returns its rows, if it has any."""
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            cursor = connection.execute(statement, arguments or None)
-            return cursor.fetchall() if cursor.description else []
+        if self.session:
+            return self.session.execute(statement, arguments)
+        return execute_once(self.dsn, statement, arguments)
 
     def settings(self, **sections: Mapping[str, Any]) -> Settings:
         """Settings for this database and lake; ``sections`` add to the config's sections."""
@@ -169,7 +173,8 @@ def database(server: Server, lake: Path) -> Iterator[Source]:
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         create = sql.SQL(f"CREATE DATABASE {{}} {_COPYING}")
         admin.execute(create.format(sql.Identifier(name)))
-        yield Source(server.dsn(name), lake)
+        with closing(Session(server.dsn(name))) as session:
+            yield Source(server.dsn(name), lake, session=session)
         without_slots(admin, name)
         _drop(admin, name)
 
