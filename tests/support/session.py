@@ -75,4 +75,8 @@ def _run(
 
 def _ended(connection: psycopg.Connection[Any]) -> bool:
     # An idle server sends nothing before it ends the session.
-    return connection.closed or bool(select.select([connection], [], [], 0)[0])
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
