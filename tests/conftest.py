@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import faulthandler
 import gc
 import itertools
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import Settings
 from bronze.demo.server import Server, running
 from tests.support.features import has
+from tests.support.session import Session, execute_once
 
 FAST = {
     "fsync": "off",
@@ -33,6 +36,8 @@ FAST = {
     "autovacuum": "off",
     # What commits is streamed at once.
     "wal_writer_delay": "10ms",
+    # To create and to drop a database is to look through all buffers.
+    "shared_buffers": "16MB",
 }
 ROOM = {"max_connections": "60", "max_prepared_transactions": "5"}
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of random name is made in it
@@ -40,6 +45,17 @@ _ENOUGH = 4 * 2**30
 # The quickest way to make a database; before 15 it is the only one.
 _COPYING = "STRATEGY file_copy" if has("strategies and locale providers of databases") else ""
 _numbers = itertools.count()
+# The seconds that a test has after its timeout, to clean up and to report.
+_GRACE = 60.0
+_STDERR = pytest.StashKey[int]()
+# Waits for the end of its standard input, which is the end of the tests, whatever ends them.
+_CLEANER = """
+read -r _
+read -r pid < "$1/data/postmaster.pid" || exit 0
+kill -QUIT "$pid"
+while kill -0 "$pid"; do sleep 0.1; done
+rm -rf "$1"
+"""
 # Tables of tests are small: more threads to read their logs wait for each other more than they do.
 os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 
@@ -56,11 +72,45 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps standard error as it is before tests are captured."""
+    config.stash[_STDERR] = os.dup(2)
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    """Ends the process, with the stacks of all threads, where a timeout does not end its test.
+
+    A timeout is an exception in the main thread. Hypothesis catches it and tries the example again,
+    without a timeout; other code waits for ever in a ``finally``.
+    """
+    stderr = item.config.stash[_STDERR]
+    faulthandler.dump_traceback_later(settings.timeout + _GRACE, exit=True, file=stderr)
+
+
+def pytest_timeout_cancel_timer() -> None:
+    """The test has ended."""
+    faulthandler.cancel_dump_traceback_later()
+
+
 def _quick() -> Path | None:
     """A folder in memory with room for a server, None where there is none."""
     if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ENOUGH:
         return _MEMORY
     return None
+
+
+@contextmanager
+def _cleaned_up(folder: str) -> Iterator[None]:
+    """Stops the server in ``folder`` and removes it also where the tests are killed."""
+    if os.name != "posix":
+        yield
+        return
+    command = ["sh", "-c", _CLEANER, "sh", folder]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
+    ):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +120,7 @@ def server() -> Iterator[Server]:
     # A database is three hundred files, which most disks make and remove slowly.
     with (
         tempfile.TemporaryDirectory(prefix="bronze-tests-", dir=_quick()) as folder,
+        _cleaned_up(folder),
         running(Path(folder) / "data", settings={**FAST, **ROOM}) as started,
     ):
         yield started
@@ -89,12 +140,13 @@ class Source:
 
     dsn: str
     lake: Path
+    session: Session | None = field(default=None, kw_only=True, compare=False)
 
     def execute(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Runs one statement, committed; returns its rows, if it has any."""
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            cursor = connection.execute(statement, arguments or None)
-            return cursor.fetchall() if cursor.description else []
+        if self.session:
+            return self.session.execute(statement, arguments)
+        return execute_once(self.dsn, statement, arguments)
 
     def settings(self, **sections: Mapping[str, Any]) -> Settings:
         """Settings for this database and lake; ``sections`` add to the config's sections."""
@@ -121,7 +173,8 @@ def database(server: Server, lake: Path) -> Iterator[Source]:
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         create = sql.SQL(f"CREATE DATABASE {{}} {_COPYING}")
         admin.execute(create.format(sql.Identifier(name)))
-        yield Source(server.dsn(name), lake)
+        with closing(Session(server.dsn(name))) as session:
+            yield Source(server.dsn(name), lake, session=session)
         without_slots(admin, name)
         _drop(admin, name)
 

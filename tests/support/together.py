@@ -60,7 +60,7 @@ def tell(source: Source, story: Callable[..., Story], *cases: Any) -> None:
     """Tells a story of several cases at once, and names those that go wrong."""
     told: dict[str, tuple[Any, Story]] = {}
     for number, case in enumerate(cases):
-        about = Case(source.dsn, source.lake, f"t_{number}")
+        about = Case(source.dsn, source.lake, f"t_{number}", session=source.session)
         told[about.name] = case, story(about, *(case if isinstance(case, tuple) else [case]))
     outcomes: dict[str, TableResult | AssertionError | None] = dict.fromkeys(told)
     wrong: list[Exception] = []

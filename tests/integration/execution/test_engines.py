@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import distributed
 import polars as pl
 import pytest
 
@@ -26,6 +25,9 @@ from bronze.model.units import ACTIVE
 from tests.conftest import Source
 from tests.support import streams
 from tests.unit.execution.test_executors import Caught
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
 
 
 def secretive(source: Source, tmp_path: Path) -> Settings:
@@ -78,6 +80,8 @@ def test_a_unit_may_run_twice(source: Source) -> None:
 
 @contextmanager
 def _cluster() -> Iterator[Executor]:
+    import distributed
+
     with (
         distributed.LocalCluster(  # type: ignore[no-untyped-call]
             processes=True, n_workers=1, threads_per_worker=2, dashboard_address=None
@@ -133,6 +137,8 @@ def test_a_stream_uses_the_engine_for_the_loads_of_its_tables(source: Source) ->
     """A cluster reads a new table in the snapshot of the stream's slot; changes are applied by
     threads of the stream's own process.
     """
+    import distributed
+
     source.execute(streams.TABLE)
     source.execute("INSERT INTO t SELECT i FROM generate_series(1, 100) i")
     with distributed.LocalCluster(  # type: ignore[no-untyped-call]
@@ -150,7 +156,7 @@ def test_a_stream_uses_the_engine_for_the_loads_of_its_tables(source: Source) ->
     streams.proven(source, config)
 
 
-def tasks_of(cluster: distributed.LocalCluster) -> int:
+def tasks_of(cluster: LocalCluster) -> int:
     """How many transitions of tasks a cluster's scheduler has seen."""
     scheduler = cluster.scheduler
     assert scheduler is not None

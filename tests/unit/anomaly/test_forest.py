@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.ensemble import IsolationForest
 
 from bronze.anomaly import leaves
 from bronze.anomaly.forest import Scorer, _LeafTables, check_forest
@@ -17,6 +16,9 @@ from bronze.anomaly.leaves import MOST_LEAVES
 from bronze.errors import LakeError
 from bronze.model.anomaly import Forest
 from tests.support.effort import examples
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import IsolationForest
 
 
 def forest_of(theirs: IsolationForest) -> Forest:
@@ -39,6 +41,9 @@ def forest_of(theirs: IsolationForest) -> Forest:
 
 def trained(rows: Any, trees: int, sample: int, seed: int) -> tuple[IsolationForest, Forest]:
     """A forest of scikit-learn, and ours of the same trees."""
+    # It takes more than a second to load, in each process that collects the tests.
+    from sklearn.ensemble import IsolationForest
+
     theirs = IsolationForest(n_estimators=trees, max_samples=sample, random_state=seed).fit(rows)
     return theirs, forest_of(theirs)
 

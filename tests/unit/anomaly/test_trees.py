@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.ensemble import IsolationForest
 
 from bronze.anomaly import trees
 from bronze.anomaly.forest import Scorer, check_forest
@@ -87,6 +86,9 @@ def rank_correlation(first: Any, second: Any) -> float:
 
 def test_rows_are_ranked_as_by_scikit_learn() -> None:
     """Scores correlate as those of two forests of scikit-learn do, and outliers come first."""
+    # It takes more than a second to load, in each process that collects the tests.
+    from sklearn.ensemble import IsolationForest
+
     chance = np.random.default_rng(5)
     values = chance.normal(size=(2000, 3)).astype(np.float32)
     values[:10] *= 8

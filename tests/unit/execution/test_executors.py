@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
-import distributed
 import pytest
 
 from bronze import stopping
@@ -410,6 +409,7 @@ def test_a_missing_scheduler_is_a_config_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A cluster that does not answer is said to be so."""
+    import distributed
 
     def impatient(address: str, **options: Any) -> Any:
         return client(address, **{**options, "timeout": "200ms"})
