@@ -358,8 +358,9 @@ def _unloaded_result(table: TableRun, error: BronzeError, status: Status) -> Tab
 def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tuple[str, ...]]:
     """Optimizes the table where it needs that; an error of it is a note, as all rows are there.
 
-    What this run has written whole stays as it is, unless it is to be clustered: a later run joins
-    its files where they are small and many.
+    What this run has written whole stays as it is: a later run joins its files where they are
+    small and many. Only a table that is to be clustered may need it at once, where its load did not
+    write clusters.
     """
     written_whole = changed and table.plan is not None and table.plan.mode == "load"
     clustered = bool(table.target.settings.cluster_by)

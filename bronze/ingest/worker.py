@@ -20,7 +20,7 @@ import tenacity
 from bronze import portion
 from bronze.anomaly.detection import score_rows
 from bronze.delta import files, partition
-from bronze.delta.write import history, merge
+from bronze.delta.write import clustered, history, merge
 from bronze.errors import SourceUnreachable
 from bronze.ingest.enrich import enrich
 from bronze.model.files import WrittenFile
@@ -98,6 +98,8 @@ def _first_frames(frames: Iterator[pl.DataFrame], size: int) -> list[pl.DataFram
 
 def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[WrittenFile, ...]:
     into = unit.rows.into
+    if unit.clustering:
+        return clustered.write(frames, into, unit.clustering, unit.estimate)
 
     def new(values: files.Partition) -> files.Output:
         return files.data(into.place, into.stamp.batch_id, into.stats, values)
