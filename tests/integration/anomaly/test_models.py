@@ -125,7 +125,9 @@ def test_a_model_is_trained_beside_the_reading_of_other_tables(source: Source) -
     versions: list[str] = []
 
     class Gated(ThreadPoolExecutor):
-        def submit(self, perform: Any, /, work: Any, parcel: Any, scope: Any) -> Any:
+        def submit(self, perform: Any, /, *given: Any, **_: Any) -> Any:
+            work, parcel, scope = given
+
             def gated() -> Any:
                 if work is train_model:
                     assert reading.wait(30)
