@@ -77,7 +77,7 @@ def row_units(
     largest = budget.LARGEST_CLUSTER if clustering else budget.LARGEST_FILE
     groups = grouped_splits(context, memory, key.source_names, units, largest)
     if clustering:
-        groups = [_scattered(group) for group in groups]
+        groups = [scattered(group) for group in groups]
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     limits = row_size_limits(context, contract.columns, key)
     few = budget.result_bytes(context.run.memory, len(shares) * len(groups))
@@ -110,7 +110,7 @@ def _clustering(context: TableContext, contract: ColumnContract, shape: Shape) -
     return Clustering(by, file_size, budget.cluster_memory(context.run.memory, context.readers))
 
 
-def _scattered(group: Sequence[Split]) -> list[Split]:
+def scattered(group: Sequence[Split]) -> list[Split]:
     """Splits in an order in which the first ones, however many, are spread over all of them: that
     of the reversed bits of their numbers (van der Corput).
     """

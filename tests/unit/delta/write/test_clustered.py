@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import resource
 import tempfile
+import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bronze import failpoint, stopping
 from bronze.delta import files
 from bronze.delta.write import clustered
-from bronze.errors import LakeError
+from bronze.errors import LakeError, Stopped
 from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Destination, Place
@@ -57,7 +59,8 @@ def rows(count: int, names: int, start: int = 0) -> pl.DataFrame:
                 ["ACTIVE" if i % 5 else "DELETED" for i in numbers],
                 dtype=pl.Enum(["ACTIVE", "DELETED"]),
             ),
-        }
+        },
+        schema_overrides={"name": pl.String, "day": pl.Date, "flag": pl.Boolean},
     )
 
 
@@ -106,8 +109,8 @@ def test_filters_on_each_column_skip_files(tmp_path: Path) -> None:
 
 
 def test_files_of_a_failed_write_are_deleted(tmp_path: Path) -> None:
-    """Nothing is written before the last row was read; a file that cannot be written takes the
-    others with it.
+    """Nothing is written before the last row was read; and nothing where the scratch file cannot
+    grow, which an error says.
     """
 
     def failing() -> Iterator[pl.DataFrame]:
@@ -127,6 +130,17 @@ def test_files_of_a_failed_write_are_deleted(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "TMPDIR" in raised.value.hint
+    assert list(tmp_path.rglob("*.parquet")) == []
+
+
+def test_files_before_a_stop_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is asked to stop when its first file is complete."""
+    stop = threading.Event()
+    monkeypatch.setattr(failpoint, "reach", lambda _: stop.set())
+    how = Clustering(BY, 10**6, 10_000)
+    with stopping.scope(stop), pytest.raises(Stopped):
+        clustered.write(iter([rows(5000, 50)]), destination(tmp_path), how, 10**5)
+    assert stop.is_set()
     assert list(tmp_path.rglob("*.parquet")) == []
 
 
