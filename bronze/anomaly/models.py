@@ -1,21 +1,20 @@
-"""The anomaly model of a table: read from the lake, or trained on a sample of the Bronze table; or
-on a sample of the source, before the Bronze table has rows.
-"""
+"""The anomaly model of a table: read from the lake, or trained as `bronze.anomaly.samples` says."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from bronze.anomaly import training
+from bronze.anomaly import samples, training
 from bronze.anomaly.forest import check_forest
+from bronze.anomaly.samples import Trained, Training
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.config.tables import AnomalySettings
 from bronze.delta import files, log, properties
@@ -26,22 +25,14 @@ from bronze.governance import writer
 from bronze.governance.tables import models as models_table
 from bronze.governance.tables import profiles
 from bronze.model.anomaly import Model, Monitoring
-from bronze.model.columns import Column, DeltaType
+from bronze.model.columns import Column
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
-from bronze.model.units import DELETED
-from bronze.postgres import statement
-from bronze.postgres.copy import reader, splits
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.naming import short_name
 from bronze.tables.selection import Target
 
-# The size of a sample, at most: its rows (about), its pages or files, and its bytes.
-_SAMPLE_ROWS = 50_000
-_PAGES = 500
-_FILES = 64
-_BYTES = 32 * 2**20
 # A new model is trained when the table has grown by this factor, or when the anomalies in a run of
 # at least _MIN_SCORED rows exceed the expected share by this factor.
 _GROWTH = 2
@@ -50,14 +41,27 @@ _MIN_SCORED = 1000
 _MAX_PROFILED = 100
 
 
+@dataclass(frozen=True)
+class PendingMonitoring:
+    """How the rows of a table are monitored once a model has been trained: ``training`` is a task
+    for any worker, and ``record`` stores the model.
+
+    ``record`` raises `LakeError` or `LakeUnreachable` if the model cannot be stored.
+    """
+
+    training: Training
+    record: Callable[[Trained], Monitoring]
+
+
 def monitoring_of(
     context: TableContext,
     contract: ColumnContract,
     key: tuple[str, ...],
     state: State | None,
     protected: Collection[str] = (),
-) -> Monitoring | None:
-    """How the rows of a table are monitored; None if they are not and never were.
+) -> Monitoring | PendingMonitoring | None:
+    """How the rows of a table are monitored, or what has to be trained first; None if they are not
+    monitored and never were.
 
     Args:
         context: the table.
@@ -67,8 +71,8 @@ def monitoring_of(
         protected: source names of columns whose values must not be in a model.
 
     Raises:
-        SourceError: the sample cannot be read.
-        LakeError: the models in the lake, or the table, cannot be read.
+        SourceError: the catalog cannot be read.
+        LakeError: the models in the lake cannot be read.
     """
     own = context.target.settings.anomalies
     if own is None:
@@ -78,15 +82,38 @@ def monitoring_of(
     scalar = [c for c in contract.columns if c.kind.name != "array"]
     unprotected = [c for c in scalar if c.name not in protected]
     identifiers = _identifiers(context, contract.columns, key)
-    model, notes = _model(context, own, _candidates(own, unprotected, identifiers), state)
-    if model is not None and (notes or own.columns):
-        notes += _unused_columns(own, contract.columns, identifiers, model)
-    return Monitoring(
-        model,
-        tuple(c.target for c in scalar[:_MAX_PROFILED]),
-        frozenset(c.target for c in unprotected if c.is_number and c.target not in identifiers),
-        notes,
-    )
+
+    def monitoring(model: Model | None, *notes: str) -> Monitoring:
+        if model is not None and (notes or own.columns):
+            notes += _unused_columns(own, contract.columns, identifiers, model)
+        return Monitoring(
+            model,
+            tuple(c.target for c in scalar[:_MAX_PROFILED]),
+            frozenset(c.target for c in unprotected if c.is_number and c.target not in identifiers),
+            notes,
+        )
+
+    columns = _candidates(own, unprotected, identifiers)
+    if not columns:
+        return monitoring(None, "no column is fit for anomaly scores: rows have none")
+    kinds = [(c.target, "number" if _text_number(c) else str(c.kind)) for c in columns]
+    parts = [own.trees, own.expected, own.seed, kinds]
+    settings = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    rows = sum(max(file.rows, 0) for file in state.files) if state else 0
+    place = context.settings.place(GOVERNANCE, models_table.NAME)
+    stored, reason = _stored_model(context, own, place, settings, rows)
+    if stored is not None and not reason:
+        return monitoring(stored)
+
+    def record(trained: Trained) -> Monitoring:
+        model = trained.model
+        if model is None:
+            return monitoring(None, trained.reason)
+        _store(context, place, model, reason, settings)
+        note = f"the anomaly model was trained ({reason}): version {model.version}"
+        return monitoring(model, note)
+
+    return PendingMonitoring(_training(context, own, columns, state, rows), record)
 
 
 def _unused_columns(
@@ -141,39 +168,32 @@ def _candidates(
     return [c for c in suitable if c.target not in identifiers]
 
 
-def _model(
-    context: TableContext, own: AnomalySettings, columns: Sequence[Column], state: State | None
-) -> tuple[Model | None, tuple[str, ...]]:
-    """The model of the table, None if it has none, and notes about it."""
-    if not columns:
-        return None, ("no column is fit for anomaly scores: rows have none",)
-    kinds = [(c.target, "number" if _text_number(c) else str(c.kind)) for c in columns]
-    parts = [own.trees, own.expected, own.seed, kinds]
-    settings = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    rows = sum(max(file.rows, 0) for file in state.files) if state else 0
-    place = context.settings.place(GOVERNANCE, models_table.NAME)
-    stored, reason = _stored_model(context, own, place, settings, rows)
-    if stored is not None and not reason:
-        return stored, ()
-    sample = _sample(context, columns, state, own.seed)
-    rows = max(rows, sample.height, 0 if state else context.target.relation.rows)
-    if sample.height < training.MIN_ROWS:
-        return None, (f"no anomaly scores: the table has fewer than {training.MIN_ROWS} rows",)
-    chosen = {c.target for c in columns} if own.columns else set()
-    day = context.stamp.loaded_at.replace(hour=0, minute=0, second=0, microsecond=0)
-    model = training.train(
-        sample,
-        training.find_features(sample, columns, chosen),
-        day,
-        rows,
+def _training(
+    context: TableContext,
+    own: AnomalySettings,
+    columns: Sequence[Column],
+    state: State | None,
+    rows: int,
+) -> Training:
+    """The task that trains a model of a table, whose Bronze table has so many ``rows``."""
+    relation = context.target.relation
+    has_columns = state is not None and {c.target for c in columns} <= dict(state.columns).keys()
+    return Training(
+        columns=tuple(columns),
+        chosen=frozenset(c.target for c in columns) if own.columns else frozenset(),
+        place=context.target.place,
+        files=state.files if state is not None and has_columns else (),
+        origin=context.origin,
+        session=context.snapshot.session,
+        query=samples.query_of(relation, columns, own.seed),
+        table=context.target.label,
+        guarded=bool(context.target.settings.protect),
+        moment=context.stamp.loaded_at.replace(hour=0, minute=0, second=0, microsecond=0),
+        rows=max(rows, 0 if state else relation.rows),
         expected=own.expected,
         trees=own.trees,
         seed=own.seed,
     )
-    if model is None:
-        return None, ("no anomaly scores: no column has values that differ",)
-    _store(context, place, model, reason, settings)
-    return model, (f"the anomaly model was trained ({reason}): version {model.version}",)
 
 
 def _text_number(column: Column) -> bool:
@@ -309,75 +329,3 @@ def _may_have(file: StoredFile, target: Target) -> bool:
         (low is None or low <= name) and (high is None or name <= high)
         for name in (target.full_name, short_name(target.full_name))
     )
-
-
-# Samples
-
-
-def _sample(
-    context: TableContext, columns: Sequence[Column], state: State | None, seed: int
-) -> pl.DataFrame:
-    """Rows of the Bronze table, or of the source if it lacks columns or rows."""
-    if state is not None and {c.target for c in columns} <= {name for name, _ in state.columns}:
-        with log.mapped_errors(state.place, "read"):
-            sample = _from_bronze(state, columns, seed)
-        if sample.height >= training.MIN_ROWS:
-            return sample
-    return _from_source(context, columns, seed)
-
-
-def _from_bronze(state: State, columns: Sequence[Column], seed: int) -> pl.DataFrame:
-    """Rows of the Bronze table: some row groups of some files, selected by the seed."""
-    chance = np.random.default_rng(seed)
-    stored = sorted(state.files, key=lambda file: file.path)
-    if len(stored) > _FILES:
-        stored = [stored[i] for i in sorted(chance.choice(len(stored), _FILES, replace=False))]
-    layout = [*((c.target, c.kind) for c in columns), *_STATUS]
-    rows_per_file = -(-_SAMPLE_ROWS // max(len(stored), 1))
-    samples = []
-    for file in stored:
-        parquet = files.open_parquet(state.place, file)
-        groups = chance.permutation(parquet.num_row_groups).tolist()
-        remaining = rows_per_file
-        for group in groups:
-            if remaining <= 0:
-                break
-            for _, part in files.parts(parquet, layout, None, [group], dict(file.partition)):
-                rows = pl.DataFrame(part).filter(pl.col("record_status").ne_missing(DELETED))
-                rows = _subset(rows.drop("record_status"), remaining, chance)
-                remaining -= rows.height
-                samples.append(rows)
-    return pl.concat(samples) if samples else pl.DataFrame()
-
-
-_STATUS = (("record_status", DeltaType("string")),)
-
-
-def _from_source(context: TableContext, columns: Sequence[Column], seed: int) -> pl.DataFrame:
-    """Rows of the source in the run's snapshot: those of some pages, selected by the seed."""
-    relation = context.target.relation
-    table = statement.quoted(relation.schema, relation.name)
-    pages = sum(relation.heaps)
-    if not pages:
-        # A view has no pages: its first rows are the sample.
-        names = ", ".join(statement.quoted(a.name) for a in relation.attributes if a.readable)
-        table = f"(SELECT {names} FROM {table} LIMIT {_SAMPLE_ROWS}) AS sample"  # noqa: S608
-    else:
-        sampled = min(_PAGES, max(1, _BYTES * pages // max(splits.size_of(relation), 1)))
-        if pages > sampled:
-            table += f" TABLESAMPLE SYSTEM ({100 * sampled / pages:.6f}) REPEATABLE ({seed})"
-    query = statement.select(columns, table)
-    session = context.snapshot.session
-    has_protection = bool(context.target.settings.protect)
-    label = context.target.label
-    parts = reader.reader_of(context.origin)(
-        context.origin, session, query, (splits.WHOLE_TABLE,), columns, label, has_protection
-    )
-    rows = pl.concat([rows for rows, _ in parts] or [pl.DataFrame()])
-    return _subset(rows, _SAMPLE_ROWS, np.random.default_rng(seed))
-
-
-def _subset(rows: pl.DataFrame, most: int, chance: np.random.Generator) -> pl.DataFrame:
-    if rows.height <= most:
-        return rows
-    return rows[np.sort(chance.choice(rows.height, most, replace=False))]

@@ -20,7 +20,10 @@ LARGEST_SPLIT = 12 * 2**20
 # split, and PostgreSQL's process takes up to five times as much. More splits do not cost more time,
 # as they share a connection. The split that is asked for ahead stays with PostgreSQL.
 PACKED_SPLIT = 4 * 2**20
-_FILE = 128 * 2**20
+LARGEST_FILE = 128 * 2**20
+# A unit of a clustered load writes a cluster of files, which should be many. It has all its rows in
+# a scratch file, and is read again after a lost connection.
+LARGEST_CLUSTER = 4 * 2**30
 # Each unit of a load writes a file, which should be large. Where rows are compared, which takes
 # longer for some than for others, more and smaller units leave no reader without work at the end.
 UNITS_OF_LOAD = 1
@@ -107,11 +110,21 @@ def largest_split(packed: bool) -> int:
     return min(PACKED_SPLIT, LARGEST_SPLIT) if packed else LARGEST_SPLIT
 
 
+def cluster_memory(memory: int, readers: int) -> int:
+    """What a reader takes to sort the rows that it has read."""
+    return (memory - _BASE) // readers - _READER
+
+
 def split_and_file(
-    whole: int, memory: int, readers: int, most: int, units: int = UNITS_OF_COMPARISON
+    whole: int,
+    memory: int,
+    readers: int,
+    most: int,
+    units: int = UNITS_OF_COMPARISON,
+    largest_file: int = LARGEST_FILE,
 ) -> tuple[int, int]:
-    """The bytes of the source in a split (at most ``most``) and in a file, for a table of ``whole``
-    bytes.
+    """The bytes of the source in a split (at most ``most``) and in a file (at most
+    ``largest_file``), for a table of ``whole`` bytes.
 
     All files have about the same size, and their number is a multiple of the number of readers, at
     least ``units`` times as many, so that all readers have work until the end.
@@ -119,8 +132,8 @@ def split_and_file(
     each = (memory - _BASE) // readers - _READER
     largest = max(2**20, min(most, each // GROWTH))
     if whole <= largest:
-        return largest, _FILE
-    rounds = max(units, -(-whole // (_FILE * readers)))
+        return largest, largest_file
+    rounds = max(units, -(-whole // (largest_file * readers)))
     per_file = -(-whole // (rounds * readers))
     per_split = -(-per_file // -(-per_file // largest))
     # Pages do not divide evenly: with a little more room the last page needs no file of its own.

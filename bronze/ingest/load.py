@@ -29,7 +29,7 @@ from bronze.ingest import diff, quality_gate, table_run
 from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.plan import Plan
 from bronze.ingest.table_run import TableRun
-from bronze.ingest.worker import read_unit
+from bronze.ingest.worker import read_unit, train_model
 from bronze.maintenance import maintain
 from bronze.model.anomaly import Outliers
 from bronze.model.files import WrittenFile
@@ -59,13 +59,14 @@ class Outcome:
 
 
 def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
-    """The load of one table: read, record, check, commit, optimize.
+    """The load of one table: train, read, record, check, commit, optimize.
 
-    1. Workers read the units of the plan, and write their rows to files that are not committed yet.
-    2. Rejected values are recorded first: no commit may be without the record of its own.
-    3. The quality gate checks the rows that were read.
-    4. One commit replaces the table's rows, or merges the differences.
-    5. The table is optimized where it needs that.
+    1. A worker trains the anomaly model where that is due, beside the reading of other tables.
+    2. Workers read the units of the plan, and write their rows to files that are not committed yet.
+    3. Rejected values are recorded first: no commit may be without the record of its own.
+    4. The quality gate checks the rows that were read.
+    5. One commit replaces the table's rows, or merges the differences.
+    6. The table is optimized where it needs that.
 
     Returns:
         What was done to the table; its error where only this table failed, or was stopped.
@@ -80,7 +81,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
     try:
         if table.error or table.plan is None:
             return _failed_result(table, table.error or _unplanned_error(table))
-        plan = table.plan
+        plan = table.plan = yield from _with_model(table.plan)
         table.results = yield from _read(table, plan)
         table.end_stage("read")
         failpoint.reach("read")
@@ -119,6 +120,16 @@ def _unplanned_error(table: TableRun) -> BronzeError:
         f"Table {table.target.label} was not planned.",
         hint="This is a bug in bronze: report it.",
     )
+
+
+def _with_model(plan: Plan) -> Workflow[Plan]:
+    """The plan with the anomaly model of the table, which is trained where it has to be."""
+    if plan.pending is None:
+        return plan
+    label = plan.target.label
+    (trained,) = yield [Task(train_model, plan.pending.training, label)]
+    with stopping.unstoppable():
+        return plan.monitored(plan.pending.record(trained))
 
 
 def _read(table: TableRun, plan: Plan) -> Workflow[list[UnitResult]]:
@@ -358,8 +369,9 @@ def _unloaded_result(table: TableRun, error: BronzeError, status: Status) -> Tab
 def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tuple[str, ...]]:
     """Optimizes the table where it needs that; an error of it is a note, as all rows are there.
 
-    What this run has written whole stays as it is, unless it is to be clustered: a later run joins
-    its files where they are small and many.
+    What this run has written whole stays as it is: a later run joins its files where they are
+    small and many. Only a table that is to be clustered may need it at once, where its load did not
+    write clusters.
     """
     written_whole = changed and table.plan is not None and table.plan.mode == "load"
     clustered = bool(table.target.settings.cluster_by)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from bronze.anomaly import models
+from bronze.anomaly import models, samples
+from bronze.anomaly.models import PendingMonitoring
 from bronze.config.settings import Settings
 from bronze.delta.commit import Shape
 from bronze.delta.log import State
@@ -24,6 +25,7 @@ from bronze.ingest.row_key import (
     row_key_of,
 )
 from bronze.ingest.shape import TEXT, resolve_columns, shape_of
+from bronze.model.anomaly import Monitoring
 from bronze.model.columns import KEY_TEXT, Column, RowKey
 from bronze.model.locations import Destination, Origin
 from bronze.model.protection import TableProtection
@@ -52,7 +54,8 @@ class Plan:
     ``state`` is the Bronze table when the plan was made; ``reached`` is the position, and ``shape``
     the schema, that the commit gives it. ``units`` read rows of the source; the units of
     ``all_units()`` read all of them, to compare. With ``doubting``, each row of the Bronze table is
-    checked against its own hashes first, as another writer may have changed it.
+    checked against its own hashes first, as another writer may have changed it. With ``pending``, a
+    model has to be trained before rows are read.
     """
 
     target: Target
@@ -67,6 +70,23 @@ class Plan:
     all_units: Callable[[], tuple[Unit, ...]] = field(repr=False)
     enrichment: Enrichment
     doubting: bool = False
+    pending: PendingMonitoring | None = field(default=None, repr=False)
+
+    def monitored(self, watch: Monitoring) -> Plan:
+        """The plan whose units monitor their rows like this, once the model has been trained."""
+        enrichment, all_units = replace(self.enrichment, watch=watch), self.all_units
+
+        def with_scores(units: tuple[Unit, ...]) -> tuple[Unit, ...]:
+            return tuple(replace(u, rows=replace(u.rows, enrichment=enrichment)) for u in units)
+
+        return replace(
+            self,
+            units=with_scores(self.units),
+            notes=(*self.notes, *watch.notes),
+            all_units=lambda: with_scores(all_units()),
+            enrichment=enrichment,
+            pending=None,
+        )
 
     def compare_all_rows(self, why: str = "its cursor did not show all changes") -> Plan:
         """The plan that compares all rows, in the same snapshot."""
@@ -115,7 +135,9 @@ def plan_table(
         doubting = True
         mode, where = _doubting_mode(target, mode, state, contract, row_key)
     reading = _reads_rows(context, mode)
-    enrichment = _enrichment(context, contract, row_key, state, protection, reading=reading)
+    enrichment, pending = _enrichment(
+        context, contract, row_key, state, protection, reading=reading
+    )
     scoring = rules.fingerprint(settings, target, enrichment.quality.criteria)
     shape = shape_of(context, contract, row_key, outline.partition, state, enrichment, scoring)
     watermarks_reached, seeking_deletes = watermarks.next_watermarks(
@@ -156,6 +178,7 @@ def plan_table(
         all_units=lambda: tuple(row_units(splits.WHOLE_TABLE, merging=True, against=state)),
         enrichment=enrichment,
         doubting=doubting,
+        pending=pending,
     )
 
 
@@ -209,15 +232,22 @@ def _enrichment(
     protection: TableProtection | None,
     *,
     reading: bool,
-) -> Enrichment:
-    """What all units add to the rows of a table; ``reading`` is false where rows come by a stream
-    instead of the snapshot.
+) -> tuple[Enrichment, PendingMonitoring | None]:
+    """What all units add to the rows of a table, and the training of a model that their workers
+    do first; ``reading`` is false where rows come by a stream instead of the snapshot.
     """
     protect = context.target.settings.protect
     protected = {name for name, how in protect.items() if how.method != "clear"}
     quality = set_rules.quality_rules(context, contract, key, asking=reading, protected=protected)
     watch = models.monitoring_of(context, contract, key.names, state, protected)
-    return Enrichment(protection=protection, watch=watch, quality=quality)
+    pending = None
+    if isinstance(watch, PendingMonitoring):
+        # Where nothing is read, no worker comes before the first rows.
+        if reading:
+            watch, pending = None, watch
+        else:
+            watch = watch.record(samples.train(watch.training))
+    return Enrichment(protection=protection, watch=watch, quality=quality), pending
 
 
 def _refuse_duplicate_keys(

@@ -64,7 +64,7 @@ def resolve_columns(
         if foreign_changes := row_format.foreign_column_changes(state.columns, state.properties):
             note = f"another writer has changed the table's columns: {', '.join(foreign_changes)}"
             contract = replace(contract, notes=(*contract.notes, note))
-    _cluster_columns(target, contract)
+    cluster_columns(target, contract)
     return state, contract, _partition_column(target, contract, state)
 
 
@@ -225,7 +225,7 @@ def _statistics_columns(
 ) -> tuple[str, ...]:
     """The columns with file statistics: those of the key, the cursor and the clustering."""
     names = {*(column.target for column in row_key.columns), *row_key.names}
-    names |= {*_cursor_columns(target, contract), *_cluster_columns(target, contract)}
+    names |= {*_cursor_columns(target, contract), *cluster_columns(target, contract)}
     names -= {c.target for c in contract.columns if c.protect and not c.protect.stable}
     return tuple(name for name, kind in layout if name in names and kind.name in SAFE)
 
@@ -284,7 +284,7 @@ def _state_notes(
     return notes
 
 
-def _cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]:
+def cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]:
     """The target names of the columns to cluster by.
 
     Raises:

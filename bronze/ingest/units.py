@@ -8,11 +8,21 @@ from dataclasses import replace
 from psycopg import errors as pg
 
 from bronze.delta.commit import Shape
+from bronze.delta.layout.optimize import SORTABLE
 from bronze.delta.log import State
 from bronze.errors import TableRefused
 from bronze.execution import budget
+from bronze.ingest.shape import cluster_columns
 from bronze.model.columns import Column, RowKey
-from bronze.model.units import BronzeRows, Enrichment, KnownRows, RowSizeLimits, SourceRead, Unit
+from bronze.model.units import (
+    BronzeRows,
+    Clustering,
+    Enrichment,
+    KnownRows,
+    RowSizeLimits,
+    SourceRead,
+    Unit,
+)
 from bronze.postgres import statement
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import row_sizes, splits
@@ -25,6 +35,8 @@ from bronze.tables.evolution import ColumnContract
 
 # How many times as many keys as rows fit into the same memory.
 _KEYS_FACTOR = 4
+# The least files that a table has to have for its load to write clusters.
+_FEWEST_FILES = 2
 
 
 def row_units(
@@ -61,7 +73,11 @@ def row_units(
             shares = [replace(share, form=form) for share in shares if share]
         memory = budget.beside_known_rows(memory)
     units = budget.UNITS_OF_COMPARISON if merging else budget.UNITS_OF_LOAD
-    groups = grouped_splits(context, memory, key.source_names, units)
+    clustering = None if merging else _clustering(context, contract, shape)
+    largest = budget.LARGEST_CLUSTER if clustering else budget.LARGEST_FILE
+    groups = grouped_splits(context, memory, key.source_names, units, largest)
+    if clustering:
+        groups = [scattered(group) for group in groups]
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     limits = row_size_limits(context, contract.columns, key)
     few = budget.result_bytes(context.run.memory, len(shares) * len(groups))
@@ -75,8 +91,32 @@ def row_units(
             if merging:
                 work.append(Unit.merge(number, read, rows, size, known, few))
             else:
-                work.append(Unit.load(number, read, rows, size))
+                work.append(Unit.load(number, read, rows, size, clustering))
     return work
+
+
+def _clustering(context: TableContext, contract: ColumnContract, shape: Shape) -> Clustering | None:
+    """How the rows of a load are clustered; None if they are not, or are too few to be written as
+    clusters: `bronze.delta.layout` clusters the files of such a table when they are worth it.
+    """
+    file_size = context.settings.maintain.file_size
+    whole = splits.size_of(context.target.relation)
+    if shape.partition or whole < file_size * max(_FEWEST_FILES, context.readers):
+        return None
+    by = cluster_columns(context.target, contract)
+    kinds = dict(shape.columns)
+    if not by or any(kinds[name].name not in SORTABLE for name in by):
+        return None
+    return Clustering(by, file_size, budget.cluster_memory(context.run.memory, context.readers))
+
+
+def scattered(group: Sequence[Split]) -> list[Split]:
+    """Splits in an order in which the first ones, however many, are spread over all of them: that
+    of the reversed bits of their numbers (van der Corput).
+    """
+    bits = len(group).bit_length()
+    order = sorted(range(len(group)), key=lambda number: f"{number:0{bits}b}"[::-1])
+    return [group[number] for number in order]
 
 
 def row_size_limits(
@@ -120,16 +160,17 @@ def grouped_splits(
     memory: int,
     key: Sequence[str],
     units: int = budget.UNITS_OF_COMPARISON,
+    largest: int = budget.LARGEST_FILE,
 ) -> list[list[Split]]:
-    """The splits of a table, in groups for one worker each: at least ``units`` for each reader.
-    ``key`` has names of source columns.
+    """The splits of a table, in groups for one worker each, of at most ``largest`` bytes: at least
+    ``units`` for each reader. ``key`` has names of source columns.
     """
     whole = splits.size_of(context.target.relation)
     most = _largest_split(context)
-    per_split, _ = budget.split_and_file(whole, memory, context.readers, most, units)
+    per_split, _ = budget.split_and_file(whole, memory, context.readers, most, units, largest)
     parts = _splits(context, per_split, key)
     sizes = sum(part.size for part in parts)
-    _, per_file = budget.split_and_file(sizes, memory, context.readers, most, units)
+    _, per_file = budget.split_and_file(sizes, memory, context.readers, most, units, largest)
     return splits.group_splits(parts, per_file)
 
 

@@ -18,9 +18,11 @@ import polars as pl
 import tenacity
 
 from bronze import portion
+from bronze.anomaly import samples
 from bronze.anomaly.detection import score_rows
+from bronze.anomaly.samples import Trained, Training
 from bronze.delta import files, partition
-from bronze.delta.write import history, merge
+from bronze.delta.write import clustered, history, merge
 from bronze.errors import SourceUnreachable
 from bronze.ingest.enrich import enrich
 from bronze.model.files import WrittenFile
@@ -45,12 +47,26 @@ _TRIES = 4
 _MAX_DELAY_S = 8.0
 
 
-@tenacity.retry(
+# A task that reads from the source is repeated after a lost connection.
+_AFTER_LOSS = tenacity.Retrying(
     retry=tenacity.retry_if_exception_type(SourceUnreachable),
     stop=tenacity.stop_after_attempt(_TRIES),
     wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_DELAY_S),
     reraise=True,
 )
+
+
+@_AFTER_LOSS.wraps
+def train_model(task: Training) -> Trained:
+    """Trains an anomaly model, see `bronze.anomaly.samples.train`.
+
+    Raises:
+        SourceError, LakeError
+    """
+    return samples.train(task)
+
+
+@_AFTER_LOSS.wraps
 def read_unit(unit: Unit) -> UnitResult:
     """Reads the rows of a unit, and keeps them, or only those that the table does not hold.
 
@@ -98,6 +114,8 @@ def _first_frames(frames: Iterator[pl.DataFrame], size: int) -> list[pl.DataFram
 
 def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[WrittenFile, ...]:
     into = unit.rows.into
+    if unit.clustering:
+        return clustered.write(frames, into, unit.clustering, unit.estimate)
 
     def new(values: files.Partition) -> files.Output:
         return files.data(into.place, into.stamp.batch_id, into.stats, values)

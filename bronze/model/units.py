@@ -145,6 +145,17 @@ class BronzeRows:
 
 
 @dataclass(frozen=True)
+class Clustering:
+    """How the rows of a load are clustered: by the columns ``by``, in files of about ``file_size``
+    bytes, within ``memory`` bytes.
+    """
+
+    by: tuple[str, ...]
+    file_size: int
+    memory: int
+
+
+@dataclass(frozen=True)
 class Unit:
     """A piece of work that any worker can do alone: read rows, and write files beside the table.
 
@@ -155,7 +166,8 @@ class Unit:
       merged: given back where they have less than ``few`` bytes, in a file otherwise;
     - `keys`: no row is kept; the result says which keys of the table the source still has.
 
-    ``estimate`` is about how many bytes of the source are read.
+    ``estimate`` is about how many bytes of the source are read. With ``clustering``, the files of a
+    load are one cluster; without it, they have the rows in the order in which they are read.
     """
 
     number: int
@@ -165,11 +177,19 @@ class Unit:
     estimate: int
     known: KnownRows | None = None
     few: int = 0
+    clustering: Clustering | None = None
 
     @classmethod
-    def load(cls, number: int, read: SourceRead, rows: BronzeRows, estimate: int) -> Unit:
+    def load(
+        cls,
+        number: int,
+        read: SourceRead,
+        rows: BronzeRows,
+        estimate: int,
+        clustering: Clustering | None,
+    ) -> Unit:
         """The unit that writes all its rows to files of the table."""
-        return cls(number, "load", read, rows, estimate)
+        return cls(number, "load", read, rows, estimate, clustering=clustering)
 
     @classmethod
     def merge(

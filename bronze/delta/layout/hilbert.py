@@ -73,11 +73,19 @@ def along(frame: pl.DataFrame, by: Sequence[Scale]) -> tuple[Numbers, Keys]:
     Rows with the same key are in the order of their values.
     """
     found = keys(frame, by)
-    plain = [_plain(frame[scale.column]) for scale in by]
-    columns = [pl.Series(found), *plain]
-    sorting = pl.DataFrame([s.alias(str(i)) for i, s in enumerate(columns)])
-    rows = sorting.select(pl.arg_sort_by(sorting.columns)).to_series().to_numpy().astype(np.int64)
+    rows = order(found, frame, by)
     return rows, found[rows]
+
+
+def order(places: Keys, frame: pl.DataFrame, by: Sequence[Scale]) -> Numbers:
+    """The numbers of the rows in the order of their ``places`` on the curve.
+
+    Rows with the same place are in the order of their values.
+    """
+    plain = [_plain(frame[scale.column]) for scale in by]
+    columns = [pl.Series(places), *plain]
+    sorting = pl.DataFrame([s.alias(str(i)) for i, s in enumerate(columns)])
+    return sorting.select(pl.arg_sort_by(sorting.columns)).to_series().to_numpy().astype(np.int64)
 
 
 def _plain(values: pl.Series) -> pl.Series:

@@ -42,7 +42,8 @@ Steps = Generator[tuple[Callable[[Any], Any], Sequence[Any]], list[Any], "Optimi
 """Yields a function and its jobs, gets their results in any order, and returns the result."""
 
 _MOST_COLUMNS = 4
-_SORTABLE = (*SAFE, "float", "double", "decimal")
+SORTABLE = (*SAFE, "float", "double", "decimal")
+"""The names of the types that a table can be clustered by."""
 _STATS = "delta.dataSkippingStatsColumns"
 _STATS_COUNT = "delta.dataSkippingNumIndexedCols"
 _DEFAULT_STATS = 32
@@ -183,7 +184,7 @@ def _cluster_columns(state: State, wish: TableLayout) -> tuple[str, ...]:
     # A column keeps the table's spelling when the source changes the case of its name.
     spellings = {name.lower(): name for name in known}
     by = tuple(spellings.get(name.lower(), name) for name in wish.cluster_by)
-    wrong = [n for n in by if n not in known or known[n].name not in _SORTABLE]
+    wrong = [n for n in by if n not in known or known[n].name not in SORTABLE]
     if wrong or len(wish.cluster_by) > _MOST_COLUMNS:
         raise LakeError(
             f"The table at {state.place.url} cannot be clustered by {', '.join(wish.cluster_by)}.",

@@ -313,18 +313,20 @@ def write(job: Write) -> Written:
 
 def _outputs(job: Write, tally: list[int]) -> Iterator[Iterator[pl.DataFrame | pa.Table]]:
     """The row groups of each file; the rows that were read for them are added to ``tally``."""
-    size = portion.rows(_GROUP_VALUES, len(job.order.layout))
     if not job.by:
+        size = portion.rows(_GROUP_VALUES, len(job.order.layout))
         tables = _count_rows(_tables(job.order, [s for pile in job.piles for s in pile]), tally)
         yield _regroup_tables(tables, size, _GROUP_BYTES)
     elif job.count == 1:
         yield (
-            frame for pile in job.piles for frame in _slices(*_sort_pile(job, pile, tally), size)
+            frame
+            for pile in job.piles
+            for frame in row_groups(*_sort_pile(job, pile, tally), len(job.order.layout))
         )
     else:
         frame, rows = _sort_pile(job, job.piles[0], tally)
         for part in np.array_split(rows, job.count):
-            yield _slices(frame, part, size)
+            yield row_groups(frame, part, len(job.order.layout))
 
 
 def _sort_pile(
@@ -337,11 +339,12 @@ def _sort_pile(
     return frame, along(frame, job.by)[0]
 
 
-def _slices(frame: pl.DataFrame, rows: Numbers, size: int) -> Iterator[pl.DataFrame]:
+def row_groups(frame: pl.DataFrame, rows: Numbers, columns: int) -> Iterator[pl.DataFrame]:
+    """The row groups of a file with these ``rows`` of a frame, in their order."""
     if not len(rows):
         return
     mean = portion.size(frame) / frame.height
-    size = max(1, min(size, int(_GROUP_BYTES / max(mean, 1))))
+    size = max(1, min(portion.rows(_GROUP_VALUES, columns), int(_GROUP_BYTES / max(mean, 1))))
     for start in range(0, len(rows), size):
         yield frame[rows[start : start + size]]
 

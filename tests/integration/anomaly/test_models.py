@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import polars as pl
@@ -17,6 +20,7 @@ from bronze.cdc import stream
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
+from bronze.ingest.worker import train_model
 from bronze.model.results import RunResult, TableResult
 from tests.conftest import Source
 
@@ -106,6 +110,59 @@ def test_a_first_load_trains_and_a_second_run_does_not(
     assert after["anomaly_score"].to_list()[1:] == rows["anomaly_score"].to_list()[1:]
     profiles = records(source, "profiles").sort("profiled_timestamp")
     assert profiles["scored"].to_list() == [ROWS, 1]
+
+
+def test_a_model_is_trained_beside_the_reading_of_other_tables(source: Source) -> None:
+    """The first task of a table trains its model, and does not end before another table is read: a
+    worker that gets a copy of the task trains the same model.
+    """
+    source.execute("CREATE TABLE other (id int PRIMARY KEY)")
+    source.execute("INSERT INTO other VALUES (1)")
+    section = {"goods": {"priority": 1, "anomalies": {"trees": 20}}, "other": {"priority": 2}}
+    with_table(source)
+    settings = source.settings(tables=section)
+    reading = threading.Event()
+    versions: list[str] = []
+
+    class Gated(ThreadPoolExecutor):
+        def submit(self, perform: Any, /, *given: Any, **_: Any) -> Any:
+            work, parcel, scope = given
+
+            def gated() -> Any:
+                if work is train_model:
+                    assert reading.wait(30)
+                    copy = pickle.loads(pickle.dumps(parcel))  # noqa: S301 - our own
+                    versions.append(perform(work, copy, scope).content.model.version)
+                elif parcel.content.read.table.endswith("other"):
+                    reading.set()
+                return perform(work, parcel, scope)
+
+            return super().submit(gated)
+
+    with Gated(2) as pool:
+        result = pipeline.run(settings, pool=pool)
+    assert result.exit_code == 0, result
+    (trained,) = records(source, "models")["model_version"]
+    assert versions == [trained]
+    notes = [note for table in result.tables for note in table.notes]
+    assert any(trained in note for note in notes)
+    assert bronze_rows(source)["anomaly_score"].null_count() == 0
+
+
+def test_a_model_that_cannot_be_trained_fails_its_table_alone(source: Source) -> None:
+    """The sample of a table cannot be read: the other table lands, and nothing is left of it."""
+    source.execute("CREATE FUNCTION broken(int) RETURNS int LANGUAGE sql AS 'SELECT $1 / 0'")
+    source.execute(
+        "CREATE VIEW bad AS SELECT g AS id, broken(g) AS a FROM generate_series(1, 99) g"
+    )
+    with_table(source)
+    tables = {"bad": {"anomalies": {"trees": 20}}, "goods": {"anomalies": {"trees": 20}}}
+    result = pipeline.run(source.settings(tables=tables))
+    errors = {table.table: table.error for table in result.tables}
+    assert errors["public.goods"] is None
+    assert errors["public.bad"] is not None
+    assert "division by zero" in errors["public.bad"].message
+    assert records(source, "models")["source_table"].to_list() == ["public.goods"]
 
 
 def test_row_hashes_do_not_include_scores(source: Source) -> None:

@@ -2,43 +2,135 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 from deltalake import DeltaTable
 
+from bronze.config.settings import Settings
+from bronze.delta import files
 from bronze.errors import SnapshotLost
 from bronze.ingest import pipeline
+from bronze.maintenance import maintain
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.verify import claim, verify
 from tests.conftest import Source
 from tests.support.content import differences
 
 
-@pytest.mark.parametrize(
-    ("own", "file_size", "operations"), [({}, "4MB", 1), ({"cluster_by": ["id"]}, "1MB", 2)]
-)
-def test_a_load_writes_its_bytes_once(
-    source: Source, own: dict[str, Any], file_size: str, operations: int
-) -> None:
-    """One file for each reader; only files that are to be clustered are optimized."""
+@pytest.fixture
+def large(source: Source) -> Source:
+    """A source with a table of 15 MB."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
     source.execute(
         "INSERT INTO t SELECT g, repeat(md5(g::text), 4) FROM generate_series(1, 90000) g"
     )
     source.execute("VACUUM ANALYZE t")
-    settings = source.settings(
-        tables={"t": own},
+    return source
+
+
+@pytest.mark.parametrize(("own", "operations"), [({}, 1), ({"partition_by": "at"}, 2)])
+def test_a_load_writes_its_bytes_once(large: Source, own: dict[str, Any], operations: int) -> None:
+    """One file for each reader. Only where a table with partitions is to be clustered, its files
+    are optimized afterwards.
+    """
+    large.execute("ALTER TABLE t ADD at timestamptz DEFAULT '2026-01-01'")
+    clustered = {"cluster_by": ["v"]} if own else {}
+    settings = large.settings(
+        tables={"t": {**own, **clustered}},
         run={"workers": 4, "memory": "1GB"},
-        maintain={"file_size": file_size},
+        maintain={"file_size": "1MB"},
     )
     assert pipeline.run(settings).exit_code == 0
-    table = DeltaTable(str(source.table("t")))
+    table = DeltaTable(str(large.table("t")))
     assert len(table.history()) == operations
     if not own:
         assert len(table.file_uris()) == 4
+    assert differences(settings) == {}
+
+
+def clustered(source: Source) -> Settings:
+    """A config by which the table of `large` is clustered by both of its columns."""
+    return source.settings(
+        tables={"t": {"cluster_by": ["v", "id"]}},
+        run={"workers": 2, "memory": "1GB"},
+        maintain={"file_size": "1MB"},
+    )
+
+
+def shares_read(source: Source, columns: Sequence[str]) -> list[float]:
+    """For each column the share of the files of ``t`` that may have a row with a given value."""
+    adds = pl.DataFrame(DeltaTable(str(source.table("t"))).get_add_actions(flatten=True))
+    shares = []
+    for column in columns:
+        low, high = adds[f"min.{column}"], adds[f"max.{column}"]
+        points = pl.read_delta(str(source.table("t")), columns=[column])[column][::1000]
+        shares.append(float(np.mean([((low <= p) & (p <= high)).mean() for p in points])))
+    return shares
+
+
+def test_a_clustered_load_writes_its_bytes_once(large: Source) -> None:
+    """Its files are clusters in the first version: filters on each of the columns skip about
+    half of them. Another run has nothing to optimize, and finds no change.
+    """
+    settings = clustered(large)
+    (loaded,) = pipeline.run(settings).tables
+    assert (loaded.rows_read, loaded.version, loaded.notes) == (90_000, 0, ())
+    paths = [Path(uri).name for uri in DeltaTable(str(large.table("t"))).file_uris()]
+    assert len({files.cluster_of(path) for path in paths}) == 2
+    assert all(files.batch_of(path) for path in paths)
+    assert len(list(large.table("t").glob("*.parquet"))) == len(paths) == loaded.files
+    assert max(shares_read(large, ["v", "id"])) < 0.6
+    assert differences(settings) == {}
+    (again,) = pipeline.run(settings).tables
+    assert again.status == "unchanged"
+    assert [Path(uri).name for uri in DeltaTable(str(large.table("t"))).file_uris()] == paths
+    assert maintain.maintain(settings, ["t"]).tables[0].rewritten == 0
+
+
+CHILD = """
+import json, sys
+from bronze.config import loading
+from bronze.ingest import pipeline
+pipeline.run(loading.parse(json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("engine", ["threads", pytest.param("processes", marks=pytest.mark.soak)])
+def test_a_clustered_load_that_is_killed_leaves_nothing(
+    large: Source, tmp_path: Path, engine: str
+) -> None:
+    """It is killed when its third file is written: there is no table and no scratch file. The next
+    run loads it.
+    """
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    settings = clustered(large)
+    run = settings.run.model_copy(update={"engine": engine})
+    document = settings.model_copy(update={"run": run}).model_dump_json(
+        by_alias=True, exclude_unset=True
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, document],
+        env={**os.environ, "BRONZE_FAILPOINT": "file:3", "TMPDIR": str(scratch)},
+        check=False,
+        timeout=60,
+    )
+    # A worker process that is killed fails the table, not the run.
+    assert done.returncode == (-signal.SIGKILL if engine == "threads" else 0)
+    assert not DeltaTable.is_deltatable(str(large.table("t")))
+    assert [path for path in scratch.rglob("*") if path.is_file()] == []
+    assert pipeline.run(settings).exit_code == 0
     assert differences(settings) == {}
 
 
