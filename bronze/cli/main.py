@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from bronze.cli import service
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.operate import alerts_app
 
@@ -222,6 +223,7 @@ def forget(
 
 
 app.add_typer(alerts_app, name="alerts")
+service.add_to(app)
 
 _keys = typer.Typer(
     help="The keys that protect personal data.",

@@ -1,0 +1,315 @@
+"""What the service looks at again and again, each in a thread of its own: sources, lake, requests.
+
+A source is listed each half minute, which is also how it is known to be reachable. After a failure
+it is asked every few seconds until its breaker opens, and then after each rest.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+
+from bronze.api.progress import LOG
+from bronze.config.settings import Settings
+from bronze.errors import BronzeError, ConfigError
+from bronze.governance import actor
+from bronze.governance.tables.controls import ControlRecord
+from bronze.governance.tables.runs import RunRecord
+from bronze.model.results import Failure
+from bronze.operate import beat, controls
+from bronze.operate.breaker import Outcome
+from bronze.operate.service.board import Board, Trouble
+from bronze.operate.service.timing import Routine
+from bronze.operate.tables import catalog, past, probes, requests, states
+from bronze.operate.tables.guards import LAKE, source_subject, table_subject
+from bronze.operate.view import Live
+
+_LISTED_EVERY = 30.0
+_AGAIN = 5.0
+_BEAT_EVERY = 15.0
+_CONTROLS_EVERY = 3.0
+_OTHER_LOOKS = 4.0
+_TOLD_FOR = timedelta(minutes=10)
+
+
+class Outside:
+    """The routines that look at sources and at the lake."""
+
+    def __init__(self, board: Board) -> None:
+        """Routines for a board; `start` begins them."""
+        self._board = board
+        self._version: int | None = -1
+        self._other: Live | None = None
+        self.lake = Routine("lake", self._look_at_lake)
+        self.controls = Routine("controls", self._read_controls)
+        self.past = Routine("records", self._read_past)
+        self.sources: dict[str, Routine] = {}
+
+    @property
+    def routines(self) -> list[Routine]:
+        """All that run."""
+        return [self.lake, self.controls, self.past, *self.sources.values()]
+
+    def start(self) -> None:
+        """Begins to look."""
+        self.lake.start()
+        self.controls.start()
+        self.past.start()
+        self.follow_sources(self._board.settings)
+
+    def follow_sources(self, settings: Settings) -> None:
+        """Looks at the sources that a config has, and at no other."""
+        for name in [name for name in self.sources if name not in settings.source]:
+            self.sources.pop(name).stop()
+            with self._board.changed:
+                self._board.tables.pop(name, None)
+                self._board.source_errors.pop(name, None)
+        for name in settings.source:
+            if name not in self.sources:
+                with self._board.changed:
+                    self._board.tables.setdefault(name, None)
+                look = partial(self._look_at_source, name)
+                self.sources[name] = Routine(f"source {name}", look)
+                self.sources[name].start()
+
+    # Sources
+
+    def _look_at_source(self, name: str) -> float | None:
+        board, subject = self._board, source_subject(name)
+        with board.changed:
+            settings, began = board.settings, board.now
+            known = board.guards.of(subject)
+            if known.until and began < known.until:
+                return min(_LISTED_EVERY, (known.until - began).total_seconds())
+            board.guards.begin(subject, began)
+        tables, failure, mistake = None, None, ""
+        try:
+            tables = catalog.listed(settings, name)
+        except ConfigError as error:
+            mistake = f"{error.message} {error.hint}".strip()
+        except BronzeError as error:
+            failure = error.failure()
+        with board.changed:
+            if name not in board.settings.source or board.settings is not settings:
+                board.guards.give_up(subject)
+                return 0.0
+            self._note_source(name, tables, failure, mistake)
+            board.guards.end(subject, Outcome(began, board.now, failure is not None))
+            board.touch()
+            return _AGAIN if failure or mistake else _LISTED_EVERY
+
+    def _note_source(
+        self,
+        name: str,
+        tables: tuple[catalog.ServedTable, ...] | None,
+        failure: Failure | None,
+        mistake: str,
+    ) -> None:
+        board = self._board
+        before = board.source_errors.get(name)
+        error = failure or (Failure("ConfigError", mistake, "") if mistake else None)
+        if error is not None:
+            board.source_errors[name] = error
+            if before is None or before.message != error.message:
+                LOG.error("source cannot be read", source=name, error=error.message)
+            return
+        if board.source_errors.pop(name, None):
+            LOG.info("source is back", source=name)
+        known = {table.key for table in board.tables.get(name) or ()}
+        listed = {table.key for table in tables or ()}
+        if board.tables.get(name) is not None:
+            for key in sorted(listed - known):
+                LOG.info("table is new", table=key)
+            for key in sorted(known - listed):
+                LOG.warning("table is gone from the source", table=key)
+        board.tables[name] = tables
+
+    # The lake
+
+    def _look_at_lake(self) -> float | None:
+        board = self._board
+        with board.changed:
+            settings, began, seen = board.settings, board.now, board.lake_seen
+            known = board.guards.of(LAKE)
+            if known.until and began < known.until:
+                return min(_BEAT_EVERY, (known.until - began).total_seconds())
+            board.guards.begin(LAKE, began)
+        failure = probes.lake_failure(settings, has_been=seen)
+        if failure is None and not board.unread:
+            failure = self.write_beat()
+        with board.changed:
+            message = failure.message if failure else ""
+            if message and not board.lake_error:
+                LOG.error("lake cannot be written", error=message)
+            elif board.lake_error and not message:
+                LOG.info("lake is back")
+                self._version = -1
+            board.lake_error = message
+            board.lake_seen = board.lake_seen or failure is None
+            board.guards.end(LAKE, Outcome(began, board.now, failure is not None))
+            board.touch()
+        return _AGAIN if failure else _BEAT_EVERY
+
+    def write_beat(self) -> Failure | None:
+        """Writes what the service knows into the lake; why that is not possible."""
+        try:
+            beat.write(self._board.settings, self._board.live())
+        except BronzeError as error:
+            return error.failure()
+        return None
+
+    def _read_controls(self) -> float | None:
+        board = self._board
+        with board.changed:
+            settings = board.settings
+            if board.lake_error:
+                return _CONTROLS_EVERY
+        with suppress(BronzeError):
+            version = requests.version(settings)
+            if version != self._version:
+                records = controls.read(settings)
+                self._version = version
+                with board.changed:
+                    board.controls = records
+                    self._reset_breakers()
+                    board.touch()
+        return _CONTROLS_EVERY
+
+    def _reset_breakers(self) -> None:
+        board = self._board
+        for key, asked in board.requests(board.all_tables()).items():
+            subject = table_subject(key)
+            known = board.guards.of(subject)
+            if asked.reset and known.failed_at and known.failed_at < asked.reset:
+                board.guards.reset(subject)
+                state = board.state(key)
+                state.died = 0
+                state.retry_at = board.now
+                LOG.info("breaker is closed by request", table=key)
+
+    # What ran before
+
+    def _read_past(self) -> float | None:
+        """Reads once what ran before, again and again until that succeeds."""
+        board = self._board
+        try:
+            is_alone = self._is_alone()
+            if is_alone is None:
+                return _OTHER_LOOKS
+            known = past.all_runs(board.settings)
+            if not is_alone:
+                # What has only begun may be the other's, and go on.
+                known = {k: [r for r in runs if r.status != "began"] for k, runs in known.items()}
+            records = controls.read(board.settings)
+        except BronzeError as error:
+            if not board.lake_error:
+                LOG.warning("records of runs cannot be read", error=error.message)
+            with board.changed:
+                board.unread = f"what ran before cannot be read from the lake: {error.message}"
+                board.touch()
+            return _AGAIN
+        with board.changed:
+            self._begin_after(known, records)
+            board.unread = ""
+            board.touch()
+        self.lake.kick()
+        return None
+
+    def _begin_after(self, known: past.Runs, records: list[ControlRecord]) -> None:
+        """Has the tables go on after their last runs."""
+        board, now = self._board, self._board.now
+        board.controls = records
+        for name in board.settings.source:
+            if board.tables.get(name) is None and name in board.source_errors:
+                flat = [record for runs in known.values() for record in runs]
+                tables = catalog.recorded(board.settings, flat)
+                board.tables[name] = tuple(table for table in tables if table.source == name)
+        resets: dict[str, object] = {
+            key: asked.reset
+            for key, asked in board.requests(board.all_tables()).items()
+            if asked.reset
+        }
+        since = {
+            key: [r for r in runs if key not in resets or r.began > resets[key]]  # type: ignore[operator]
+            for key, runs in known.items()
+            if key
+        }
+        board.guards.rebuild(since, now)
+        first = min((r.began for runs in known.values() for r in runs), default=None)
+        for key, runs in since.items():
+            board.states[key] = states.state_of(runs, now)
+        for name, runs in chores_of(known).items():
+            board.states[name] = states.chore_state(runs, first, now)
+        board.states.setdefault(MAINTAIN, states.chore_state((), first, now))
+        for name in board.settings.source:
+            board.states.setdefault(verify_name(name), states.chore_state((), first, now))
+
+    def _is_alone(self) -> bool | None:
+        """Whether no other service has this lake; None while that is not known.
+
+        What the last service wrote is read. If it has not ended, but does not write any more, its
+        process has died.
+        """
+        board, now = self._board, self._board.now
+        last = beat.read(board.settings)
+        if last is None or last.is_stopping or last.service == board.service:
+            return True
+        if _is_alive_here(last) and now - last.at < 2 * beat.ALIVE:
+            self._warn_of(last)
+            return False
+        if last.host != actor.host() and now - last.at < beat.ALIVE:
+            if self._other and self._other.service == last.service and self._other.at != last.at:
+                self._warn_of(last)
+                return False
+            self._other = self._other or last
+            return None
+        text = f"The service on {last.host} ended without a stop at about {last.at:%H:%M:%S} UTC"
+        in_flight = ", ".join(sorted(last.running))
+        text += f", while these tables ran: {in_flight}." if in_flight else "."
+        LOG.error("process crashed", host=last.host, at=last.at.isoformat(), tables=in_flight)
+        with board.changed:
+            board.troubles["process_crashed"] = Trouble(last.at, now + _TOLD_FOR, text)
+        return True
+
+    def _warn_of(self, other: Live) -> None:
+        LOG.warning(
+            "another service works for this lake: each table may be read twice",
+            host=other.host,
+            pid=other.pid,
+        )
+
+
+MAINTAIN = "maintain"
+
+
+def verify_name(source: str) -> str:
+    """The name of the verification of a source."""
+    return f"verify {source}"
+
+
+def chores_of(known: past.Runs) -> dict[str, list[RunRecord]]:
+    """The records of verifications and maintenance that the service has begun, by name."""
+    found: dict[str, list[RunRecord]] = {}
+    for runs in known.values():
+        for record in runs:
+            if record.scheduled is None or record.command == "run":
+                continue
+            is_verify = record.command == "verify"
+            name = verify_name(record.source_system) if is_verify else MAINTAIN
+            found.setdefault(name, []).append(record)
+    return found
+
+
+def _is_alive_here(other: Live) -> bool:
+    """Whether the process of another service lives on this machine."""
+    if other.host != actor.host() or other.pid == os.getpid():
+        return False
+    try:
+        os.kill(other.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
