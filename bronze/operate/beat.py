@@ -46,7 +46,7 @@ def read(settings: Settings) -> Live | None:
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     folder = place(settings)
-    if store.is_missing(folder) and not store.is_missing(settings.place("", "")):
+    if store.is_missing(folder):
         return None
     try:
         with store.reader(folder, _PATH) as file:

@@ -29,6 +29,7 @@ from bronze.operate.view import Live
 _LISTED_EVERY = 30.0
 _AGAIN = 5.0
 _BEAT_EVERY = 15.0
+_SOON = 0.1
 _CONTROLS_EVERY = 3.0
 _OTHER_LOOKS = 4.0
 _TOLD_FOR = timedelta(minutes=10)
@@ -194,6 +195,9 @@ class Outside:
     def _read_past(self) -> float | None:
         """Reads once what ran before, again and again until that succeeds."""
         board = self._board
+        if not board.lake_seen:
+            # A lake that does not exist yet is made by the first look at it.
+            return _AGAIN if board.lake_error else _SOON
         try:
             is_alone = self._is_alone()
             if is_alone is None:
@@ -240,11 +244,9 @@ class Outside:
         first = min((r.began for runs in known.values() for r in runs), default=None)
         for key, runs in since.items():
             board.states[key] = states.state_of(runs, now)
-        for name, runs in chores_of(known).items():
-            board.states[name] = states.chore_state(runs, first, now)
-        board.states.setdefault(MAINTAIN, states.chore_state((), first, now))
-        for name in board.settings.source:
-            board.states.setdefault(verify_name(name), states.chore_state((), first, now))
+        chores = chores_of(known)
+        for name in (MAINTAIN, *map(verify_name, board.settings.source)):
+            board.states[name] = states.chore_state(chores.get(name, ()), first, now)
 
     def _is_alone(self) -> bool | None:
         """Whether no other service has this lake; None while that is not known.

@@ -82,6 +82,8 @@ class Routine:
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._kicked.clear()
+            if self._stopped.is_set():
+                return
             try:
                 seconds = self.work()
             except Exception as error:

@@ -94,8 +94,8 @@ def request(
                     hint="`bronze now` is for tables of the other patterns.",
                 )
     return [
-        controls.request(settings, action, table.key, until=until, reason=reason)
-        for table in dict.fromkeys(chosen)
+        controls.request(settings, action, key, until=until, reason=reason)
+        for key in dict.fromkeys(table.key for table in chosen)
     ]
 
 
