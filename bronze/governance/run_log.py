@@ -1,15 +1,16 @@
-"""The records of runs in ``governance.runs``: one of each table when it begins, one when it ends.
+"""The records of runs, verifications and maintenance in ``governance.runs``: one of each table when
+it begins, one when it ends.
 
 A run that fails before its tables are known has one record with the error, about no table.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import uuid_utils
 
@@ -17,9 +18,9 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError, Stopped
 from bronze.governance import actor, writer
 from bronze.governance.tables import runs
-from bronze.governance.tables.runs import Command, Reason, RunRecord
+from bronze.governance.tables.runs import Command, Reason, RunRecord, RunStatus
 from bronze.model.locations import Place
-from bronze.model.results import Failure, TableResult
+from bronze.model.results import Failure
 from bronze.version import VERSION
 
 
@@ -34,29 +35,47 @@ class Cause:
 
 @dataclass(frozen=True)
 class RunTable:
-    """A table of a run: its source, its name there, its Bronze table, and its pattern."""
+    """A table of a run: its source, its name there, its Bronze table, and its pattern; "" for what
+    is not known, as for the source of a governance table.
+    """
 
     source: str
     table: str
     target: str
-    pattern: str
+    pattern: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run has ended for one table (``table`` in the source, ``target`` in the lake).
+
+    ``figures`` are further fields of a `RunRecord`, by name.
+    """
+
+    table: str
+    target: str
+    status: RunStatus
+    seconds: float
+    error: Failure | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class RunLog:
-    """The records of one run. ``began`` is the record that all others are made from."""
+    """The records of one run. ``began`` is the record that all others are made from, ``ended`` are
+    the outcomes so far, by target.
+    """
 
     settings: Settings
     began: RunRecord
     tables: dict[str, RunRecord] = field(default_factory=dict)
+    ended: dict[str, Outcome] = field(default_factory=dict)
 
     def plan(self, batch_id: str, tables: Sequence[RunTable]) -> None:
-        """Records that tables begin, so that it is known afterwards if the process died.
+        """Records that tables begin, so that it is known afterwards if the process died. If that
+        cannot be written, nothing is recorded: the tables themselves report such a lake.
 
         A run that begins again from a new snapshot calls it again, and only its ids change.
-
-        Raises:
-            CommitConflict, LakeError, LakeUnreachable: the records cannot be written.
         """
         is_first = not self.tables
         for table in tables:
@@ -69,20 +88,24 @@ class RunLog:
                 pattern=table.pattern,
             )
         if is_first:
-            _append(self.settings, self.tables.values())
+            with suppress(BronzeError):
+                _append(self.settings, self.tables.values())
 
-    def end(self, results: Iterable[TableResult]) -> None:
-        """Records the results of the tables.
+    def note(self, outcome: Outcome) -> None:
+        """Notes how a table has ended, in case that the run fails; nothing is written yet."""
+        self.ended[outcome.target] = outcome
+
+    def end(self, outcomes: Iterable[Outcome]) -> None:
+        """Records how the tables have ended.
 
         Raises:
             CommitConflict, LakeError, LakeUnreachable: the records cannot be written.
         """
-        records = [self._result(result) for result in results]
-        _append(self.settings, records)
+        _append(self.settings, [self._record(outcome) for outcome in outcomes])
 
-    def fail(self, error: BaseException, landed: Mapping[str, TableResult]) -> None:
-        """Records that the run has ended with an error; ``landed`` are the results of the tables
-        that had ended before, by target. If that cannot be written, nothing is recorded.
+    def fail(self, error: BaseException) -> None:
+        """Records that the run has ended with an error, and how the tables that had ended before
+        did. If that cannot be written, nothing is recorded.
         """
         failure = _failure(error)
         # polars raises an interrupt as a panic.
@@ -90,38 +113,28 @@ class RunLog:
         stopped = interrupted or isinstance(error, Stopped)
         ended = datetime.now(UTC)
         records = [
-            self._result(landed[target])
-            if target in landed
-            else _failed(replace(record, ended=ended), failure, stopped)
+            self._record(self.ended[target])
+            if target in self.ended
+            else _failed(
+                replace(record, ended=ended, status="stopped" if stopped else "failed"), failure
+            )
             for target, record in (self.tables or {"": self.began}).items()
         ]
         with suppress(BronzeError):
             _append(self.settings, records)
 
-    def _result(self, result: TableResult) -> RunRecord:
-        begun = self.tables.get(result.target)
-        record = replace(begun or self.began, ended=datetime.now(UTC))
+    def _record(self, outcome: Outcome) -> RunRecord:
+        begun = self.tables.get(outcome.target)
         if begun is None:
-            record = replace(record, source_table=result.table, target_table=result.target)
+            begun = replace(self.began, source_table=outcome.table, target_table=outcome.target)
         record = replace(
-            record,
-            status=result.status,
-            as_of=result.as_of,
-            seconds=round(result.seconds, 3),
-            stages=json.dumps(dict(result.stages)),
-            rows_read=result.rows_read,
-            inserted=result.inserted,
-            updated=result.updated,
-            deleted=result.deleted,
-            rejected=result.rejected,
-            quarantined=result.quarantined,
-            anomalies=result.anomalies,
-            score=result.score,
-            files=result.files,
-            bytes=result.bytes,
+            begun,
+            ended=datetime.now(UTC),
+            status=outcome.status,
+            seconds=round(outcome.seconds, 3),
+            **outcome.figures,
         )
-        stopped = result.status == "stopped"
-        return _failed(record, result.error, stopped) if result.error else record
+        return _failed(record, outcome.error) if outcome.error else record
 
 
 def begin(settings: Settings, command: Command, cause: Cause) -> RunLog:
@@ -151,10 +164,9 @@ def _failure(error: BaseException) -> Failure:
     return Failure(type(error).__name__, "", "")
 
 
-def _failed(record: RunRecord, failure: Failure, stopped: bool) -> RunRecord:
+def _failed(record: RunRecord, failure: Failure) -> RunRecord:
     return replace(
         record,
-        status="stopped" if stopped else "failed",
         error_kind=failure.kind,
         error_message=failure.message,
         error_hint=failure.hint,
