@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, Stopped
 from bronze.execution import permits as shared_permits
+from bronze.execution.memory_shares import Share
 from bronze.execution.permits import Permits
 from bronze.governance import audit, run_log
 from bronze.governance.audit import Event
@@ -52,12 +53,14 @@ def run(
     cause: Cause | None = None,
     stop: Stop | None = None,
     permits: Permits | None = None,
+    share: Share | None = None,
 ) -> RunResult:
     """`bronze.ingest.pipeline.run`, with its records in ``governance.runs``; its tasks share
-    ``permits`` with those of others.
+    ``permits`` with those of others, and keep within its ``share`` of the memory.
     """
     from bronze.ingest import pipeline
 
+    settings = _within_share(settings, share)
     log = run_log.begin(settings, "run", cause or Cause())
     ended: dict[str, TableResult] = {}
 
@@ -114,10 +117,12 @@ def follow(
     stop: Stop | None,
     notify: stream.Notify,
     copied: pipeline.Notify,
+    share: Share | None = None,
 ) -> StreamResult:
-    """`bronze.cdc.stream.stream`."""
+    """`bronze.cdc.stream.stream`, within its ``share`` of the memory."""
     from bronze.cdc import stream
 
+    settings = _within_share(settings, share)
     started: list[Event] = []
 
     def record_start(event: StreamEvent) -> None:
@@ -173,9 +178,12 @@ def maintain(
     notify: maintenance.Notify,
     stop: Stop | None = None,
     permits: Permits | None = None,
+    share: Share | None = None,
 ) -> MaintainResult:
-    """`bronze.maintenance.maintain.maintain`; its tasks share ``permits`` with those of others."""
+    """`bronze.maintenance.maintain.maintain`; ``permits`` and ``share`` are as for a run."""
     from bronze.maintenance import maintain as maintenance
+
+    settings = _within_share(settings, share)
 
     def events(done: MaintainResult) -> list[Event]:
         failed = {t.target: t.error.kind for t in done.tables if t.error}
@@ -207,9 +215,12 @@ def verify(
     notify: pipeline.Notify,
     stop: Stop | None = None,
     permits: Permits | None = None,
+    share: Share | None = None,
 ) -> VerifyResult:
-    """`bronze.verify.verify.verify`; its tasks share ``permits`` with those of others."""
+    """`bronze.verify.verify.verify`; ``permits`` and ``share`` are as for a run."""
     from bronze.verify import verify as proof
+
+    settings = _within_share(settings, share)
 
     def events(done: VerifyResult) -> list[Event]:
         counts = ("missing", "extra", "different", "altered", "repaired")
@@ -279,6 +290,11 @@ def old_versions(settings: Settings, table: str) -> ErasureResult:
 
     work = lambda: delete_old_versions(settings, table)  # noqa: E731
     return _run_and_record(settings, "forget", [table], work, events)
+
+
+def _within_share(settings: Settings, share: Share | None) -> Settings:
+    """The config of a command that has a share of the process's memory, or all of it."""
+    return settings.with_memory(share.memory, share.parts) if share else settings
 
 
 def _run_and_record(
