@@ -18,6 +18,7 @@ from bronze.api import run_records
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, Stopped
 from bronze.execution import permits as shared_permits
+from bronze.execution.memory_shares import Share
 from bronze.execution.permits import Permits
 from bronze.governance import audit
 from bronze.governance.audit import Event
@@ -53,11 +54,14 @@ def run(
     cause: Cause | None = None,
     stop: Stop | None = None,
     permits: Permits | None = None,
+    share: Share | None = None,
 ) -> RunResult:
     """`bronze.ingest.pipeline.run`, with its records in ``governance.runs``; its tasks share
-    ``permits`` with those of others.
+    ``permits`` with those of others, and keep within its ``share`` of the memory.
     """
     from bronze.ingest import pipeline
+
+    settings = _within_share(settings, share)
 
     def events(done: RunResult) -> list[Event]:
         details = {
@@ -97,10 +101,12 @@ def follow(
     stop: Stop | None,
     notify: stream.Notify,
     copied: pipeline.Notify,
+    share: Share | None = None,
 ) -> StreamResult:
-    """`bronze.cdc.stream.stream`."""
+    """`bronze.cdc.stream.stream`, within its ``share`` of the memory."""
     from bronze.cdc import stream
 
+    settings = _within_share(settings, share)
     started: list[Event] = []
 
     def record_start(event: StreamEvent) -> None:
@@ -157,11 +163,14 @@ def maintain(
     cause: Cause | None = None,
     stop: Stop | None = None,
     permits: Permits | None = None,
+    share: Share | None = None,
 ) -> MaintainResult:
-    """`bronze.maintenance.maintain.maintain`, with its records in ``governance.runs``; its tasks
-    share ``permits`` with those of others.
+    """`bronze.maintenance.maintain.maintain`, with its records in ``governance.runs``; ``permits``
+    and ``share`` are as for a run.
     """
     from bronze.maintenance import maintain as maintenance
+
+    settings = _within_share(settings, share)
 
     def events(done: MaintainResult) -> list[Event]:
         failed = {t.target: t.error.kind for t in done.tables if t.error}
@@ -206,11 +215,14 @@ def verify(
     cause: Cause | None = None,
     stop: Stop | None = None,
     permits: Permits | None = None,
+    share: Share | None = None,
 ) -> VerifyResult:
-    """`bronze.verify.verify.verify`, with its records in ``governance.runs``; its tasks share
-    ``permits`` with those of others.
+    """`bronze.verify.verify.verify`, with its records in ``governance.runs``; ``permits`` and
+    ``share`` are as for a run.
     """
     from bronze.verify import verify as proof
+
+    settings = _within_share(settings, share)
 
     def events(done: VerifyResult) -> list[Event]:
         counts = ("missing", "extra", "different", "altered", "repaired")
@@ -282,6 +294,11 @@ def old_versions(settings: Settings, table: str) -> ErasureResult:
 
     work = lambda: delete_old_versions(settings, table)  # noqa: E731
     return _run_and_record(settings, "forget", [table], work, events)
+
+
+def _within_share(settings: Settings, share: Share | None) -> Settings:
+    """The config of a command that has a share of the process's memory, or all of it."""
+    return settings.with_memory(share.memory, share.parts) if share else settings
 
 
 def _run_and_record(
