@@ -111,7 +111,8 @@ class _Context:
         """The view of a table."""
         key, own = table.key, table.settings
         known = self.history.tables.get(key) if self.history else None
-        began = self.live.began if self.live else None
+        # Without its history a table is not known to be late.
+        began = self.live.began if self.live and self.history else None
         outlook = self.outlooks.of(self.settings, table, known, began)
         running = self._running(key, known, outlook.expected)
         times = self._times(table, outlook, running)

@@ -28,7 +28,7 @@ class Table:
     """A table of the source shop."""
 
     name: str
-    settings: TableSettings = TableSettings()
+    settings: TableSettings
     source: str = "shop"
 
     @property

@@ -14,11 +14,11 @@ _NOT_FRESH = ("never landed", "unknown", "failed", "quarantined")
 
 def with_sentence(view: View, zone: str) -> View:
     """The view with its sentence; times are in the zone."""
-    parts = [_tables(view, zone), _told(view, zone)]
-    sentence = "; ".join(part for part in parts if part)
-    about_service = _service(view)
-    text = f"{about_service}. {sentence}" if about_service else sentence
-    return replace(view, sentence=f"{text[:1].upper()}{text[1:]}.")
+    about_tables = "; ".join(part for part in (_tables(view, zone), _told(view, zone)) if part)
+    sentences = [
+        f"{text[:1].upper()}{text[1:]}." for text in (_service(view), about_tables) if text
+    ]
+    return replace(view, sentence=" ".join(sentences))
 
 
 def _service(view: View) -> str:
@@ -52,7 +52,7 @@ def _tables(view: View, zone: str) -> str:
         verb = "is" if len(soon) == 1 else "are"
         return (
             f"no table is late, but {_of(soon, view)} {verb} about to be:"
-            f" {soon[0].table} {soon[0].why}"
+            f" {_name(soon[0], view)} {soon[0].why}"
         )
     total = len(view.tables)
     return "the one table is fresh" if total == 1 else f"all {total:,} tables are fresh"
@@ -65,7 +65,7 @@ def _late(view: View, late: list[TableView], zone: str) -> str:
     verb = "is" if len(late) == 1 else "are"
     because = f", because {first.why}" if first.why else ""
     since = moment(begin, view.now, zone)
-    return f"{_of(late, view)} {verb} late; {first.table} since {since}{because}"
+    return f"{_of(late, view)} {verb} late; {_name(first, view)} since {since}{because}"
 
 
 def _troubled(view: View, troubled: list[TableView]) -> str:
@@ -80,9 +80,16 @@ def _troubled(view: View, troubled: list[TableView]) -> str:
         if number:
             parts.append(phrase.format(f"{number:,}"))
     worst = min(troubled, key=lambda table: (_rank(table), table.key))
-    because = f"; {worst.table}: {worst.why}" if worst.why else ""
+    because = f"; {_name(worst, view)}: {worst.why}" if worst.why else ""
     total = count(len(view.tables), "table")
     return f"no table is late, but of {total} {', '.join(parts)}{because}"
+
+
+def _name(table: TableView, view: View) -> str:
+    """The name of a table without its schema, where no other table has it."""
+    short = table.table.rpartition(".")[2]
+    same = sum(other.table.rpartition(".")[2] == short for other in view.tables)
+    return short if same == 1 else f"{table.source}.{table.table}"
 
 
 def _rank(table: TableView) -> int:
