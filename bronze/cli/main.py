@@ -12,9 +12,8 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli import service
+from bronze.cli import operate, service
 from bronze.cli.failures import exit_codes, stop_on_signals
-from bronze.cli.operate import alerts_app
 
 app = typer.Typer(
     name="bronze",
@@ -222,8 +221,10 @@ def forget(
         raise typer.Exit(done.exit_code)
 
 
-app.add_typer(alerts_app, name="alerts")
 service.add_to(app)
+app.add_typer(operate.alerts_app, name="alerts")
+app.command()(operate.doctor)
+app.command()(operate.runbook)
 
 _keys = typer.Typer(
     help="The keys that protect personal data.",

@@ -1,4 +1,4 @@
-"""The commands about the service: alerts."""
+"""The commands about the service: alerts, doctor, runbook."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import typer
 from bronze.cli.failures import exit_codes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bronze.operate.alerts.requests import AlertReport
     from bronze.operate.alerts.trial import Trial
+    from bronze.operate.runbook import Contents
 
 Config = Annotated[
     Path,
@@ -21,6 +24,46 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 _DEFAULT = Path("bronze.toml")
+
+
+def doctor(
+    checks: Annotated[
+        list[str] | None,
+        typer.Argument(help="Checks: source, lake, channels, …, or a line of it; all if none."),
+    ] = None,
+    config: Config = _DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Find out what is wrong with config, source, lake and machine, within seconds."""
+    from bronze.cli import output, reports
+    from bronze.operate.doctor.diagnosis import diagnose
+
+    with exit_codes(as_json):
+        report = diagnose(config, checks or ())
+        output.print_result(report) if as_json else reports.diagnosis(report)
+        raise typer.Exit(report.exit_code)
+
+
+def runbook(
+    name: Annotated[
+        str, typer.Argument(help="A scenario or a kind of alert; the list of them if none.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what to do about an alert, step by step."""
+    from bronze.cli.output import print_json, print_markdown
+    from bronze.operate import runbook as books
+
+    with exit_codes(as_json):
+        if as_json:
+            print_json(
+                {"text": books.text(name)} if name else [asdict(b) for b in books.contents()]
+            )
+        elif name:
+            print_markdown(books.text(name))
+        else:
+            _print_contents(books.contents())
+
 
 alerts_app = typer.Typer(
     help="What is wrong, who was told, and who sees to it.",
@@ -127,6 +170,16 @@ def end_of(text: str) -> datetime:
         raise ConfigError(
             f"{text!r} is not a time.", hint='It looks like "2h", "30m", or "2026-05-01T08:00".'
         ) from None
+
+
+def _print_contents(contents: Sequence[Contents]) -> None:
+    from bronze.cli.output import print_line
+
+    for book in contents:
+        print_line(f"{book.scenario}: somebody answers within {book.respond}", "bold")
+        for kind in book.kinds:
+            print_line(f"  {kind}")
+    print_line("\n`bronze runbook NAME` has the steps of a scenario, or of a kind of alert.")
 
 
 def _print_alerts(reports: list[AlertReport]) -> None:

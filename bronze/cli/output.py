@@ -41,6 +41,21 @@ def _line(console: Console, text: str, style: str | None) -> None:
     console.print(visible(line), style=style, markup=False, soft_wrap=True)
 
 
+def print_markdown(text: str) -> None:
+    """Prints Markdown: rendered on a terminal, as it is elsewhere."""
+    if not _out.is_terminal:
+        print(text)
+        return
+    from rich.markdown import Markdown
+
+    _out.print(Markdown(text))
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal."""
+    return _out.is_terminal
+
+
 def print_json(value: Any) -> None:
     """Prints a value on stdout as one JSON document."""
     text = json.dumps(_finite(value), ensure_ascii=False, default=_text, allow_nan=False)
@@ -97,11 +112,15 @@ def print_figures(
         print_line("  ".join(cells).rstrip(), style=None if number else "bold")
 
 
-def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], padding: int = 1) -> None:
-    """Prints a table of texts; long ones are wrapped. ``padding`` is around each cell."""
+def print_table(
+    names: Sequence[str], rows: Iterable[Sequence[str | Text]], padding: int = 1
+) -> None:
+    """Prints a table of texts; long ones are wrapped. ``padding`` is around each cell. A cell that
+    is a `Text` has styles, and is visible already.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, padding))
     for name in names:
         table.add_column(Text(visible(name)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(visible(cell)) for cell in row))
     _out.print(table)

@@ -1,4 +1,4 @@
-"""What commands that only read print: check, quality, audit, keys and reveal."""
+"""What commands that only read print: check, quality, audit, keys, reveal and doctor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from bronze.cli.output import (
+    is_terminal,
     print_error,
     print_figures,
     print_json,
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
     from bronze.api.check import CheckReport, TableReport
     from bronze.governance.audit_proof import AuditReport
+    from bronze.operate.doctor.diagnosis import Diagnosis
+    from bronze.operate.doctor.examination import Finding
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport, TableQuality
 
@@ -195,6 +200,33 @@ def _short_details(details: str) -> str:
         for name, value in values.items()
         if value or name == "position"
     )
+
+
+_STATES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown": "dim"}
+
+
+def diagnosis(report: Diagnosis) -> None:
+    """Prints what the doctor found out: a table on a terminal, elsewhere a line for each finding,
+    with its hint below it.
+    """
+    if is_terminal():
+        print_table(("check", "state", ""), map(_finding_row, report.findings))
+    else:
+        width = max(len(finding.check) for finding in report.findings)
+        for finding in report.findings:
+            print_line(f"{finding.check:{width}}  {finding.state:7}  {finding.message}")
+            if finding.hint:
+                print_line(f"{'':{width + 11}}{finding.hint}")
+    states: Counter[str] = Counter(finding.state for finding in report.findings)
+    counts = [f"{states[state]} {state}" for state in _STATES if states[state]]
+    print_line(f"\n{', '.join(counts)}")
+
+
+def _finding_row(finding: Finding) -> tuple[str | Text, ...]:
+    text = Text(visible(finding.message))
+    if finding.hint:
+        text.append(f"\n{visible(finding.hint)}", "dim")
+    return finding.check, Text(finding.state, _STATES[finding.state]), text
 
 
 def keys(reports: Sequence[KeyReport], as_json: bool) -> None:

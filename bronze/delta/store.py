@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import obstore
 import pyarrow as pa
-from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError
 from obstore.store import LocalStore, from_url
 
 from bronze import secrets
@@ -204,6 +204,31 @@ def prove_writable(place: Place) -> None:
     path = f"_bronze_{uuid4().hex}"
     put(place, path, b"")
     delete(place, [path])
+
+
+def prove_exclusive(place: Place) -> None:
+    """Checks that the lake can be written, and that of two writers of one object the second one is
+    refused, on which commits rely; by writing and deleting an object.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    path, opened = f"_bronze_{uuid4().hex}", open_store(place)
+    try:
+        obstore.put(opened, path, b"", mode="create")
+        try:
+            obstore.put(opened, path, b"again", mode="create")
+        except AlreadyExistsError:
+            return
+        finally:
+            delete(place, [path])
+    except (BaseError, OSError) as error:
+        raise store_error(place, "written", error) from None
+    raise LakeError(
+        f"The lake at {place.url} lets a second writer replace an object that was to be new: two"
+        " commits could overwrite each other.",
+        hint="Use an object store with conditional writes (put-if-absent).",
+    )
 
 
 def delete(place: Place, paths: list[str]) -> None:

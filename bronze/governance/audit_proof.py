@@ -23,8 +23,10 @@ from bronze.governance.audit import AUDIT, CHAIN_FACT, CONFIG, CUT_OFF
 from bronze.governance.audit_witnesses import Testimony
 from bronze.governance.tables import audit_log
 from bronze.governance.tables.audit_log import AuditRecord, Head
+from bronze.model.files import StoredFile
 from bronze.model.results import Shown
 
+_START = Head()
 _AGO = re.compile(r"([0-9]+)\s*([smhd])", re.IGNORECASE)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -110,6 +112,54 @@ def report(
     return _verify_chain(settings, selected, records, testimony, problems)
 
 
+@dataclass(frozen=True)
+class QuickProof:
+    """A proof of the ``checked`` newest records, up to number ``last``."""
+
+    last: int
+    checked: int
+    problems: tuple[str, ...]
+
+
+_QUICK = 20_000
+"""The most records that are read to prove the newest ones."""
+
+
+def prove_newest(settings: Settings) -> QuickProof | None:
+    """Proves the end of the log: its properties, the chain of the newest records, their seal. Other
+    tables are not read. None if there is no log.
+
+    Raises:
+        ConfigError: a key that the config names does not exist.
+        LakeError, LakeUnreachable: the log cannot be read.
+    """
+    state = log.read(audit_state.place(settings))
+    if state is None:
+        return None
+    files, before = state.files, Head()
+    whole = sum(file.rows for file in files) <= _QUICK
+    if not whole:
+        files = tuple(sorted(files, key=_last_sequence)[-1:])
+    records, unreadable = audit_state.records_of(state, files)
+    if records and not whole:
+        records = records[_first_of_end(records) :]
+        before = Head(records[0].sequence - 1, records[0].previous_hash)
+    last = records[-1].sequence if records else 0
+    problems = [*unreadable, *_chain_problems(settings, state, records, before)]
+    return QuickProof(last, len(records), tuple(problems))
+
+
+def _last_sequence(file: StoredFile) -> int:
+    return int(dict(file.high).get("sequence") or 0)
+
+
+def _first_of_end(records: Sequence[AuditRecord]) -> int:
+    """The index of the first of those records that follow each other up to the last one."""
+    starts = range(len(records) - 1, 0, -1)
+    gaps = (i for i in starts if records[i].sequence > records[i - 1].sequence + 1)
+    return next(gaps, 0)
+
+
 def _is_selected(record: AuditRecord, since: datetime | None, action: str, table: str) -> bool:
     return (
         (since is None or record.recorded_timestamp >= since)
@@ -171,9 +221,11 @@ def _problems(
 
 
 def _chain_problems(
-    settings: Settings, state: State, records: Sequence[AuditRecord]
+    settings: Settings, state: State, records: Sequence[AuditRecord], before: Head = _START
 ) -> Iterator[str]:
-    """What is wrong with the properties of the log's table, and with the chain of hashes."""
+    """What is wrong with the properties of the log's table, and with the chain of hashes, whose
+    records come after ``before``.
+    """
     head = None
     try:
         head = audit_state.head(state)
@@ -189,7 +241,7 @@ def _chain_problems(
         yield error.message.rstrip(".")
     end = head or audit_state.end_of(records)
     sealed = settings.audit.key is not None
-    yield from audit_log.faults(records, end, _keys(settings), sealed)
+    yield from audit_log.faults(records, end, _keys(settings), sealed, before)
 
 
 def _commit_problems(

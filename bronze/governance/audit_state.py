@@ -16,6 +16,7 @@ from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError
 from bronze.governance.tables import audit_log
 from bronze.governance.tables.audit_log import AuditRecord, Head
+from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 
 HEAD, CONFIGS, LOG_ID = "bronze.audit.head", "bronze.audit.configs", "bronze.audit.log"
@@ -72,11 +73,13 @@ def configs(state: State | None) -> dict[str, str]:
     return _property(state, CONFIGS, {}, _parsed_configs)
 
 
-def records_of(state: State) -> tuple[list[AuditRecord], list[str]]:
-    """All records by their numbers, and which files cannot be read."""
+def records_of(
+    state: State, some: Sequence[StoredFile] | None = None
+) -> tuple[list[AuditRecord], list[str]]:
+    """All records, or those of ``some`` files, by number, and which files cannot be read."""
     frames: list[pl.DataFrame] = []
     unreadable = []
-    for file in state.files:
+    for file in state.files if some is None else some:
         try:
             parquet = files.open_parquet(state.place, file)
             rows = [pl.DataFrame(part) for _, part in files.parts(parquet, audit_log.COLUMNS)]

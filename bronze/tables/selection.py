@@ -308,6 +308,17 @@ def unreadable_error(target: Target) -> TableRefused:
     )
 
 
+def secured_error(target: Target) -> TableRefused:
+    """The error for a table some rows of which row-level security hides from the role."""
+    return TableRefused(
+        f"Table {target.label} cannot be read whole: row-level security hides rows from the role.",
+        hint='Give the role BYPASSRLS, or set row_security = "apply" to load the rows that it may'
+        " see.",
+        table=target.label,
+        sqlstate="42501",
+    )
+
+
 def _keyless(target: Target, column: str) -> TableRefused:
     own = target.settings
     if column in own.protect and own.protect[column].is_dropped:

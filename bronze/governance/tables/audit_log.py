@@ -115,19 +115,26 @@ def key_id(key: bytes) -> str:
     return hmac.new(key, b"bronze audit key", "sha256").hexdigest()[:_ID_DIGITS]
 
 
+_START = Head()
+
+
 def faults(
-    records: Sequence[AuditRecord], head: Head, keys: Mapping[str, bytes], sealed: bool
+    records: Sequence[AuditRecord],
+    head: Head,
+    keys: Mapping[str, bytes],
+    sealed: bool,
+    before: Head = _START,
 ) -> Iterator[str]:
     """What is wrong with a chain, in words.
 
     Args:
-        records: all records, by number.
+        records: all records after ``before``, by number.
         head: the end of the chain in the Delta log.
         keys: the known keys, by `key_id`.
         sealed: whether the config has a key, so that records must be sealed from the first sealed
             one on.
+        before: the record before the first one; by default that is the beginning.
     """
-    before = Head()
     for record in records:
         if record.sequence == before.sequence:
             yield f"record {record.sequence} is there twice"

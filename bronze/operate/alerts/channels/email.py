@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import smtplib
 import ssl
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import format_datetime
@@ -34,28 +35,61 @@ def send(notice: Notice, mailbox: Mailbox, password: str | None, timeout: float)
     Raises:
         ChannelError: it was not accepted, or not for all of the recipients.
     """
-    host, message, ready = mailbox.host, mail(notice, mailbox), False
-    server = None
-    try:
-        server = _connection(mailbox, timeout)
-        if mailbox.tls == "starttls":
-            server.starttls(context=ssl.create_default_context())
+    message = mail(notice, mailbox)
+    with _session(mailbox, timeout) as session:
+        server = session.server
         if mailbox.user:
             server.login(mailbox.user, password or "")
-        ready = True
+        session.ready = True
         refused = server.send_message(message)
         # The mail is accepted: whatever happens to the connection now must not send it again.
         with suppress(OSError, smtplib.SMTPException):
             server.quit()
+    if refused:
+        raise ChannelError(f"{mailbox.host} refused {', '.join(refused)}", retry=False)
+    return "250 accepted"
+
+
+def reach(mailbox: Mailbox, timeout: float) -> str:
+    """Connects to the server, over verified TLS as the config says, and sends nothing.
+
+    Returns:
+        The host and port.
+
+    Raises:
+        ChannelError: it cannot be reached, or not over such TLS.
+    """
+    with _session(mailbox, timeout) as session:
+        session.server.ehlo_or_helo_if_needed()
+    return f"{mailbox.host}:{mailbox.port}"
+
+
+@dataclass
+class _Session:
+    """A connection; ``ready`` says that a mail may be on its way."""
+
+    server: smtplib.SMTP
+    ready: bool = False
+
+
+@contextmanager
+def _session(mailbox: Mailbox, timeout: float) -> Iterator[_Session]:
+    """A connection over TLS as the config says; its errors are those of a channel."""
+    host, session = mailbox.host, None
+    try:
+        session = _Session(_connection(mailbox, timeout))
+        if mailbox.tls == "starttls":
+            session.server.starttls(context=ssl.create_default_context())
+        yield session
     except smtplib.SMTPException as error:
-        raise _refusal(mailbox, error, uncertain=ready) from None
+        raise _refusal(mailbox, error, uncertain=_is_ready(session)) from None
     except ssl.SSLError as error:
         why = getattr(error, "verify_message", "") or error.reason or "no TLS"
         raise ChannelError(f"{host} has no TLS that can be trusted: {why}", retry=True) from None
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
         raise ChannelError(
-            f"{host} cannot be reached: {why}", retry=True, uncertain=ready
+            f"{host} cannot be reached: {why}", retry=True, uncertain=_is_ready(session)
         ) from None
     except ValueError:
         # The message of the error has the password.
@@ -64,11 +98,12 @@ def send(notice: Notice, mailbox: Mailbox, password: str | None, timeout: float)
             retry=False,
         ) from None
     finally:
-        if server is not None:
-            server.close()
-    if refused:
-        raise ChannelError(f"{host} refused {', '.join(refused)}", retry=False)
-    return "250 accepted"
+        if session is not None:
+            session.server.close()
+
+
+def _is_ready(session: _Session | None) -> bool:
+    return session is not None and session.ready
 
 
 def _refusal(mailbox: Mailbox, error: smtplib.SMTPException, *, uncertain: bool) -> ChannelError:

@@ -73,6 +73,31 @@ def post(url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> A
     )
 
 
+def reach(url: str, timeout: float) -> str:
+    """Connects to an address, over verified TLS if it is one of HTTPS, and asks for nothing.
+
+    Returns:
+        The host and port.
+
+    Raises:
+        ChannelError: it cannot be reached.
+    """
+    connection, _ = _connection(url, timeout)
+    try:
+        connection.connect()
+    except ssl.SSLCertVerificationError as error:
+        why = error.verify_message
+        raise ChannelError(
+            f"{connection.host} has no TLS that can be trusted: {why}", retry=True
+        ) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise ChannelError(f"{connection.host} cannot be reached: {why}", retry=True) from None
+    finally:
+        connection.close()
+    return f"{connection.host}:{connection.port}"
+
+
 def _connection(url: str, timeout: float) -> tuple[http.client.HTTPConnection, str]:
     """A connection that is not opened yet, and what to ask it for."""
     parts = _split(url)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
@@ -17,7 +18,7 @@ from bronze.config.alerts import (
 from bronze.config.fields import SecretName
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
-from bronze.operate.alerts.channels import email, pagerduty, slack, webhook
+from bronze.operate.alerts.channels import email, http, pagerduty, slack, webhook
 from bronze.operate.alerts.channels.email import Mailbox
 from bronze.operate.alerts.channels.failure import ChannelError
 from bronze.operate.alerts.notices import Notice
@@ -34,20 +35,60 @@ def sender(settings: Settings, channel: Channel) -> Send:
     """
 
     def send(notice: Notice, timeout: float) -> str:
-        known: list[str] = []
-
-        def resolve(name: SecretName) -> str:
-            known.append(secrets.resolve(settings.secret(name)))
-            return known[-1]
-
-        try:
+        with _secrets_hidden(settings) as resolve:
             return _send(channel, notice, resolve, timeout)
-        except ConfigError as error:
-            raise ChannelError(error.message, retry=True) from None
-        except ChannelError as error:
-            raise error.without([part for secret in known for part in _parts(secret)]) from None
 
     return send
+
+
+def reach(settings: Settings, channel: Channel, timeout: float) -> str:
+    """Resolves the secrets of a channel and connects to its server, without sending anything.
+
+    Args:
+        settings: the config.
+        channel: one of its channels.
+        timeout: the seconds for each read.
+
+    Returns:
+        The host and port that were reached.
+
+    Raises:
+        ChannelError: a message could not be sent now.
+    """
+    with _secrets_hidden(settings) as resolve:
+        for name in _secret_names(channel):
+            resolve(name)
+        match channel:
+            case EmailChannel():
+                return email.reach(_mailbox(channel), timeout)
+            case SlackChannel(webhook=SecretName() as address):
+                return http.reach(resolve(address), timeout)
+            case WebhookChannel(url=SecretName() as address):
+                return http.reach(resolve(address), timeout)
+            case _:
+                return http.reach(str(channel.url), timeout)
+
+
+def _secret_names(channel: Channel) -> list[SecretName]:
+    values = (getattr(channel, name) for name in type(channel).model_fields)
+    return [value for value in values if isinstance(value, SecretName)]
+
+
+@contextmanager
+def _secrets_hidden(settings: Settings) -> Iterator[Callable[[SecretName], str]]:
+    """A function that resolves secrets; errors of the block are those of a channel without them."""
+    known: list[str] = []
+
+    def resolve(name: SecretName) -> str:
+        known.append(secrets.resolve(settings.secret(name)))
+        return known[-1]
+
+    try:
+        yield resolve
+    except ConfigError as error:
+        raise ChannelError(error.message, retry=True) from None
+    except ChannelError as error:
+        raise error.without([part for secret in known for part in _parts(secret)]) from None
 
 
 def _parts(secret: str) -> list[str]:

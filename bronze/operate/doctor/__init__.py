@@ -1,0 +1,1 @@
+"""The doctor: checks of the config, both ends and the machine that change nothing."""
