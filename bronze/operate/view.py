@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Literal, Protocol
 
 from bronze.config.tables import TableSettings
@@ -226,6 +226,22 @@ class SourceView:
     error_kind: str = ""
     since: datetime | None = None
     breaker: Breaker | None = None
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day of one table: how many ``runs`` ended and how many of them ``failed``, the ``seconds``
+    of the longest, the ``rows`` that landed, the lowest ``score`` of those that read rows, and for
+    how many seconds it was ``late``.
+    """
+
+    day: date
+    runs: int = 0
+    failed: int = 0
+    seconds: float | None = None
+    rows: int = 0
+    score: float | None = None
+    late: float = 0.0
 
 
 @dataclass(frozen=True)
