@@ -301,6 +301,19 @@ class Settings(Section):
         copy._whole, copy._parts = self.whole, parts
         return copy
 
+    def for_work(self, source: str = "", workers: int = 0) -> Settings:
+        """The config for a work on one source alone, or with another number of workers."""
+        update: dict[str, object] = {}
+        if source and len(self.source) > 1:
+            update["source"] = {source: self.source[source]}
+        if workers and workers != self.run.workers:
+            update["run"] = self.run.model_copy(update={"workers": workers})
+        if not update:
+            return self
+        copy = self.model_copy(update=update)
+        copy._whole = self.whole
+        return copy
+
     @property
     def whole(self) -> Settings:
         """The config as it was read, where this one is for a work with a share of its memory."""

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from bronze.config.settings import Settings
-from bronze.governance.tables.runs import RunRecord
+from bronze.governance.tables.runs import Command, RunRecord
 from bronze.operate.alerts.alerting import Advisors
 from bronze.operate.alerts.delivery import TERMS
+from bronze.operate.history import History
 from bronze.operate.service.service import Service
 from bronze.operate.service.timing import Clock
-from bronze.operate.tables import past
 
-PATIENCE = 30.0
+PATIENCE = 12.0
 
 
 @dataclass
@@ -56,10 +56,12 @@ class Serving:
         self.service._outside.controls.kick()
         self.service._looked_at_config = -1e9
 
-    def runs(self, command: str = "run") -> list[RunRecord]:
+    def runs(self, command: Command = "run") -> list[RunRecord]:
         """The runs of tables that the lake has records of, the earliest first."""
-        known = [record for records in past.all_runs(self.settings).values() for record in records]
-        return sorted((r for r in known if r.command == command), key=lambda r: r.began)
+        history = History(self.settings)
+        history.refresh()
+        known = [record for records in history.all_runs(command).values() for record in records]
+        return sorted(known, key=lambda record: record.began)
 
     def landed(self, table: str) -> list[RunRecord]:
         """The runs of a table that have landed or found nothing new."""

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from bronze.config.serve import BreakerSettings
 from bronze.config.settings import Settings
+from bronze.execution.memory_shares import MemoryShares
 from bronze.execution.permits import Permits
 from bronze.governance import actor
 from bronze.governance.tables.controls import ControlRecord
@@ -41,6 +42,16 @@ class Trouble:
     text: str
 
 
+def streaming_sources(settings: Settings) -> set[str]:
+    """The sources that may have streamed tables, by the config."""
+    found: set[str] = set()
+    for key, table in settings.tables.items():
+        if table.pattern == "streaming":
+            named = {name for name in settings.source if key.startswith(f"{name}.")}
+            found |= named or set(settings.source)
+    return found
+
+
 @dataclass(eq=False)
 class Board:
     """What is known. Whoever reads or changes it has the lock of ``changed``, and notifies it.
@@ -60,6 +71,7 @@ class Board:
         default_factory=lambda: threading.Condition(threading.RLock())
     )
     permits: Permits = field(default_factory=lambda: Permits(1))
+    shares: MemoryShares = field(init=False)
     guards: Guards = field(default_factory=lambda: Guards(BreakerSettings()))
     tables: dict[str, tuple[ServedTable, ...] | None] = field(default_factory=dict)
     source_errors: dict[str, Failure] = field(default_factory=dict)
@@ -78,6 +90,20 @@ class Board:
     outcomes: list[Failure | None] = field(default_factory=list)
     is_dirty: bool = True
     is_stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.divide_memory()
+
+    def divide_memory(self) -> None:
+        """Divides the memory among streams and works, as the config has it now.
+
+        Raises:
+            ConfigError: it is too small.
+        """
+        serve = self.settings.serve
+        chores = bool(serve.schedule.maintain) + bool(serve.schedule.verify)
+        streams = len(streaming_sources(self.settings))
+        self.shares = MemoryShares(self.settings.run.memory, streams, serve.runs + chores)
 
     def touch(self) -> None:
         """Has the loop look again; under the lock."""

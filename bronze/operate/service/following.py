@@ -71,7 +71,9 @@ class Following:
             return
         plan.was_begun, plan.dropped = True, frozenset()
         plan.began_at = board.clock.monotonic()
-        begun = streams.begin(board.settings, source, tables, followed, board.now, board.once)
+        begun = streams.begin(
+            board.settings, source, tables, followed, board.now, board.shares.stream, board.once
+        )
         if stream:
             # What was known stays so until the new one knows more.
             old = stream.facts

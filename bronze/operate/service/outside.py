@@ -6,7 +6,6 @@ it is asked every few seconds until its breaker opens, and then after each rest.
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -14,17 +13,13 @@ from functools import partial
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError
-from bronze.governance import actor
-from bronze.governance.tables.controls import ControlRecord
-from bronze.governance.tables.runs import RunRecord
 from bronze.model.results import Failure
 from bronze.operate import beat, controls
 from bronze.operate.breaker import Outcome
-from bronze.operate.service.board import Board, Trouble
+from bronze.operate.service.board import Board
 from bronze.operate.service.timing import Routine
-from bronze.operate.tables import catalog, past, probes, requests, states
+from bronze.operate.tables import catalog, probes, requests
 from bronze.operate.tables.guards import LAKE, source_subject, table_subject
-from bronze.operate.view import Live
 
 _LISTED_EVERY = 30.0
 _AGAIN = 5.0
@@ -42,22 +37,19 @@ class Outside:
         """Routines for a board; `start` begins them."""
         self._board = board
         self._version: int | None = -1
-        self._other: Live | None = None
         self.lake = Routine("lake", self._look_at_lake)
         self.controls = Routine("controls", self._read_controls)
-        self.past = Routine("records", self._read_past)
         self.sources: dict[str, Routine] = {}
 
     @property
     def routines(self) -> list[Routine]:
         """All that run."""
-        return [self.lake, self.controls, self.past, *self.sources.values()]
+        return [self.lake, self.controls, *self.sources.values()]
 
     def start(self) -> None:
         """Begins to look."""
         self.lake.start()
         self.controls.start()
-        self.past.start()
         self.follow_sources(self._board.settings)
 
     def follow_sources(self, settings: Settings) -> None:
@@ -146,7 +138,6 @@ class Outside:
                 LOG.error("lake cannot be written", error=message)
             elif board.lake_error and not message:
                 LOG.info("lake is back")
-                self._version = -1
             board.lake_error = message
             board.lake_seen = board.lake_seen or failure is None
             board.guards.end(LAKE, Outcome(began, board.now, failure is not None))
@@ -190,98 +181,6 @@ class Outside:
                 state.retry_at = board.now
                 LOG.info("breaker is closed by request", table=key)
 
-    # What ran before
-
-    def _read_past(self) -> float | None:
-        """Reads once what ran before, again and again until that succeeds."""
-        board = self._board
-        if not board.lake_seen:
-            # A lake that does not exist yet is made by the first look at it.
-            return _AGAIN if board.lake_error else _SOON
-        try:
-            is_alone = self._is_alone()
-            if is_alone is None:
-                return _OTHER_LOOKS
-            known = past.all_runs(board.settings)
-            if not is_alone:
-                # What has only begun may be the other's, and go on.
-                known = {k: [r for r in runs if r.status != "began"] for k, runs in known.items()}
-            records = controls.read(board.settings)
-        except BronzeError as error:
-            if not board.lake_error:
-                LOG.warning("records of runs cannot be read", error=error.message)
-            with board.changed:
-                board.unread = f"what ran before cannot be read from the lake: {error.message}"
-                board.touch()
-            return _AGAIN
-        with board.changed:
-            self._begin_after(known, records)
-            board.unread = ""
-            board.touch()
-        self.lake.kick()
-        return None
-
-    def _begin_after(self, known: past.Runs, records: list[ControlRecord]) -> None:
-        """Has the tables go on after their last runs."""
-        board, now = self._board, self._board.now
-        board.controls = records
-        for name in board.settings.source:
-            if board.tables.get(name) is None and name in board.source_errors:
-                flat = [record for runs in known.values() for record in runs]
-                tables = catalog.recorded(board.settings, flat)
-                board.tables[name] = tuple(table for table in tables if table.source == name)
-        resets: dict[str, object] = {
-            key: asked.reset
-            for key, asked in board.requests(board.all_tables()).items()
-            if asked.reset
-        }
-        since = {
-            key: [r for r in runs if key not in resets or r.began > resets[key]]  # type: ignore[operator]
-            for key, runs in known.items()
-            if key
-        }
-        board.guards.rebuild(since, now)
-        first = min((r.began for runs in known.values() for r in runs), default=None)
-        for key, runs in since.items():
-            board.states[key] = states.state_of(runs, now)
-        chores = chores_of(known)
-        for name in (MAINTAIN, *map(verify_name, board.settings.source)):
-            board.states[name] = states.chore_state(chores.get(name, ()), first, now)
-
-    def _is_alone(self) -> bool | None:
-        """Whether no other service has this lake; None while that is not known.
-
-        What the last service wrote is read. If it has not ended, but does not write any more, its
-        process has died.
-        """
-        board, now = self._board, self._board.now
-        last = beat.read(board.settings)
-        if last is None or last.is_stopping or last.service == board.service:
-            return True
-        if _is_alive_here(last) and now - last.at < 2 * beat.ALIVE:
-            self._warn_of(last)
-            return False
-        if last.host != actor.host() and now - last.at < beat.ALIVE:
-            if self._other and self._other.service == last.service and self._other.at != last.at:
-                self._warn_of(last)
-                return False
-            self._other = self._other or last
-            return None
-        text = f"The service on {last.host} ended without a stop at about {last.at:%H:%M:%S} UTC"
-        in_flight = ", ".join(sorted(last.running))
-        text += f", while these tables ran: {in_flight}." if in_flight else "."
-        LOG.error("process crashed", host=last.host, at=last.at.isoformat(), tables=in_flight)
-        with board.changed:
-            board.troubles["process_crashed"] = Trouble(last.at, now + _TOLD_FOR, text)
-        return True
-
-    def _warn_of(self, other: Live) -> None:
-        LOG.warning(
-            "another service works for this lake: each table may be read twice",
-            host=other.host,
-            pid=other.pid,
-        )
-
 
 MAINTAIN = "maintain"
 
@@ -289,29 +188,3 @@ MAINTAIN = "maintain"
 def verify_name(source: str) -> str:
     """The name of the verification of a source."""
     return f"verify {source}"
-
-
-def chores_of(known: past.Runs) -> dict[str, list[RunRecord]]:
-    """The records of verifications and maintenance that the service has begun, by name."""
-    found: dict[str, list[RunRecord]] = {}
-    for runs in known.values():
-        for record in runs:
-            if record.scheduled is None or record.command == "run":
-                continue
-            is_verify = record.command == "verify"
-            name = verify_name(record.source_system) if is_verify else MAINTAIN
-            found.setdefault(name, []).append(record)
-    return found
-
-
-def _is_alive_here(other: Live) -> bool:
-    """Whether the process of another service lives on this machine."""
-    if other.host != actor.host() or other.pid == os.getpid():
-        return False
-    try:
-        os.kill(other.pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

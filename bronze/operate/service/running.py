@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from bronze.api.progress import LOG
-from bronze.config.settings import Settings
 from bronze.governance.run_log import Cause
 from bronze.governance.tables.runs import Command
 from bronze.model.results import Failure
@@ -114,9 +113,11 @@ class Running:
         board = self._board
         runs = sum(work.command == "run" for work in board.works)
         free = max(0, board.settings.serve.runs - runs)
+        room = board.shares.room
+        full = _FULL if free <= room else board.shares.why_full() or _FULL
         streams = [(stream.facts, stream.tables) for stream in board.streams.values()]
         why = resources.pressure(board.resources, streams, board.now)
-        return Capacity(0 if board.is_stopping else free, _FULL, why)
+        return Capacity(0 if board.is_stopping else min(free, room), full, why)
 
     def _begin(self, start: Start, tables: Sequence[ServedTable], now: datetime) -> None:
         board = self._board
@@ -151,7 +152,8 @@ class Running:
         due = board.clock.monotonic() + self._timeout
         work = Work(command, source, tuple(tables), cause, now, due)
         board.works.append(work)
-        work.begin(_work_settings(board.settings), board.permits, self._blame, self._end)
+        settings = board.settings.for_work(workers=windows.most_workers(board.settings))
+        work.begin(settings, board.permits, board.shares, self._blame, self._end)
 
     def _blame(self, source: str, failure: Failure) -> Blame:
         board = self._board
@@ -240,7 +242,7 @@ class Running:
         decision = scheduler.decide(
             self._chore_clocks(),
             board.now,
-            Capacity(0 if board.is_stopping else 2, "another verification runs"),
+            Capacity(0 if board.is_stopping else min(2, board.shares.room), "others run"),
             self._times,
         )
         busy = {work.command for work in board.works}
@@ -288,11 +290,3 @@ class Running:
         if error:
             LOG.error(f"{work.command} has failed", source=work.source, error=error.message)
         board.states[name] = replace(board.state(name), running=False, failure=error)
-
-
-def _work_settings(settings: Settings) -> Settings:
-    """The config with as many workers as any window may have; permits bound those that work."""
-    most = windows.most_workers(settings)
-    if most == settings.run.workers:
-        return settings
-    return settings.model_copy(update={"run": settings.run.model_copy(update={"workers": most})})

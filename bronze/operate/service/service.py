@@ -14,17 +14,19 @@ from datetime import datetime, timedelta
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
+from bronze.execution import memory_shares
 from bronze.model.results import exit_code
 from bronze.operate.alerts.alerting import Advisors
 from bronze.operate.alerts.delivery import TERMS, Terms
 from bronze.operate.service import reload, windows
 from bronze.operate.service.alarms import Alarms
-from bronze.operate.service.board import Board, Trouble
+from bronze.operate.service.board import Board, Trouble, streaming_sources
 from bronze.operate.service.following import Following
 from bronze.operate.service.outside import Outside
 from bronze.operate.service.reload import ConfigFile
 from bronze.operate.service.resources import Meter
 from bronze.operate.service.running import Running
+from bronze.operate.service.seeing import Seeing
 from bronze.operate.service.timing import Clock, JumpWatch
 from bronze.operate.tables.guards import Guards
 from bronze.postgres.connection import allowance
@@ -70,14 +72,15 @@ def serve(
 
 
 def check(settings: Settings) -> None:
-    """Checks that each source allows a run beside its stream.
+    """Checks that each source allows a run beside its stream, and that the memory is enough.
 
     Raises:
-        ConfigError: pool.max is too low.
+        ConfigError: pool.max or [run] memory is too low.
     """
+    streaming = streaming_sources(settings)
     for name in settings.source:
-        streams = any(table.pattern == "streaming" for table in settings.tables.values())
-        allowance.check_least(settings.origin(name), commands=1, streams=int(streams))
+        allowance.check_least(settings.origin(name), commands=1, streams=int(name in streaming))
+    memory_shares.check_least(settings.run.memory, len(streaming))
 
 
 class Service:
@@ -100,6 +103,7 @@ class Service:
         self._running = Running(self.board, self._outside)
         self._following = Following(self.board, self._outside)
         self._alarms = Alarms(self.board, terms, advisors)
+        self.seeing = Seeing(self.board, lambda: self._alarms.alerting.alerts.values())
         self._file = ConfigFile(settings)
         self._jumps = JumpWatch(clock)
         self._wake: datetime | None = None
@@ -110,6 +114,7 @@ class Service:
         board = self.board
         LOG.info("service begins", version=VERSION, lake=board.settings.lake.root)
         self._outside.start()
+        self.seeing.routine.start()
         self._alarms.start()
         while not stop.is_set():
             with board.changed:
@@ -191,6 +196,7 @@ class Service:
             return
         board.settings = changed
         board.guards.settings = changed.breaker
+        board.divide_memory()
         if {key.partition(".")[0] for key in keys} - _SERVED_ALONE:
             for name in changed.source:
                 board.tables[name] = None
@@ -234,7 +240,7 @@ class Service:
             lake_error, is_once = board.lake_error, board.once
         if is_once:
             self._alarms.evaluate_to_the_end()
-        for routine in self._outside.routines:
+        for routine in (*self._outside.routines, self.seeing.routine):
             routine.stop()
         left = max(_ALERTS_END, until - time.monotonic()) if is_once else _ALERTS_END
         self._alarms.stop(left)

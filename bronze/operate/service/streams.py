@@ -21,9 +21,11 @@ from bronze.api import progress, recorded
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
+from bronze.execution.memory_shares import Share
 from bronze.model.events import (
     BatchApplied,
     CheckpointMade,
+    Heard,
     LoadEvent,
     SlotRetains,
     StreamEvent,
@@ -38,6 +40,8 @@ from bronze.operate.view import Running, StreamFacts
 
 _LONGEST_PAUSE = 60.0
 _RATE_SHARE = 0.3
+_LEAST_RATE = 0.01
+_RATE_OVER = 300.0
 
 
 def pause_after(failures: int, delay: float) -> float:
@@ -49,31 +53,48 @@ def pause_after(failures: int, delay: float) -> float:
 def facts_after(facts: StreamFacts, event: StreamEvent, now: datetime) -> StreamFacts:
     """What is known of a stream after an event."""
     if isinstance(event, BatchApplied):
-        # The batch's last transaction was committed then; all before it has landed.
-        as_of = now - timedelta(seconds=event.lag_seconds)
         return replace(
             facts,
-            as_of=max(facts.as_of or as_of, as_of),
-            heard=now,
+            as_of=max(facts.as_of or event.committed, event.committed),
             lag_bytes=event.lag_bytes,
             lag_seconds=event.lag_seconds,
             changes=facts.changes + event.changes,
             changes_per_second=_rate(facts, event.changes, now),
+        )
+    if isinstance(event, CheckpointMade):
+        quiet = replace(facts, lag_bytes=event.lag_bytes)
+        return replace(quiet, changes_per_second=_rate(facts, 0, now))
+    if isinstance(event, Heard):
+        return replace(
+            facts,
+            as_of=event.as_of or facts.as_of,
+            heard=event.at,
+            lag_seconds=0.0 if event.as_of else facts.lag_seconds,
+            changes_per_second=_rate(facts, 0, now),
+            tables=event.tables,
             error="",
             error_kind="",
             retry_at=None,
         )
-    if isinstance(event, CheckpointMade):
-        landed = now if event.lag_bytes <= 0 else facts.as_of
-        heard = replace(facts, as_of=landed, heard=now, lag_bytes=event.lag_bytes, error="")
-        return replace(heard, error_kind="", retry_at=None)
     if isinstance(event, SlotRetains):
-        return replace(facts, slot=event.slot, retained=event.bytes, left=event.bytes_left)
-    if isinstance(event, Waiting):
+        known = replace(facts, slot=event.slot, retained=event.bytes, left=event.bytes_left)
+        return known if event.bytes_left is not None else replace(known, lost_in=None)
+    if isinstance(event, Waiting) and not event.tables and event.error:
         again = event.again_in
         retry_at = None if again is None else now + timedelta(seconds=again)
-        return replace(facts, error=event.cause, error_kind="Waiting", retry_at=retry_at)
+        kind = event.error.kind
+        return replace(facts, error=event.error.message, error_kind=kind, retry_at=retry_at)
     return facts
+
+
+def lost_in(earlier: tuple[datetime, int], event: SlotRetains, now: datetime) -> float | None:
+    """In how many seconds a slot is lost, if the server goes on to keep its log at the rate since
+    an ``earlier`` look (when, and how many bytes it kept).
+    """
+    seconds, grown = (now - earlier[0]).total_seconds(), event.bytes - earlier[1]
+    if event.bytes_left is None or seconds <= 0 or grown <= 0:
+        return None
+    return event.bytes_left * seconds / grown
 
 
 def _rate(facts: StreamFacts, changes: int, now: datetime) -> float:
@@ -81,7 +102,8 @@ def _rate(facts: StreamFacts, changes: int, now: datetime) -> float:
     seconds = (now - (facts.heard or facts.began)).total_seconds()
     if seconds <= 0:
         return facts.changes_per_second
-    return facts.changes_per_second + _RATE_SHARE * (changes / seconds - facts.changes_per_second)
+    rate = facts.changes_per_second + _RATE_SHARE * (changes / seconds - facts.changes_per_second)
+    return rate if rate > _LEAST_RATE else 0.0
 
 
 @dataclass(eq=False)
@@ -97,6 +119,7 @@ class Stream:
     tables: tuple[ServedTable, ...]
     began: datetime
     facts: StreamFacts
+    share: Share
     until_caught_up: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     failed: dict[str, Failure] = field(default_factory=dict)
@@ -105,6 +128,14 @@ class Stream:
     exit_code: int = 0
     has_ended: bool = False
     is_replaced: bool = False
+    _looks: list[tuple[datetime, int]] = field(default_factory=list)
+
+    def _note_log_kept(self, event: SlotRetains, now: datetime) -> None:
+        """Notes in how long the slot is lost, at the rate of the last minutes."""
+        looks = [look for look in self._looks if (now - look[0]).total_seconds() < _RATE_OVER]
+        if looks:
+            self.facts = replace(self.facts, lost_in=lost_in(looks[0], event, now))
+        self._looks = [*looks, (now, event.bytes)]
 
     def begin(
         self, settings: Settings, now: Callable[[], datetime], end: Callable[[Stream], None]
@@ -115,6 +146,8 @@ class Stream:
         def note(event: StreamEvent) -> None:
             show(event)
             self.facts = facts_after(self.facts, event, now())
+            if isinstance(event, SlotRetains):
+                self._note_log_kept(event, now())
             if isinstance(event, TableFailed):
                 self.failed = {**self.failed, event.table: event.error}
             elif isinstance(event, TableFollowed):
@@ -138,6 +171,7 @@ class Stream:
                     stop=self.stop,
                     notify=note,
                     copied=copied,
+                    share=self.share,
                 )
                 self.exit_code = done.exit_code
                 self.error = next((t.error for t in done.tables if t.error), done.unrecorded)
@@ -162,6 +196,7 @@ def begin(
     tables: Sequence[ServedTable],
     followed: Sequence[ServedTable],
     now: datetime,
+    share: Share,
     until_caught_up: bool,
 ) -> Stream:
     """The stream of a source that begins now.
@@ -172,12 +207,13 @@ def begin(
         tables: all its streamed tables.
         followed: those that are not paused; without a paused one the stream follows new ones, too.
         now: the time.
+        share: its share of the memory.
         until_caught_up: whether it ends when it has caught up.
     """
     names = () if len(followed) == len(tables) else tuple(table.key for table in followed)
     labels = tuple(table.label for table in followed)
     facts = StreamFacts(source, now, slot=settings.stream.names(source)[0], tables=labels)
-    return Stream(source, names, tuple(followed), now, facts, until_caught_up)
+    return Stream(source, names, tuple(followed), now, facts, share, until_caught_up)
 
 
 def drop_slot(settings: Settings, source: str, tables: Sequence[ServedTable]) -> None:

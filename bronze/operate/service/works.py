@@ -13,13 +13,16 @@ from bronze.api import progress, recorded
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
+from bronze.execution.memory_shares import MemoryShares, Share
 from bronze.execution.permits import Permits
 from bronze.governance.run_log import Cause
 from bronze.governance.tables.runs import Command
 from bronze.model.events import LoadEvent, TableFailed, TableProgress
 from bronze.model.results import Failure
+from bronze.operate.tables import catalog
 from bronze.operate.tables.catalog import ServedTable, only
 from bronze.operate.tables.guards import Blame
+from bronze.operate.tables.states import CHORE_PRIORITY
 from bronze.operate.view import Running
 
 
@@ -62,10 +65,16 @@ class Work:
         subject = self.source or "the lake"
         return f"{self.command} of {subject}"
 
+    @property
+    def priority(self) -> int:
+        """That of its most urgent table."""
+        return min((table.settings.priority for table in self.tables), default=CHORE_PRIORITY)
+
     def begin(
         self,
         settings: Settings,
         permits: Permits,
+        shares: MemoryShares,
         blame: Callable[[str, Failure], Blame],
         end: Callable[[Work], None],
     ) -> threading.Thread:
@@ -74,16 +83,21 @@ class Work:
         Args:
             settings: the config.
             permits: what its tasks share with those of others.
+            shares: where it gets its share of the memory, or waits for one.
             blame: says what an error of work on a source is of; it may take seconds.
             end: is called in its thread when it has ended.
         """
         self.progress = {
-            table.key: Running(self.command, self.work_id, self.began) for table in self.tables
+            table.key: Running(self.command, self.work_id, self.began, due=self.cause.scheduled)
+            for table in self.tables
         }
 
         def perform() -> None:
             try:
-                self.ended = _perform(settings, permits, self)
+                with shares.lease(
+                    self.name, self.priority, stop=self.stop, notify=LOG.info
+                ) as share:
+                    self.ended = _perform(settings, permits, share, self)
             except BronzeError as error:
                 self.ended = self._failed(error.failure(), error.exit_code)
             except BaseException as error:
@@ -126,26 +140,34 @@ class Work:
                 self.progress = {k: r for k, r in self.progress.items() if k != table.key}
 
 
-def _perform(settings: Settings, permits: Permits, work: Work) -> Ended:
+def _perform(settings: Settings, permits: Permits, share: Share, work: Work) -> Ended:
     if work.command == "run":
-        return _run(only(settings, work.source), permits, work)
+        return _run(only(settings, work.source), permits, share, work)
     if work.command == "verify":
-        return _verify(only(settings, work.source), permits, work)
-    return _maintain(settings, permits, work)
+        return _verify(only(settings, work.source), permits, share, work)
+    return _maintain(settings, permits, share, work)
 
 
-def _run(settings: Settings, permits: Permits, work: Work) -> Ended:
+def _run(settings: Settings, permits: Permits, share: Share, work: Work) -> Ended:
+    # A name that the source does not know would refuse the whole run.
+    listed = {table.key for table in catalog.listed(settings, work.source)}
+    names = [table.key for table in work.tables if table.key in listed]
+    gone = {table.key: _gone(table) for table in work.tables if table.key not in listed}
+    if not names:
+        return Ended(gone, None, 1)
     done = recorded.run(
         settings,
-        [table.key for table in work.tables],
+        names,
         pool=None,
         notify=work.note,
         cause=work.cause,
         stop=work.stop,
         permits=permits,
+        share=share,
     )
     errors = {result.table: result.error for result in done.tables if result.error}
     failures = {table.key: errors[table.label] for table in work.tables if table.label in errors}
+    failures |= gone
     if done.unrecorded:
         LOG.error("unrecorded", error=done.unrecorded.message)
     for note in done.notes:
@@ -153,7 +175,12 @@ def _run(settings: Settings, permits: Permits, work: Work) -> Ended:
     return Ended(failures, done.unrecorded, done.exit_code)
 
 
-def _verify(settings: Settings, permits: Permits, work: Work) -> Ended:
+def _gone(table: ServedTable) -> Failure:
+    text = f"Table {table.label} is no longer in the source {table.source}."
+    return Failure("TableRefused", text, "Its Bronze table stays as it is.", "42P01")
+
+
+def _verify(settings: Settings, permits: Permits, share: Share, work: Work) -> Ended:
     def show(event: LoadEvent) -> None:
         if isinstance(event, TableFailed):
             progress.log_event(event)
@@ -166,8 +193,10 @@ def _verify(settings: Settings, permits: Permits, work: Work) -> Ended:
         trust_hashes=False,
         pool=None,
         notify=show,
+        cause=work.cause,
         stop=work.stop,
         permits=permits,
+        share=share,
     )
     for table in done.tables:
         if table.status == "differs":
@@ -177,9 +206,16 @@ def _verify(settings: Settings, permits: Permits, work: Work) -> Ended:
     return Ended({}, first or done.unrecorded, done.exit_code)
 
 
-def _maintain(settings: Settings, permits: Permits, work: Work) -> Ended:
+def _maintain(settings: Settings, permits: Permits, share: Share, work: Work) -> Ended:
     done = recorded.maintain(
-        settings, (), pool=None, notify=lambda _: None, stop=work.stop, permits=permits
+        settings,
+        (),
+        pool=None,
+        notify=lambda _: None,
+        cause=work.cause,
+        stop=work.stop,
+        permits=permits,
+        share=share,
     )
     for table in done.tables:
         if table.error:

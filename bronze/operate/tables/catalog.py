@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from bronze.config.settings import Settings
 from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
-from bronze.governance.tables.runs import RunRecord
 from bronze.model.locations import TableName
 from bronze.postgres.connection import connect, translation
 from bronze.tables import selection
@@ -53,9 +52,7 @@ class ServedTable:
 
 def only(settings: Settings, source: str) -> Settings:
     """The config with one source, so that work on its tables connects to no other."""
-    if len(settings.source) == 1:
-        return settings
-    return settings.model_copy(update={"source": {source: settings.source[source]}})
+    return settings.for_work(source)
 
 
 def listed(settings: Settings, source: str) -> tuple[ServedTable, ...]:
@@ -80,13 +77,12 @@ def listed(settings: Settings, source: str) -> tuple[ServedTable, ...]:
     )
 
 
-def recorded(settings: Settings, records: Iterable[RunRecord]) -> tuple[ServedTable, ...]:
-    """The tables that records of runs know, as the config has them now; for sources whose catalog
-    cannot be read.
+def recorded(settings: Settings, names: Iterable[tuple[str, str]]) -> tuple[ServedTable, ...]:
+    """Tables as the config has them now, by source and label, as records have them; for sources
+    whose catalog cannot be read.
     """
     found: dict[tuple[str, str], ServedTable] = {}
-    for record in records:
-        source, label = record.source_system, record.source_table
+    for source, label in dict.fromkeys(names):
         if source not in settings.source:
             continue
         for schema in settings.source[source].schema_:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
 
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.errors import BronzeError, ConfigError
 from bronze.governance.tables.controls import Action, ControlRecord
 from bronze.operate import controls
-from bronze.operate.tables import catalog, past
+from bronze.operate.history import History
+from bronze.operate.tables import catalog
 from bronze.operate.tables.catalog import ServedTable
 
 
@@ -116,7 +116,9 @@ def known_tables(settings: Settings) -> list[ServedTable]:
             raise
         except BronzeError:
             if known is None:
-                records = chain.from_iterable(past.all_runs(settings).values())
-                known = catalog.recorded(settings, records)
+                history = History(settings)
+                history.refresh()
+                names = [(table.source, table.label) for table in history.tables.values()]
+                known = catalog.recorded(settings, names)
             tables += [table for table in known if table.source == source]
     return tables
