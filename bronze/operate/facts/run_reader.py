@@ -51,7 +51,7 @@ def last_records(place: Place, stored: Sequence[StoredFile]) -> Iterator[pl.Data
             last.add(_keys(parquet, group, len(groups), last.floors))
             groups.append((file, group))
     chosen = last.keys().partition_by("group", as_dict=True)
-    begins = sorted((keys[_TIME].min(), number) for (number,), keys in chosen.items())  # type: ignore[type-var]
+    begins = sorted((keys[_TIME].min(), number) for (number,), keys in chosen.items())
     parts = (_chosen(place, groups[number], chosen[number,]["row"]) for _, number in begins)
     yield from _in_order(parts)
 
