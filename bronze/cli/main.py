@@ -14,6 +14,7 @@ import typer
 
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.operate import alerts_app
+from bronze.cli.status import status
 
 app = typer.Typer(
     name="bronze",
@@ -221,6 +222,7 @@ def forget(
         raise typer.Exit(done.exit_code)
 
 
+app.command()(status)
 app.add_typer(alerts_app, name="alerts")
 
 _keys = typer.Typer(

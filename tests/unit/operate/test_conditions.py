@@ -56,7 +56,7 @@ def failed(kind: str = "LakeError", **values: Any) -> RunRecord:
 
 def test_nothing_is_raised_where_all_is_well() -> None:
     """A fresh table, a live stream, a service with room."""
-    facts = {"streams": {"shop": STREAM}, "resources": RESOURCES}
+    facts: dict[str, Any] = {"streams": {"shop": STREAM}, "resources": RESOURCES}
     assert raised(tables=(ORDERS, CLICKS), **facts) == {}
 
 
@@ -65,7 +65,7 @@ def test_each_kind_can_be_raised() -> None:
     from alerting itself.
     """
     resting = Breaker("", 5, at(3), at(60))
-    down = {"source_errors": {"shop": Failure("SourceRefused", "No.", "")}}
+    down: dict[str, Any] = {"source_errors": {"shop": Failure("SourceRefused", "No.", "")}}
     differs = run(ORDERS, 2, 3, command="verify", status="differs", error_message="1 missing.")
     cases: dict[str, dict[str, Condition]] = {
         "freshness": raised(75),
