@@ -156,6 +156,7 @@ class _Context:
             failed=failed_share(last_read) if last_read else None,
             last=known.last if known else None,
             last_read=last_read,
+            died=facts.died,
             verified=known.verified if known else None,
             pause=facts.pause,
             breaker=facts.breaker,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import BytesIO
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta.log import State
@@ -30,7 +31,9 @@ from bronze.operate.records import Added
 _LANDED = ("landed", "unchanged")
 _LANDINGS = 100
 _LANDED_WITHIN = timedelta(hours=25)
+_SLICE_ROWS = 2_000
 _COMPRESSED_AFTER = 4_000
+_MOST_PARTS = 100
 _LAST_FILES = 50
 
 
@@ -150,130 +153,54 @@ class _Table:
         )
 
 
-class History:
-    """What is known of all tables and streams of a lake."""
+class _Runs:
+    """What records of runs tell, while they are added in the order in which they were written."""
 
-    def __init__(self, settings: Settings) -> None:
-        """A history that knows nothing yet; `refresh` reads it."""
-        self._settings = settings
-        self._runs = settings.place(GOVERNANCE, runs_table.NAME)
-        self._streams = settings.place(GOVERNANCE, streams_table.NAME)
-        self._runs_state: State | None = None
-        self._streams_state: State | None = None
-        self._clear()
-        self._points: dict[str, StreamPoint] = {}
-
-    def _clear(self) -> None:
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._names = sources
         self._building: dict[str, _Table] = {}
-        self._tables: dict[str, TableHistory] = {}
-        self._sources: dict[str, SourceHistory] = {}
-        self._half_hours = HalfHours()
-        self._packed = b""
+        self._packed: list[bytes] = []
         self._unpacked: list[pl.DataFrame] = []
+        # Other threads read these: they are replaced, never changed.
+        self.tables: Mapping[str, TableHistory] = {}
+        self.sources: Mapping[str, SourceHistory] = {}
+        self.half_hours = HalfHours()
 
     @property
-    def tables(self) -> Mapping[str, TableHistory]:
-        """The tables that have records, by their keys: "SOURCE.SCHEMA.TABLE"."""
-        return self._tables
+    def is_scattered(self) -> bool:
+        """Whether it keeps many small parts: to read all anew makes them few."""
+        return len(self._packed) > _MOST_PARTS
 
-    @property
-    def sources(self) -> Mapping[str, SourceHistory]:
-        """The sources that runs have read."""
-        return self._sources
-
-    @property
-    def streams(self) -> Mapping[str, StreamPoint]:
-        """The last checkpoint of each source's stream."""
-        return self._points
-
-    @property
-    def half_hours(self) -> Mapping[datetime, Figures]:
-        """The worst figures of the runs that ended in the half hours of the last day."""
-        return self._half_hours.figures
-
-    @property
-    def in_flight(self) -> Mapping[str, tuple[RunRecord, ...]]:
-        """The runs that have only begun, by their ids: they go on, or their processes died."""
-        found: dict[str, tuple[RunRecord, ...]] = {}
-        for table in self._tables.values():
-            for record in table.open:
-                found[record.run_id] = (*found.get(record.run_id, ()), record)
-        return found
-
-    def refresh(self) -> frozenset[str]:
-        """Reads what was added to the lake since the last call.
-
-        Returns:
-            The keys of the tables that have new records.
-
-        Raises:
-            LakeError, LakeUnreachable: it cannot be read; what was known stays.
-        """
-        added = records.added_since(self._runs, self._runs_state)
-        changed = self._add_whole(added) if added.is_whole else self._add_new(added)
-        self._runs_state = added.state
-        self._refresh_streams()
-        return changed
-
-    def add(self, rows: pl.DataFrame) -> frozenset[str]:
+    def add(self, parts: Iterable[pl.DataFrame]) -> frozenset[str]:
         """Adds rows with the columns of ``governance.runs``; the keys of their tables."""
-        if not rows.height:
-            return frozenset()
-        rows = rows.sort("recorded_timestamp", maintain_order=True)
-        return self._add_rows(rows)
-
-    def runs(
-        self, key: str, command: Command = "run", most: int = run_reader.LAST
-    ) -> tuple[RunRecord, ...]:
-        """The last records that count of a table's runs, the earliest first."""
-        name = pl.concat_str("source_system", "source_table", separator=".")
-        return self._records((name == key) & (pl.col("command") == command))[-most:]
-
-    def all_runs(self, command: Command = "run") -> Mapping[str, Sequence[RunRecord]]:
-        """`runs` of all tables, for the start of the service: it takes a second, and much memory
-        where there are many.
-        """
-        found: dict[str, list[RunRecord]] = {}
-        for record in self._records(pl.col("command") == command):
-            found.setdefault(key_of(record), []).append(record)
-        return found
-
-    def _records(self, wanted: pl.Expr) -> tuple[RunRecord, ...]:
-        frames = [frame.filter(wanted) for frame in self._unpacked]
-        if self._packed:
-            frames.insert(0, _unpack(self._packed).filter(wanted))
-        return tuple(run_reader.record_values(run_reader.merge(frames))) if frames else ()
-
-    def _add_whole(self, added: Added) -> frozenset[str]:
-        rows = run_reader.last_records(self._runs, added.files)
-        before = frozenset(self._tables)
-        self._clear()
-        changed = self._add_rows(rows)
-        self._pack()
-        return changed | before
-
-    def _add_new(self, added: Added) -> frozenset[str]:
-        parts = [
-            part
-            for file in added.files
-            for part in records.parts_of(self._runs, file, runs_table.COLUMNS)
-        ]
-        return self.add(pl.concat(parts)) if parts else frozenset()
-
-    def _add_rows(self, rows: pl.DataFrame) -> frozenset[str]:
-        self._unpacked.append(rows)
         changed = set()
-        for part in rows.iter_slices(10_000):
-            for record in run_reader.record_values(part):
-                changed |= self._add_record(record)
-        tables = {key: self._building[key].history() for key in changed}
-        self._tables = {**self._tables, **tables}
-        if sum(frame.height for frame in self._unpacked) > _COMPRESSED_AFTER:
-            self._pack()
+        for part in parts:
+            for rows in part.iter_slices(_SLICE_ROWS):
+                for record in run_reader.of_rows(rows):
+                    changed |= self._add_record(record)
+            self._keep(part)
+        self.tables = {**self.tables, **{key: self._building[key].history() for key in changed}}
         return frozenset(changed)
 
+    def records(self, wanted: pl.Expr) -> tuple[RunRecord, ...]:
+        """The records that count and are wanted, the earliest first."""
+        frames = [pl.read_ipc(BytesIO(packed)).filter(wanted) for packed in self._packed]
+        frames += [frame.filter(wanted) for frame in self._unpacked]
+        return tuple(run_reader.of_rows(run_reader.merge(frames))) if frames else ()
+
+    def _keep(self, rows: pl.DataFrame) -> None:
+        """Keeps rows for `records`: compressed, when there are many."""
+        self._unpacked.append(rows)
+        if sum(frame.height for frame in self._unpacked) > _COMPRESSED_AFTER:
+            buffer = BytesIO()
+            pl.concat(self._unpacked).write_ipc(buffer, compression="zstd")
+            self._packed.append(buffer.getvalue())
+            self._unpacked = []
+
     def _add_record(self, record: RunRecord) -> set[str]:
-        self._sources = {**self._sources, **self._answers(record)}
+        answers = self._answers(record)
+        if any(self.sources.get(source) != answer for source, answer in answers.items()):
+            self.sources = {**self.sources, **answers}
         if not record.source_table or record.command == "maintain":
             return set()
         key = key_of(record)
@@ -283,7 +210,7 @@ class History:
             table = self._building[key] = _Table(key, begun, record)
         table.add(record)
         if record.command == "run" and record.status != "began":
-            self._half_hours.add(record)
+            self.half_hours.add(record)
         return {key}
 
     def _answers(self, record: RunRecord) -> dict[str, SourceHistory]:
@@ -297,35 +224,123 @@ class History:
         ended = record.ended or record.began
         names = [record.source_system] if record.source_system else self._sources_named(record)
         return {
-            name: SourceHistory(record, self._sources.get(name, SourceHistory()).since or ended)
+            name: SourceHistory(record, self.sources.get(name, SourceHistory()).since or ended)
             for name in names
         }
 
     def _sources_named(self, record: RunRecord) -> list[str]:
         """The sources of a run that failed before its tables were known, by its message."""
-        names = list(self._settings.source)
-        return names if len(names) == 1 else [n for n in names if n in record.error_message]
+        names = self._names
+        return list(names) if len(names) == 1 else [n for n in names if n in record.error_message]
 
-    def _pack(self) -> None:
-        frames = [*([_unpack(self._packed)] if self._packed else []), *self._unpacked]
-        if frames:
-            rows = run_reader.merge(frames)
-            buffer = BytesIO()
-            rows.write_ipc(buffer, compression="zstd")
-            self._packed, self._unpacked = buffer.getvalue(), []
+
+class History:
+    """What is known of all tables and streams of a lake."""
+
+    def __init__(self, settings: Settings) -> None:
+        """A history that knows nothing yet; `refresh` reads it."""
+        self._names = tuple(settings.source)
+        self._runs_place = settings.place(GOVERNANCE, runs_table.NAME)
+        self._streams_place = settings.place(GOVERNANCE, streams_table.NAME)
+        self._runs_state: State | None = None
+        self._streams_state: State | None = None
+        self._runs = _Runs(self._names)
+        self._points: Mapping[str, StreamPoint] = {}
+
+    @property
+    def tables(self) -> Mapping[str, TableHistory]:
+        """The tables that have records, by their keys: "SOURCE.SCHEMA.TABLE"."""
+        return self._runs.tables
+
+    @property
+    def sources(self) -> Mapping[str, SourceHistory]:
+        """The sources that runs have read."""
+        return self._runs.sources
+
+    @property
+    def streams(self) -> Mapping[str, StreamPoint]:
+        """The last checkpoint of each source's stream."""
+        return self._points
+
+    @property
+    def half_hours(self) -> Mapping[datetime, Figures]:
+        """The worst figures of the runs that ended in the half hours of the last day."""
+        return self._runs.half_hours.figures
+
+    @property
+    def in_flight(self) -> Mapping[str, tuple[RunRecord, ...]]:
+        """The runs that have only begun, by their ids: they go on, or their processes died."""
+        found: dict[str, tuple[RunRecord, ...]] = {}
+        for table in self.tables.values():
+            for record in table.open:
+                found[record.run_id] = (*found.get(record.run_id, ()), record)
+        return found
+
+    def refresh(self) -> frozenset[str]:
+        """Reads what was added to the lake since the last call.
+
+        Returns:
+            The keys of the tables that have new records.
+
+        Raises:
+            LakeError, LakeUnreachable: it cannot be read; what was known stays.
+        """
+        since = None if self._runs.is_scattered else self._runs_state
+        added = records.added_since(self._runs_place, since)
+        changed = self._read_all(added) if added.is_whole else self._read_new(added)
+        self._runs_state = added.state
+        self._refresh_streams()
+        return changed
+
+    def add(self, rows: pl.DataFrame) -> frozenset[str]:
+        """Adds rows with the columns of ``governance.runs``; the keys of their tables."""
+        return self._runs.add([rows.sort("recorded_timestamp", maintain_order=True)])
+
+    def runs(
+        self, key: str, command: Command = "run", most: int = run_reader.LAST
+    ) -> tuple[RunRecord, ...]:
+        """The last records that count of a table's runs, the earliest first."""
+        name = pl.concat_str("source_system", "source_table", separator=".")
+        return self._runs.records((name == key) & (pl.col("command") == command))[-most:]
+
+    def all_runs(self, command: Command = "run") -> Mapping[str, Sequence[RunRecord]]:
+        """`runs` of all tables, for the start of the service: it takes a second, and much memory
+        where there are many.
+        """
+        found: dict[str, list[RunRecord]] = {}
+        for record in self._runs.records(pl.col("command") == command):
+            found.setdefault(key_of(record), []).append(record)
+        return found
+
+    def _read_all(self, added: Added) -> frozenset[str]:
+        runs = _Runs(self._names)
+        changed = runs.add(run_reader.last_records(self._runs_place, added.files))
+        changed |= frozenset(self._runs.tables)
+        self._runs = runs
+        # What Arrow has read stays with its pool otherwise: 30 MB where there are many records.
+        pa.default_memory_pool().release_unused()
+        return changed
+
+    def _read_new(self, added: Added) -> frozenset[str]:
+        parts = [
+            part
+            for file in added.files
+            for part in records.parts_of(self._runs_place, file, runs_table.COLUMNS)
+        ]
+        return self.add(pl.concat(parts)) if parts else frozenset()
 
     def _refresh_streams(self) -> None:
-        added = records.added_since(self._streams, self._streams_state)
+        added = records.added_since(self._streams_place, self._streams_state)
         self._streams_state = added.state
         known = {} if added.is_whole else dict(self._points)
         # Checkpoints are made each second, and the newest files come first.
         for file in added.files[:_LAST_FILES]:
-            for rows in records.parts_of(self._streams, file, streams_table.COLUMNS):
+            for rows in records.parts_of(self._streams_place, file, streams_table.COLUMNS):
                 for point in map(_point, rows.rows(named=True)):
                     before = known.get(point.source)
                     if before is None or point.recorded >= before.recorded:
                         known[point.source] = point
-            if set(self._settings.source) <= set(known):
+            if set(self._names) <= set(known):
                 break
         self._points = known
 
@@ -342,10 +357,6 @@ SOURCE_KINDS = {
 def key_of(record: RunRecord) -> str:
     """The name of a record's table among those of all sources."""
     return f"{record.source_system}.{record.source_table}"
-
-
-def _unpack(packed: bytes) -> pl.DataFrame:
-    return pl.read_ipc(BytesIO(packed))
 
 
 def _point(row: Mapping[str, Any]) -> StreamPoint:

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from bronze.config.tables import TableSettings
 from bronze.governance.tables.runs import RunRecord
+from bronze.model.results import Failure
 from bronze.operate.alerts.life import Alert, Level
 from bronze.operate.breaker import Breaker
 from bronze.operate.freshness import Late
@@ -140,8 +141,9 @@ class Live:
     ``bronze status`` has it without the service.
 
     ``at`` is when this was so. ``running``, ``waiting`` (a sentence why a due table does not run)
-    and ``retries`` (when a failed table is tried again) are by `TableLike.key`, ``streams`` by
-    source, ``breakers`` by their subjects: "lake", "source:NAME", "table:KEY".
+    and ``retries`` (when a failed table is tried again) are by `TableLike.key`, ``streams``
+    and ``source_errors`` (why a source cannot be reached) by source, ``breakers`` by their
+    subjects: "lake", "source:NAME", "table:KEY".
     """
 
     service: str
@@ -159,6 +161,7 @@ class Live:
     permits: PermitFacts | None = None
     config_error: str = ""
     lake_error: str = ""
+    source_errors: Mapping[str, Failure] = field(default_factory=dict)
     is_stopping: bool = False
 
 
@@ -183,7 +186,7 @@ class TableView:
     unless something lands before. ``why`` says why it is in its state, "" where the state says all.
     ``score`` is that of the last run that read rows, ``failed`` the share of its rows that were
     quarantined or had a rejected value, None where unknown. ``last`` is the last run that has
-    ended, ``verified`` the last verification.
+    ended, ``died`` one since that never ended, ``verified`` the last verification.
     """
 
     table: str
@@ -209,6 +212,7 @@ class TableView:
     failed: float | None = None
     last: RunRecord | None = None
     last_read: RunRecord | None = None
+    died: RunRecord | None = None
     verified: RunRecord | None = None
     pause: Pause | None = None
     breaker: Breaker | None = None

@@ -33,7 +33,9 @@ def _source_view(source: str, tables: int, known: SourceHistory, live: Live | No
     if live:
         # The service probes a source that failed: its breaker knows more than the last run.
         is_failing = breaker is not None and breaker.failures > 0
-        if stream and stream.error and stream.error_kind in SOURCE_KINDS:
+        if source in live.source_errors:
+            is_failing, kind = True, live.source_errors[source].kind
+        elif stream and stream.error and stream.error_kind in SOURCE_KINDS:
             is_failing, kind = True, stream.error_kind
         if not is_failing:
             return SourceView(source, tables, breaker=breaker)

@@ -10,17 +10,18 @@ from __future__ import annotations
 import http.client
 import time
 import urllib.request
+from collections.abc import Callable
 
 from bronze.api.progress import LOG
-from bronze.config.settings import Settings
 from bronze.operate import controls
-from bronze.operate.alerts import deadline, kinds
+from bronze.operate.alerts import deadline
 from bronze.operate.alerts.alerting import Advisors, Alerting
 from bronze.operate.alerts.delivery import Terms
-from bronze.operate.alerts.life import EVALUATIONS, Condition, Level
+from bronze.operate.alerts.life import EVALUATIONS
+from bronze.operate.conditions import SERVICE, Finding, conditions_of
 from bronze.operate.service.board import Board
-from bronze.operate.service.outlook import conditions_of
 from bronze.operate.service.timing import Routine
+from bronze.operate.view import View
 
 _EVALUATED_EVERY = 5.0
 _BEAT_EVERY = 60.0
@@ -32,8 +33,11 @@ _ALERT_SECTIONS = ("alerts", "secrets", "lake")
 class Alarms:
     """The alerts of the service."""
 
-    def __init__(self, board: Board, terms: Terms, advisors: Advisors) -> None:
-        """Alerts for a board; `start` begins to evaluate."""
+    def __init__(
+        self, board: Board, view: Callable[[], View], terms: Terms, advisors: Advisors
+    ) -> None:
+        """Alerts for a board, from its ``view``; `start` begins to evaluate."""
+        self._view = view
         self._board, self._terms, self._advisors = board, terms, advisors
         self._settings = board.settings
         self.alerting = Alerting(board.settings, terms=terms, advisors=advisors)
@@ -77,11 +81,10 @@ class Alarms:
         board = self._board
         with board.changed:
             records = list(board.controls)
-            is_read = not board.unread
+            settings, findings = board.settings, _findings(board)
         self.alerting.follow(records)
-        # What is late is not known before.
-        found = conditions_of(board) if is_read or board.lake_error else []
-        self.alerting.evaluate([*found, *_own_conditions(board)], controls.silences(records))
+        found = conditions_of(settings, self._view(), findings)
+        self.alerting.evaluate(found, controls.silences(records))
         self._note_storage()
         return _EVALUATED_EVERY
 
@@ -118,21 +121,13 @@ class Alarms:
         return _BEAT_EVERY if self._evaluation.done_at else 1.0
 
 
-def _own_conditions(board: Board) -> list[Condition]:
-    """What only the service itself knows to be wrong."""
-    with board.changed:
-        now, settings = board.now, board.settings
-        board.troubles = {
-            k: trouble for k, trouble in board.troubles.items() if trouble.until > now
-        }
-        return [
-            Condition(kind, "service", _level(settings, kind), trouble.since, trouble.text)
-            for kind, trouble in board.troubles.items()
-        ]
-
-
-def _level(settings: Settings, kind: str) -> Level:
-    return kinds.level(settings.alerts, kind)
+def _findings(board: Board) -> list[Finding]:
+    """What only the service itself knows to be wrong; under the lock."""
+    board.troubles = {k: t for k, t in board.troubles.items() if t.until > board.now}
+    return [
+        Finding(kind, SERVICE, trouble.since, trouble.text)
+        for kind, trouble in board.troubles.items()
+    ]
 
 
 def fetch(url: str) -> str:

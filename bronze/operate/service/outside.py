@@ -24,7 +24,7 @@ from bronze.operate.tables.guards import LAKE, source_subject, table_subject
 _LISTED_EVERY = 30.0
 _AGAIN = 5.0
 _BEAT_EVERY = 15.0
-_SOON = 0.1
+_SOON = 1.0
 _CONTROLS_EVERY = 3.0
 _OTHER_LOOKS = 4.0
 _TOLD_FOR = timedelta(minutes=10)
@@ -142,7 +142,8 @@ class Outside:
             board.lake_seen = board.lake_seen or failure is None
             board.guards.end(LAKE, Outcome(began, board.now, failure is not None))
             board.touch()
-        return _AGAIN if failure else _BEAT_EVERY
+            # The first beat comes as soon as it is known what ran before.
+            return _AGAIN if failure else _SOON if board.unread else _BEAT_EVERY
 
     def write_beat(self) -> Failure | None:
         """Writes what the service knows into the lake; why that is not possible."""

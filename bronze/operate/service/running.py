@@ -13,9 +13,10 @@ from bronze.model.results import Failure
 from bronze.operate import scheduler
 from bronze.operate.breaker import Outcome
 from bronze.operate.scheduler import Capacity, Decision, DueTimes, Start, TableClock
-from bronze.operate.service import resources, windows
+from bronze.operate.service import windows
 from bronze.operate.service.board import Board
 from bronze.operate.service.outside import MAINTAIN, Outside, verify_name
+from bronze.operate.service.pressure import pressure
 from bronze.operate.service.works import Work
 from bronze.operate.tables import probes, states
 from bronze.operate.tables.catalog import ServedTable
@@ -116,7 +117,7 @@ class Running:
         room = board.shares.room
         full = _FULL if free <= room else board.shares.why_full() or _FULL
         streams = [(stream.facts, stream.tables) for stream in board.streams.values()]
-        why = resources.pressure(board.resources, streams, board.now)
+        why = pressure(board.resources, streams, board.now)
         return Capacity(0 if board.is_stopping else min(free, room), full, why)
 
     def _begin(self, start: Start, tables: Sequence[ServedTable], now: datetime) -> None:

@@ -9,28 +9,36 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
+from bronze.errors import ConfigError
 from bronze.execution import memory_shares
+from bronze.governance.tables.controls import Action, ControlRecord
+from bronze.governance.tables.runs import RunRecord
 from bronze.model.results import exit_code
 from bronze.operate.alerts.alerting import Advisors
 from bronze.operate.alerts.delivery import TERMS, Terms
+from bronze.operate.facts.resources import Meter
 from bronze.operate.service import reload, windows
 from bronze.operate.service.alarms import Alarms
 from bronze.operate.service.board import Board, Trouble, streaming_sources
 from bronze.operate.service.following import Following
 from bronze.operate.service.outside import Outside
 from bronze.operate.service.reload import ConfigFile
-from bronze.operate.service.resources import Meter
 from bronze.operate.service.running import Running
 from bronze.operate.service.seeing import Seeing
 from bronze.operate.service.timing import Clock, JumpWatch
 from bronze.operate.tables.guards import Guards
 from bronze.postgres.connection import allowance
 from bronze.version import VERSION
+
+if TYPE_CHECKING:
+    from bronze.operate.web.server import Server
 
 _TICK = 0.5
 _CONFIG_EVERY = 2.0
@@ -67,8 +75,57 @@ def serve(
     Raises:
         ConfigError: the config cannot be served.
     """
-    service = Service(settings, once, clock or Clock(), terms, advisors or Advisors())
-    return service.run(stop or threading.Event(), hangup or threading.Event())
+    advisors = advisors or advisors_of(settings)
+    service = Service(settings, once, clock or Clock(), terms, advisors)
+    web = start_web(service) if settings.web.listen and not once else None
+    try:
+        return service.run(stop or threading.Event(), hangup or threading.Event())
+    finally:
+        if web:
+            web.stop()
+
+
+def advisors_of(settings: Settings) -> Advisors:
+    """What notices say beside what is wrong: what the doctor finds, the runbook's first steps."""
+    from bronze.operate import runbook
+    from bronze.operate.doctor import causes
+
+    return Advisors(
+        why=lambda condition: causes.why(settings, condition),
+        steps=lambda condition: runbook.steps(condition.kind, condition.subject),
+    )
+
+
+def start_web(service: Service) -> Server:
+    """Starts the dashboard of a service.
+
+    Raises:
+        ConfigError: starlette and uvicorn are not installed, a token or certificate is wrong, or
+            the port is in use.
+    """
+    try:
+        from bronze.operate.web import acting, server
+    except ImportError as error:
+        raise ConfigError(
+            f"The dashboard needs the package {error.name}.",
+            hint="pip install 'bronze[serve]'; or set [web] listen = \"\" for none.",
+        ) from None
+    board = service.board
+
+    def runs(label: str) -> Sequence[RunRecord]:
+        keys = [table.key for table in board.all_tables() if label in table.names]
+        return service.seeing.runs(keys[0]) if keys else ()
+
+    def act(
+        action: Action, subject: str, until: datetime | None, reason: str, by: str
+    ) -> ControlRecord:
+        record = acting.act(board.settings, action, subject, until, reason, by)
+        service.look()
+        return record
+
+    web = server.start(board.settings, view=lambda: service.seeing.view, runs=runs, act=act)
+    LOG.info("dashboard", url=web.url)
+    return web
 
 
 def check(settings: Settings) -> None:
@@ -102,7 +159,7 @@ class Service:
         self._outside = Outside(self.board)
         self._running = Running(self.board, self._outside)
         self._following = Following(self.board, self._outside)
-        self._alarms = Alarms(self.board, terms, advisors)
+        self._alarms = Alarms(self.board, lambda: self.seeing.view, terms, advisors)
         self.seeing = Seeing(self.board, lambda: self._alarms.alerting.alerts.values())
         self._file = ConfigFile(settings)
         self._jumps = JumpWatch(clock)
@@ -123,6 +180,11 @@ class Service:
                     break
                 board.changed.wait(_TICK)
         return self._end(stop)
+
+    def look(self) -> None:
+        """Has requests read, and everything evaluated, at once."""
+        self._outside.controls.kick()
+        self._alarms.kick()
 
     # The loop
 
