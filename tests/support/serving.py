@@ -58,15 +58,20 @@ class Serving:
 
     def runs(self, command: Command = "run") -> list[RunRecord]:
         """The runs of tables that the lake has records of, the earliest first."""
-        history = History(self.settings)
-        history.refresh()
-        known = [record for records in history.all_runs(command).values() for record in records]
-        return sorted(known, key=lambda record: record.began)
+        return runs_of(self.settings, command)
 
     def landed(self, table: str) -> list[RunRecord]:
         """The runs of a table that have landed or found nothing new."""
         done = ("landed", "unchanged")
         return [r for r in self.runs() if r.source_table == table and r.status in done]
+
+
+def runs_of(settings: Settings, command: Command = "run") -> list[RunRecord]:
+    """The runs of tables that a lake has records of, the earliest first."""
+    history = History(settings)
+    history.refresh()
+    known = [record for records in history.all_runs(command).values() for record in records]
+    return sorted(known, key=lambda record: record.began)
 
 
 def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
