@@ -41,9 +41,7 @@ before which records are old, and by now."""
 
 @dataclass(frozen=True)
 class _Table:
-    """How records of a governance table expire: by ``time``; ``key`` are the columns that ``needed``
-    decides by.
-    """
+    """How records of a governance table expire: by ``time``; ``needed`` decides by the ``key``."""
 
     columns: Sequence[tuple[str, DeltaType]]
     time: str
@@ -145,11 +143,15 @@ def expire_records(place: Place, name: str, history: float, now: datetime) -> in
         if (bound(file.low, table.time) or old) <= old
         and (count := _count_deleted(state, table, file, old, needed))
     }
-    kept = sum(file.rows for file in deleted) - sum(deleted.values())
+    kept = sum(max(0, file.rows - count) for file, count in deleted.items())
     if not deleted or sum(deleted.values()) < _SHARE * kept:
         return 0
     state.writable()
-    _rewrite(state, table, tuple(deleted), old, needed)
+    try:
+        _rewrite(state, table, tuple(deleted), old, needed)
+    except Overtaken:
+        # Another process has rewritten its files meanwhile: the next call deletes what is left.
+        return 0
     return sum(deleted.values())
 
 
