@@ -137,12 +137,14 @@ class StreamSettings(Section):
 class MaintainSettings(Section):
     """[maintain]: how tables are optimized and vacuumed, after runs and by ``bronze maintain``.
 
-    ``file_size`` is in bytes, ``retention`` in seconds.
+    ``file_size`` is in bytes, ``retention`` in seconds; ``history`` are the seconds for which the
+    records of runs, alerts, requests and checkpoints are kept.
     """
 
     auto: bool = True
     file_size: Bytes = 128 * 2**20
     retention: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 30 * 86400
+    history: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 90 * 86400
 
     @model_validator(mode="after")
     def _check_file_size(self) -> MaintainSettings:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from threading import Event
 
 import uuid_utils
@@ -24,6 +25,7 @@ from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.governance.run_log import RunTable
+from bronze.maintenance import expiry
 from bronze.model.locations import Place
 from bronze.model.results import MaintainedTable, MaintainResult
 from bronze.tables import lake
@@ -47,7 +49,8 @@ def maintain(
 ) -> MaintainResult:
     """Optimizes tables, and deletes their old files and log entries.
 
-    Governance tables are among them, as each run adds a file to them; their rows do not change.
+    Governance tables are among them, as each run adds a file to them. Their rows do not change, but
+    records of runs, alerts, requests and checkpoints are deleted after ``[maintain] history``.
 
     Args:
         settings: the config.
@@ -144,6 +147,9 @@ def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[Maintained
         schema, name = TableProperties.read(state.properties).source_table
         own = settings.table(table.source, schema, name) if name else TableSettings()
         wish = layout_wish(settings, own)
+        if table.schema == GOVERNANCE:
+            history = settings.maintain.history
+            expiry.expire_records(state.place, table.name, history, datetime.now(UTC))
         improved = yield from optimize_table(settings, state.place, wish, table.name)
         stopping.check()
         expired = vacuum.expire(state.place, settings.maintain.retention, (), time.time())

@@ -13,11 +13,11 @@ import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.governance import actor, audit, writer
+from bronze.governance.records import rows_of
 from bronze.governance.tables import controls as controls_table
 from bronze.governance.tables.controls import Action, ControlRecord
 from bronze.model.locations import Place
 from bronze.operate.alerts.life import Key, Silence
-from bronze.operate.records import rows_of
 
 
 def place(settings: Settings) -> Place:
