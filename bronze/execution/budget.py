@@ -39,6 +39,10 @@ _LEAST_CHANGE = 4 * 2**20
 # table together have no more than fits into the memory.
 _MOST_FEW = 4 * 2**20
 _LEAST_FEW = 2**16
+# Changed rows beyond this, and beyond this part of the memory, are written into files before they
+# are merged.
+_MOST_CHANGES = 32 * 2**20
+_CHANGES_PART = 16
 INDEXES = 2
 """How many indexes of fingerprints are in memory at once (`bronze.tables.known_rows`): those of the
 two tables that are being read where one ends and the next begins. Together they take half of what
@@ -88,6 +92,11 @@ def largest_change(memory: int, readers: int) -> int:
 def result_bytes(memory: int, units: int) -> int:
     """The most bytes of rows to merge in the result of each of ``units``, rather than in a file."""
     return max(_LEAST_FEW, min(_MOST_FEW, _for_known_rows(memory) // 2 // max(units, 1)))
+
+
+def changes_in_memory(memory: int) -> int:
+    """The most bytes of changed rows in memory before they are merged; the others are in files."""
+    return min(_MOST_CHANGES, (memory - LIBRARIES) // _CHANGES_PART)
 
 
 def beside_known_rows(memory: int) -> int:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from bronze import stopping
 from bronze.errors import ConfigError
-from bronze.execution import budget
+from bronze.execution import allocator, budget
 from bronze.stopping import Signal
 
 _PATIENCE = 8
@@ -105,6 +105,8 @@ class MemoryShares:
             ConfigError: the memory is too small for them.
         """
         check_least(limit, streams)
+        # What a work has freed is for the others.
+        allocator.return_memory_early()
         rest = limit - budget.LIBRARIES - budget.SERVICE
         all_works = streams + works
         of_stream = max(budget.LEAST_SHARE, min(rest // all_works, _beside_work(rest, streams)))
