@@ -27,8 +27,18 @@ NAMES = {
     "metric": {"name", "state", "value", "threshold", "level", "worst", "why", "recent"},
     "table": {
         *("table", "source", "target", "key", "pattern", "priority", "schedule", "state", "why"),
-        *("sla", "as_of", "age", "deadline", "slack", "late", "next_due", "expected"),
-        *("expected_end", "running", "score", "failed", "last", "last_read", "died", "verified"),
+        *("sla", "as_of", "age", "deadline", "slack", "late", "lates", "next_due"),
+        *(
+            "expected",
+            "expected_end",
+            "running",
+            "score",
+            "failed",
+            "last",
+            "last_read",
+            "died",
+            "verified",
+        ),
         *("pause", "breaker"),
     },
 }
