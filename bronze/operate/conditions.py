@@ -25,6 +25,8 @@ CROWD = 5
 SERVICE = "service"
 """The subject of what is about the service itself."""
 _RETRIED = timedelta(minutes=5)
+# Longer than two evaluations take.
+_TOLD_FOR = timedelta(seconds=20)
 _SLOT_LOST_WITHIN = 6 * 3600
 _FULL_BYTES, _FULL_SHARE = 5 * 10**9, 0.05
 _REFUSED_STATES = ("", "42P01", "42703", "42P10")
@@ -44,16 +46,25 @@ class Finding:
 
 
 def conditions_of(
-    settings: Settings, view: View, findings: Iterable[Finding] = ()
+    settings: Settings,
+    view: View,
+    findings: Iterable[Finding] = (),
+    unseen_since: datetime | None = None,
 ) -> list[Condition]:
-    """Everything that is wrong now.
+    """Everything that is wrong now, and what was late and nobody saw.
+
+    A lateness that has ended is told for a while: also one that was shorter than it takes to open
+    an alert is then in the alerts.
 
     Args:
         settings: the config.
         view: what an operator sees.
         findings: what else is wrong.
+        unseen_since: for a service that has begun lately, when the one before was last heard: a
+            table that was late since then is told, too.
     """
-    maker = _Maker(settings, view)
+    told_from = view.now - _TOLD_FOR if unseen_since is None else unseen_since
+    maker = _Maker(settings, view, min(told_from, view.now - _TOLD_FOR))
     return [
         *maker.ends(),
         *maker.streams(),
@@ -69,6 +80,7 @@ class _Maker:
 
     settings: Settings
     view: View
+    told_from: datetime
 
     @property
     def lake(self) -> Key:
@@ -200,7 +212,13 @@ class _Maker:
             return
         own: list[Key] = [("table_quarantined", table.key), ("table_failed", table.key)]
         own.append(("schema_refused", table.key))
-        if table.late:
+        past = table.lates[-1] if table.lates else None
+        if past and past.end and past.end > self.told_from and not table.late:
+            zone = self.settings.serve.timezone
+            begin, end = (moment(time, self.view.now, zone) for time in (past.begin, past.end))
+            text = f"{table.table} was late from {begin} until {end}"
+            yield self._of_table("freshness", table, past.begin, text, more=own, explained=True)
+        elif table.late:
             since = moment(table.late.begin, self.view.now, self.settings.serve.timezone)
             because = f", because {table.why}" if table.why else ""
             text = f"{table.table} is late since {since}{because}"

@@ -148,6 +148,7 @@ class _Context:
             deadline=times.deadline,
             slack=None if times.deadline is None else (times.deadline - self.now).total_seconds(),
             late=times.late,
+            lates=outlook.lates,
             next_due=times.next_due,
             expected=outlook.expected,
             expected_end=times.expected_end,

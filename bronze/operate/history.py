@@ -22,11 +22,11 @@ from bronze.delta.log import State
 from bronze.governance.tables import runs as runs_table
 from bronze.governance.tables import streams as streams_table
 from bronze.governance.tables.runs import Command, RunRecord
-from bronze.operate import records
+from bronze.operate.facts import added as additions
 from bronze.operate.facts import run_reader
+from bronze.operate.facts.added import Added
 from bronze.operate.facts.half_hours import Figures, HalfHours
 from bronze.operate.freshness import USUAL_RUNS, Landing
-from bronze.operate.records import Added
 
 _LANDED = ("landed", "unchanged")
 _LANDINGS = 100
@@ -286,7 +286,7 @@ class History:
             LakeError, LakeUnreachable: it cannot be read; what was known stays.
         """
         since = None if self._runs.is_scattered else self._runs_state
-        added = records.added_since(self._runs_place, since)
+        added = additions.added_since(self._runs_place, since)
         changed = self._read_all(added) if added.is_whole else self._read_new(added)
         self._runs_state = added.state
         self._refresh_streams()
@@ -325,17 +325,17 @@ class History:
         parts = [
             part
             for file in added.files
-            for part in records.parts_of(self._runs_place, file, runs_table.COLUMNS)
+            for part in additions.parts_of(self._runs_place, file, runs_table.COLUMNS)
         ]
         return self.add(pl.concat(parts)) if parts else frozenset()
 
     def _refresh_streams(self) -> None:
-        added = records.added_since(self._streams_place, self._streams_state)
+        added = additions.added_since(self._streams_place, self._streams_state)
         self._streams_state = added.state
         known = {} if added.is_whole else dict(self._points)
         # Checkpoints are made each second, and the newest files come first.
         for file in added.files[:_LAST_FILES]:
-            for rows in records.parts_of(self._streams_place, file, streams_table.COLUMNS):
+            for rows in additions.parts_of(self._streams_place, file, streams_table.COLUMNS):
                 for point in map(_point, rows.rows(named=True)):
                     before = known.get(point.source)
                     if before is None or point.recorded >= before.recorded:

@@ -183,10 +183,11 @@ class TableView:
     `TableLike`. ``sla`` is its
     own, or [alerts] freshness; it, ``age`` (see `bronze.operate.metrics`), ``slack`` (negative when
     it is late) and ``expected`` (what a run takes) are in seconds. ``deadline`` is when it is late
-    unless something lands before. ``why`` says why it is in its state, "" where the state says all.
-    ``score`` is that of the last run that read rows, ``failed`` the share of its rows that were
-    quarantined or had a rejected value, None where unknown. ``last`` is the last run that has
-    ended, ``died`` one since that never ended, ``verified`` the last verification.
+    unless something lands before; ``late`` is its present lateness, ``lates`` are those of the last
+    day that have ended, of a scheduled table. ``why`` says why it is in its state, "" where the
+    state says all. ``score`` is that of the last run that read rows, ``failed`` the share of its
+    rows that were quarantined or had a rejected value, None where unknown. ``last`` is the last run
+    that has ended, ``died`` one since that never ended, ``verified`` the last verification.
     """
 
     table: str
@@ -204,6 +205,7 @@ class TableView:
     deadline: datetime | None = None
     slack: float | None = None
     late: Late | None = None
+    lates: tuple[Late, ...] = ()
     next_due: datetime | None = None
     expected: float | None = None
     expected_end: datetime | None = None

@@ -31,8 +31,9 @@ class Outlook:
     ``limit`` is how long after a due time it may land, or how old a streamed table's state may be.
     ``due`` is the first due time that it has not landed since; it may be in the future. If nothing
     lands, ``late`` begins at ``deadline``, or began before it, where an earlier lateness has not
-    ended yet. ``ages`` are the times of the last day's landings, each with the seconds that the
-    table's state was overdue then. All are None or empty for a table that is not known at all.
+    ended yet. ``lates`` are those of the last day that have ended. ``ages`` are the times of the
+    last day's landings, each with the seconds that the table's state was overdue then. All are None
+    or empty for a table that is not known at all.
     """
 
     schedule: Schedule
@@ -42,6 +43,7 @@ class Outlook:
     deadline: datetime | None = None
     late: Late | None = None
     expected: float | None = None
+    lates: tuple[Late, ...] = ()
     ages: tuple[tuple[datetime, float], ...] = ()
 
 
@@ -155,19 +157,23 @@ class Outlooks:
         dues = self._dues.setdefault(schedule, _Dues(schedule))
         dues.start(max(landings[0].as_of, as_of - _BACK))
         due = dues.after(as_of)
-        late, ages = _late(dues, landings, due, limit), _ages(dues, landings)
-        return Outlook(schedule, limit, as_of, due, due + limit, late, expected, ages)
+        lates, ages = _lates(dues, landings, due, limit), _ages(dues, landings)
+        return Outlook(
+            schedule, limit, as_of, due, due + limit, lates[-1], expected, lates[:-1], ages
+        )
 
 
-def _late(dues: _Dues, landings: Sequence[Landing], due: datetime, limit: timedelta) -> Late | None:
-    """The lateness that begins, or goes on, when the deadline has passed."""
+def _lates(
+    dues: _Dues, landings: Sequence[Landing], due: datetime, limit: timedelta
+) -> tuple[Late, ...]:
+    """The latenesses of the last day; the last one begins, or goes on, when the deadline passes."""
     times = []
     earlier = dues.after(max(landings[0].as_of, due - _BACK) - _MOMENT)
     while earlier < due:
         times.append(earlier)
         earlier = dues.after(earlier)
-    lates = late_times([*times, due], landings, limit, due + limit + _MOMENT)
-    return lates[-1] if lates and lates[-1].end is None else None
+    end = max(due + limit, landings[-1].ended) + _MOMENT
+    return late_times([*times, due], landings, limit, end)
 
 
 def _ages(dues: _Dues, landings: Sequence[Landing]) -> tuple[tuple[datetime, float], ...]:

@@ -190,3 +190,21 @@ def test_many_tables_with_the_same_trouble_are_one_alert() -> None:
             (at(t), conditions_of(SETTINGS, view_at(t, tables[:count], records))) for t in (75, 76)
         ]
         assert set(opened(views)) == keys
+
+
+def test_a_lateness_that_nobody_saw_is_told_once() -> None:
+    """One that ended while no service ran, or that was shorter than an alert takes to open."""
+    records = [*LANDED, run(ORDERS, 80, 85, scheduled=60)]
+    soon, later = view_at(85.2, [ORDERS], records), view_at(90, [ORDERS], records)
+    (late,) = conditions_of(SETTINGS, soon)
+    assert (late.kind, late.since) == ("freshness", at(70))
+    assert late.text == "public.orders was late from 13:10 until 13:25."
+    assert conditions_of(SETTINGS, later) == []
+    assert conditions_of(SETTINGS, later, unseen_since=at(75)) == [late]
+    assert conditions_of(SETTINGS, later, unseen_since=at(86)) == []
+    evaluations = [(at(90 + n / 6), conditions_of(SETTINGS, later, (), at(75))) for n in (0, 1)]
+    alerts: dict[Key, Alert] = {}
+    for now, conditions in [*evaluations, (at(92), []), (at(94), [])]:
+        alerts = life.step(alerts, Evaluation(now, conditions))
+    (alert,) = alerts.values()
+    assert (alert.state, alert.condition.since) == ("resolved", at(70))
