@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 from bronze import secrets
 from bronze.config.settings import Settings
@@ -123,6 +124,8 @@ class QuickProof:
 
 _QUICK = 20_000
 """The most records that are read to prove the newest ones."""
+_COMMITS = 20
+"""The most commits that are read to find the file with the newest records."""
 
 
 def prove_newest(settings: Settings) -> QuickProof | None:
@@ -139,7 +142,7 @@ def prove_newest(settings: Settings) -> QuickProof | None:
     files, before = state.files, Head()
     whole = sum(file.rows for file in files) <= _QUICK
     if not whole:
-        files = tuple(sorted(files, key=_last_sequence)[-1:])
+        files = _newest_files(state) or files
     records, unreadable = audit_state.records_of(state, files)
     if records and not whole:
         records = records[_first_of_end(records) :]
@@ -149,8 +152,15 @@ def prove_newest(settings: Settings) -> QuickProof | None:
     return QuickProof(last, len(records), tuple(problems))
 
 
-def _last_sequence(file: StoredFile) -> int:
-    return int(dict(file.high).get("sequence") or 0)
+def _newest_files(state: State) -> tuple[StoredFile, ...]:
+    """The files of the last commit that added some, which have the newest records."""
+    live = {unquote(file.path): file for file in state.files}
+    for version in range(state.version, max(state.version - _COMMITS, -1), -1):
+        actions = log.entry(state.place, version) or ()
+        paths = [unquote(action["add"]["path"]) for action in actions if "add" in action]
+        if added := tuple(live[path] for path in paths if path in live):
+            return added
+    return ()
 
 
 def _first_of_end(records: Sequence[AuditRecord]) -> int:

@@ -8,8 +8,10 @@ from bronze.config.settings import Settings
 from bronze.operate.alerts.kinds import CHANNEL, TEST
 from bronze.operate.alerts.life import Condition
 from bronze.operate.doctor import diagnosis
-from bronze.operate.doctor.examination import LIMIT
+from bronze.operate.doctor.examination import LIMIT, Check
 
+_WITH_SUBJECTS = ("source", "channels")
+"""The groups whose subjects are subjects of alerts, too."""
 _LATE = ("source", "lake", "memory")
 _FAILED = ("secrets", "source", "lake")
 
@@ -58,13 +60,12 @@ def why(settings: Settings, condition: Condition, limit: float = LIMIT) -> tuple
     if not names:
         return ()
     selected = diagnosis.select(available, names)
-    subjects = {check.subject for check in selected if check.group in ("source", "channels")}
-    if condition.subject in subjects:
-        selected = [
-            c
-            for c in selected
-            if c.subject in (condition.subject, "") or c.group not in ("source", "channels")
-        ]
+    if any(_is_about(check, condition) for check in selected):
+        selected = [c for c in selected if c.group not in _WITH_SUBJECTS or _is_about(c, condition)]
     findings = diagnosis.findings(settings, selected, names, limit)
     messages = (f.message for f in findings if f.state in ("problem", "warning"))
     return tuple(dict.fromkeys(messages))
+
+
+def _is_about(check: Check, condition: Condition) -> bool:
+    return check.group in _WITH_SUBJECTS and check.subject == condition.subject

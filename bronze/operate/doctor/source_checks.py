@@ -122,7 +122,8 @@ def _endpoints(params: dict[str, str]) -> Sequence[_Endpoint]:
     return tuple(
         _Endpoint(
             host,
-            ports[number if len(ports) > 1 else 0] or "5432",
+            # libpq refuses any other number of ports.
+            (ports[number] if len(ports) == len(names) else ports[0]) or "5432",
             addresses[number] if number < len(addresses) else "",
         )
         for number, host in enumerate(names)
@@ -311,6 +312,7 @@ def _slot_state(slot: Slot, budget: int, rate: float) -> Verdict:
     return ok(f"{kept}, and is streamed from.")
 
 
+_OLDEST_WITH_RATE = 140000
 _RATE = """
 SELECT wal_bytes::float8 / greatest(extract(epoch FROM now() - stats_reset), 1)::float8
 FROM pg_stat_wal
@@ -319,6 +321,8 @@ FROM pg_stat_wal
 
 def _log_rate(connection: Connection) -> float:
     """How much log the server writes, on average since its statistics began, in bytes a second."""
+    if connection.info.server_version < _OLDEST_WITH_RATE:
+        return 0.0
     row: Any = connection.execute(_RATE).fetchone()
     return float(row[0] or 0) if row else 0.0
 

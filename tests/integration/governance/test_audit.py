@@ -295,6 +295,47 @@ def test_an_older_state_of_the_log_contradicts_a_kept_head(settings: Settings) -
     assert "put back" in problem
 
 
+def test_the_newest_records_of_a_long_log_are_proven_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long log only the newest file is read: damage there and of the log's end is found, older
+    damage is not. A short log is read whole.
+    """
+    assert audit_proof.prove_newest(settings) is None
+    write_records(settings, 9)
+    assert audit_proof.prove_newest(settings) == audit_proof.QuickProof(10, 10, ())
+    monkeypatch.setattr(audit_proof, "_QUICK", 5)
+    assert audit_proof.prove_newest(settings) == audit_proof.QuickProof(10, 1, ())
+    edit_file(settings, 4, lambda records: [replace(one, actor="eve") for one in records])
+    assert audit_proof.prove_newest(settings) == audit_proof.QuickProof(10, 1, ())
+    monkeypatch.setattr(audit_proof, "_QUICK", 100)
+    whole = audit_proof.prove_newest(settings)
+    assert whole
+    assert whole.problems == ("record 4 was changed",)
+    monkeypatch.setattr(audit_proof, "_QUICK", 5)
+    edit_file(settings, 10, lambda records: [replace(one, actor="eve") for one in records])
+    newest = audit_proof.prove_newest(settings)
+    assert newest
+    assert newest.problems == ("record 10 was changed",)
+    file_of(settings, 10).unlink()
+    lost = audit_proof.prove_newest(settings)
+    assert lost
+    assert any("cannot be read" in problem for problem in lost.problems)
+
+
+def test_the_newest_records_are_found_after_files_were_joined(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in the joined file, and then in the one that was written after it."""
+    monkeypatch.setattr(audit_proof, "_QUICK", 2)
+    write_records(settings, 5)
+    (result,) = maintain.maintain(settings).tables
+    assert result.error is None
+    assert audit_proof.prove_newest(settings) == audit_proof.QuickProof(6, 6, ())
+    audit.record(settings, "reveal", "public.t", "succeeded")
+    assert audit_proof.prove_newest(settings) == audit_proof.QuickProof(7, 1, ())
+
+
 def test_a_sealed_log_needs_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can rewrite the chain without it; after a change of keys old records are valid."""
     monkeypatch.setenv("AUDIT", KEY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from bronze.cli.main import app
 from bronze.config.alerts import Scenarios
@@ -135,3 +137,22 @@ def test_a_runbook_is_found_by_scenario_kind_and_anchor() -> None:
     assert runbook.text("slot_lost").count("\n## ") == 1
     with pytest.raises(ConfigError, match=r"no runbook slot-lots \(did you mean slot_lost\?\)"):
         runbook.text("slot-lots")
+
+
+def test_the_command_lists_and_prints_runbooks() -> None:
+    """Without a name all scenarios with their kinds and times; an unknown name exits with 2."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, ["runbook", *arguments], catch_exceptions=False)
+        return result.exit_code, result.stdout, result.stderr
+
+    code, out, _ = run()
+    assert code == 0
+    assert "security: somebody answers within 5m\n  audit_broken\n" in out
+    assert all(f"\n  {kind}\n" in out for kind in KINDS)
+    assert [one["scenario"] for one in json.loads(run("--json")[1])] == [*SCENARIOS]
+    code, out, _ = run("audit_broken")
+    assert (code, out.rstrip("\n")) == (0, runbook.text("audit_broken").rstrip("\n"))
+    assert json.loads(run("audit_broken", "--json")[1]) == {"text": runbook.text("audit_broken")}
+    code, _, error = run("outrage")
+    assert (code, "no runbook outrage (did you mean outage?)" in error) == (2, True)

@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import obstore
 import psycopg
 import pytest
 from typer.testing import CliRunner
@@ -28,7 +30,7 @@ from bronze.governance import audit_state
 from bronze.ingest import pipeline
 from bronze.model.locations import Place
 from bronze.operate.alerts.life import Condition
-from bronze.operate.doctor import causes
+from bronze.operate.doctor import causes, source_checks
 from bronze.operate.doctor.diagnosis import Diagnosis, diagnose
 from bronze.operate.doctor.examination import Finding
 from bronze.postgres.replication.slot import Slot
@@ -171,6 +173,36 @@ def test_faults_of_the_source_are_each_one_line(role: str, source: Source, serve
     assert "takes no table" in of("rights", tables=["none"]).message
 
 
+def test_each_host_of_a_connection_string_is_looked_at(
+    source: Source, server: Server, tmp_path: Path
+) -> None:
+    """One of several that is down, or without a name, is a warning, as the others serve; a Unix
+    socket is looked for in its folder; a host that libpq finds by itself is unknown.
+    """
+    name = source.dsn.rpartition("/")[2]
+
+    def look(hosts: str, more: str = "") -> dict[str, tuple[str, str]]:
+        dsn = f"host={hosts} user=postgres dbname={name} {more}"
+        report = diagnose(configured(source, source={"dsn": dsn}), ["source"], 30)
+        found = report.findings[:3]
+        return {one.check.rpartition(".")[2]: (one.state, one.message) for one in found}
+
+    two = look("127.0.0.1,127.0.0.1", f"port={server.port},1")
+    assert [two[step][0] for step in ("name", "port", "login")] == ["ok", "warning", "ok"]
+    assert two["port"][1] == "127.0.0.1:1 cannot be reached: Connection refused."
+    unnamed = look("127.0.0.1,no-such.invalid", f"port={server.port}")
+    assert unnamed["name"] == ("warning", "The name no-such.invalid cannot be resolved.")
+    unmatched = look("127.0.0.1,127.0.0.1,127.0.0.1", f"port={server.port},1")
+    assert unmatched["login"][0] == "problem"
+    folder = look(str(tmp_path), "port=5432")
+    assert folder["name"][0] == "ok"
+    assert folder["port"] == (
+        "problem",
+        f"{tmp_path}:5432 cannot be reached: No such file or directory.",
+    )
+    assert look("127.0.0.1", "service=nowhere")["name"][0] == "unknown"
+
+
 def test_limits_and_row_security_of_a_role_are_named(role: str, source: Source) -> None:
     """A connection limit that is too low, and rows that the role would not see."""
     source.execute(
@@ -207,18 +239,52 @@ def test_the_slot_of_a_stream_is_looked_at(role: str, source: Source, streamed: 
     assert (stream.state, "REPLICATION" in stream.message) == ("problem", True)
 
 
+@pytest.mark.parametrize(
+    ("host", "mode", "tls", "state", "words"),
+    [
+        ("db.internal", "verify-full", True, "ok", "its name are verified"),
+        ("db.internal", "verify-ca", True, "ok", "its name is not"),
+        ("db.internal", "require", True, "ok", "is not verified (sslmode=require)"),
+        ("db.internal", "prefer", False, "warning", "to db.internal is not encrypted"),
+        ("127.0.0.1", "prefer", False, "ok", "stays on this machine"),
+        ("/run/postgresql", "disable", False, "ok", "stays on this machine"),
+    ],
+)
+def test_a_connection_in_clear_over_a_network_is_a_warning(
+    host: str, mode: str, tls: bool, state: str, words: str
+) -> None:
+    """With TLS it is said what was verified."""
+    info = SimpleNamespace(host=host, get_parameters=lambda: {"sslmode": mode})
+    connection: Any = SimpleNamespace(info=info, pgconn=SimpleNamespace(ssl_in_use=tls))
+    verdict = source_checks._tls_verdict(connection)
+    assert (verdict.state, words in verdict.message) == (state, True), verdict
+
+
+@pytest.mark.parametrize(
+    ("ahead", "state"), [(0.0, "ok"), (-20.0, "warning"), (20.0, "warning"), (7200.0, "problem")]
+)
+def test_the_difference_of_the_clocks_is_told(
+    source: Source, monkeypatch: pytest.MonkeyPatch, ahead: float, state: str
+) -> None:
+    """Also whose clock is ahead."""
+    real = time.time
+    monkeypatch.setattr(source_checks.time, "time", lambda: real() - ahead)
+    found = finding(diagnose(configured(source), ["source.clock"], 30), "source.test.clock")
+    assert found.state == state
+    if ahead:
+        assert f"{abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'}" in found.message
+
+
 def test_the_time_left_of_a_slot_is_told() -> None:
     """By the server's limit and its average; a lost slot is a problem."""
-    from bronze.operate.doctor.source_checks import _slot_state
-
     slot = Slot("s", 1, 0, 0, "extended", 3_600_000_000, "", 2_000_000_000, "pgoutput", False)
-    late = _slot_state(slot, 1_000_000_000, 1_000_000 / 3)
+    late = source_checks._slot_state(slot, 1_000_000_000, 1_000_000 / 3)
     assert late.state == "warning"
     assert "keeps 2.0 GB of log; 3.6 GB more may be written" in late.message
     assert "in about 3 h at the average of 1.2 GB/h" in late.message
     lost = Slot("s", None, 0, 0, "lost", None, "wal_removed", 0, "pgoutput", False)
-    assert _slot_state(lost, 1, 0).state == "problem"
-    assert "lost (wal_removed)" in _slot_state(lost, 1, 0).message
+    verdict = source_checks._slot_state(lost, 1, 0)
+    assert (verdict.state, "lost (wal_removed)" in verdict.message) == ("problem", True)
 
 
 def test_secrets_and_channels_are_each_one_line(
@@ -238,6 +304,7 @@ def test_secrets_and_channels_are_each_one_line(
             {"kind": "webhook", "name": "dead", "url": {"secret": "HOOK"}},
             {"kind": "webhook", "name": "fake", "url": untrusted.url},
             {"kind": "slack", "name": "lost", "webhook": {"secret": "MISSING"}},
+            {"kind": "pagerduty", "name": "keyless", "key": {"secret": "MISSING"}, "url": fine.url},
             {"name": "mail", "server": f"localhost:{mail.port}", "tls": "none", **mailbox},
             {"name": "clear", "server": f"localhost:{mail.port}", **mailbox},
         ]
@@ -263,6 +330,7 @@ def test_secrets_and_channels_are_each_one_line(
         "channels.dead": "problem",
         "channels.fake": "problem",
         "channels.lost": "problem",
+        "channels.keyless": "problem",
         "channels.mail": "ok",
         "channels.clear": "problem",
         "heartbeat": "ok",
@@ -405,10 +473,8 @@ def test_a_store_without_put_if_absent_is_refused(
     for place in (Place(str(tmp_path)), Place("s3://lake/proof", tuple(bucket.items()))):
         store.prove_exclusive(place)
         assert store.listing(place) == []
-    real = store.obstore.put
-    monkeypatch.setattr(
-        store.obstore, "put", lambda opened, path, data, **_: real(opened, path, data)
-    )
+    real = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda opened, path, data, **_: real(opened, path, data))
     with pytest.raises(LakeError, match="lets a second writer replace"):
         store.prove_exclusive(Place(str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
