@@ -236,13 +236,15 @@ class App:
         access.end(request.cookies.get(access.cookie, ""))
         response = RedirectResponse(after, 303)
         self._set_cookie(response, access.cookie, access.begin(role))
-        response.delete_cookie(_FIRST, path="/")
+        self._set_cookie(response, _FIRST, "")
         return response
 
     def _set_cookie(self, response: Response, name: str, value: str) -> None:
         response.set_cookie(
             name,
             value,
+            # An empty one is removed. It needs the same attributes as the one before.
+            max_age=None if value else 0,
             path="/",
             httponly=True,
             samesite="strict",
@@ -254,7 +256,7 @@ class App:
         caller, _ = await self._form(request)
         self.site.access.end(caller.cookie)
         response = RedirectResponse("/", 303)
-        response.delete_cookie(self.site.access.cookie, path="/")
+        self._set_cookie(response, self.site.access.cookie, "")
         return response
 
     async def act(self, request: Request) -> Response:

@@ -85,7 +85,9 @@ class Guard:
             if not started:
                 await self.answer(scope, refused)(scope, receive, guarded_send)
         except TimeoutError:
-            _log.debug("a response to %s was not taken in time", scope["path"])
+            if not started:
+                late = Refused(503, "The page was not made in time.")
+                await self.answer(scope, late)(scope, receive, guarded_send)
         except Exception:
             _log.exception("the page %r failed", scope["path"])
             if not started:

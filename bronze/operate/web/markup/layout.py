@@ -165,8 +165,8 @@ def _account(visit: Visit) -> Safe:
     return tag(
         "form",
         hidden("csrf", visit.csrf),
+        tag("span", f"{visit.role} ", class_="muted"),
         tag("button", "Sign out", type="submit", class_="quiet"),
-        tag("span", f" ({visit.role})", class_="muted"),
         method="post",
         action="/logout",
     )
@@ -330,8 +330,12 @@ def section(title: str, *children: object, id_: str, live: bool = True, level: s
     )
 
 
-def grid(caption: str, heads: Iterable[str], rows: Iterable[Iterable[object]]) -> Safe:
-    """A table whose rows become cards where it is narrow."""
+def grid(
+    caption: str, heads: Iterable[str], rows: Iterable[Iterable[object]], broad: str = ""
+) -> Safe:
+    """A table whose rows become cards where it is narrow; ``broad`` is the column that has a line
+    of its own there.
+    """
     names = list(heads)
     head = tag("tr", [tag("th", name, scope="col") for name in names])
     body = []
@@ -341,7 +345,8 @@ def grid(caption: str, heads: Iterable[str], rows: Iterable[Iterable[object]]) -
             if not parts:
                 parts.append(tag("th", cell, scope="row"))
             else:
-                parts.append(tag("td", cell, data_label=name))
+                is_broad = "broad" if name == broad else None
+                parts.append(tag("td", cell, data_label=name, class_=is_broad))
         body.append(tag("tr", parts))
     if not body:
         return tag("p", "None.", class_="muted")

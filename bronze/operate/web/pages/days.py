@@ -20,7 +20,7 @@ _FINISHED = ("landed", "unchanged", "failed")
 @dataclass(frozen=True)
 class _Chart:
     """What one chart shows: the value of a day, how it is written, what is as high as it, and
-    whether a day is a bad one.
+    which days are red.
     """
 
     title: str
@@ -31,24 +31,51 @@ class _Chart:
     is_bad: Callable[[Day], bool] = lambda day: False
 
 
-_CHARTS = (
-    _Chart("Duration", "longest run of a day", lambda day: day.seconds, words.span,
-           is_bad=lambda day: bool(day.failed)),
-    _Chart("Rows", "changed on a day", lambda day: float(day.rows) if day.runs else None,
-           lambda value: words.number(round(value))),
-    _Chart("Score", "lowest of a day", lambda day: day.score,
-           lambda value: f"{value:.1f}".removesuffix(".0"), top=100.0),
-    _Chart("Late", "time of a day", lambda day: day.late or None, words.span,
-           is_bad=lambda day: True),
-)  # fmt: skip
+def _charts(least_score: float) -> tuple[_Chart, ...]:
+    def rows(day: Day) -> float | None:
+        return float(day.rows) if day.runs else None
+
+    def is_low(day: Day) -> bool:
+        return day.score is not None and day.score < least_score
+
+    return (
+        _Chart(
+            "Duration",
+            "longest run of a day; red: one failed",
+            lambda day: day.seconds,
+            words.span,
+            is_bad=lambda day: bool(day.failed),
+        ),
+        _Chart("Rows", "changed on a day", rows, lambda value: words.number(round(value))),
+        _Chart(
+            "Score",
+            f"lowest of a day; red: below {_score(least_score)}",
+            lambda day: day.score,
+            _score,
+            top=100.0,
+            is_bad=is_low,
+        ),
+        _Chart(
+            "Late",
+            "time of a day",
+            lambda day: day.late or None,
+            words.span,
+            is_bad=lambda day: True,
+        ),
+    )
 
 
-def pictures(days: Iterable[Day], today: date) -> Safe:
-    """The charts of the days up to today."""
+def _score(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def pictures(days: Iterable[Day], today: date, least_score: float) -> Safe:
+    """The charts of the days up to today; a score below ``least_score`` is red."""
     known = {day.day: day for day in days}
     wanted = [today - timedelta(days=back) for back in range(DAYS - 1, -1, -1)]
     whole = [known.get(day, Day(day)) for day in wanted]
-    return tag("div", [_figure(chart, whole) for chart in _CHARTS], class_="charts")
+    figures = [_figure(chart, whole) for chart in _charts(least_score)]
+    return tag("div", figures, class_="charts")
 
 
 def _figure(chart: _Chart, days: Sequence[Day]) -> Safe:

@@ -96,6 +96,15 @@ def login(csrf: str, after: str, wrong: str = "") -> Safe:
             hidden("csrf", csrf),
             hidden("next", after),
             tag("p", wrong, class_="banner bad", role="alert") if wrong else None,
+            # For password managers.
+            tag(
+                "input",
+                type="text",
+                name="username",
+                value="bronze",
+                autocomplete="username",
+                hidden=True,
+            ),
             tag("label", "Token", for_="token"),
             tag(
                 "input",

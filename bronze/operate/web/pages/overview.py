@@ -44,7 +44,7 @@ def page(visit: Visit) -> Page:
     main = join(
         [
             _sentence(visit),
-            section("Metrics", _tiles(visit), id_="metrics"),
+            _tiles(visit),
             _alerts(visit),
             tag(
                 "section",
@@ -80,7 +80,14 @@ def _sentence(visit: Visit) -> Safe:
 
 
 def _tiles(visit: Visit) -> Safe:
-    return tag("ul", [_tile(visit, metric) for metric in visit.view.metrics], class_="tiles")
+    return tag(
+        "section",
+        tag("h2", "Metrics", id="metrics-title", class_="only-read"),
+        tag("ul", [_tile(visit, metric) for metric in visit.view.metrics], class_="tiles"),
+        id="metrics",
+        aria_labelledby="metrics-title",
+        data_live=True,
+    )
 
 
 def _tile(visit: Visit, metric: Metric) -> Safe:
@@ -200,12 +207,15 @@ def _tables(visit: Visit, tables: Sequence[TableView]) -> Safe:
     if not tables:
         return tag("p", "No table is like this. ", tag("a", "Show all", href="/"), class_="muted")
     heads = ("Table", "State", "Time left", "As of", "Next run", "Last run", "Score")
-    return grid("Tables by the time left", heads, [_row(visit, table) for table in tables])
+    rows = [_row(visit, table) for table in tables]
+    return grid("Tables by the time left", heads, rows, broad="State")
 
 
 def _row(visit: Visit, table: TableView) -> list[object]:
     tone = TONES[table.state]
-    left: list[object] = [tag("span", slack(table), class_="bad-text" if table.late else None)]
+    left: list[object] = [
+        tag("span", slack(table), class_="keep bad-text" if table.late else "keep")
+    ]
     if table.slack is not None and table.sla:
         left.append(charts.meter(table.slack / table.sla if table.slack > 0 else 1.0, tone))
     about = f"{table.source} · {table.pattern.replace('_', '-')} · priority {table.priority}"
@@ -241,7 +251,7 @@ def last_run(visit: Visit, table: TableView) -> Safe:
     return tag(
         "span",
         words.time(record.ended or record.began, visit.zone, visit.now),
-        tag("span", ", ".join(filter(None, [took, detail])), class_="sub"),
+        tag("span", ", ".join(filter(None, [took, detail])), class_="sub keep"),
     )
 
 

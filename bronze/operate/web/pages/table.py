@@ -25,7 +25,8 @@ from bronze.operate.web.pages import days
 from bronze.operate.web.pages.overview import next_run
 from bronze.operate.web.site import Refused, Visit
 
-_RUNS = 50
+_RUNS = 100
+_FIRST = 15
 _PAUSES = (("1h", "1 hour"), ("4h", "4 hours"), ("1d", "1 day"), ("7d", "7 days"))
 
 
@@ -48,8 +49,9 @@ def page(visit: Visit, facts: Facts) -> Page:
             section("Now", _facts(visit, table), id_="now"),
             _buttons(visit, table),
             _charts(visit, table, runs),
-            section("Runs", _runs(visit, runs), id_="runs"),
             section("From source to Bronze", _lineage(visit, table, versions), id_="lineage"),
+            section("Runs", _runs(visit, runs), id_="runs"),
+            section("Rules", _rules(table), id_="rules", live=False),
             section("Schema changes", _changes(visit, versions), id_="schema"),
         ]
     )
@@ -173,12 +175,22 @@ def _charts(visit: Visit, table: TableView, runs: Sequence[RunRecord]) -> Safe:
     known = visit.site.days(table.table)
     points = known if known is not None else days.days_of(runs, visit.zone)
     today = visit.now.astimezone(visit.zone).date()
-    return section("The last 90 days", days.pictures(points, today), id_="days")
+    return section(
+        "The last 90 days",
+        days.pictures(points, today, visit.site.settings.alerts.quality.less_than),
+        id_="days",
+    )
 
 
 def _runs(visit: Visit, runs: Sequence[RunRecord]) -> Safe:
     heads = ("Began", "Result", "Took", "Rows", "Score", "Reason")
-    return grid("Runs, the newest first", heads, [_run(visit, run) for run in runs[:_RUNS]])
+    rows = [_run(visit, run) for run in runs[:_RUNS]]
+    newest = grid("Runs, the newest first", heads, rows[:_FIRST], broad="Result")
+    if len(rows) <= _FIRST:
+        return newest
+    earlier = grid("Earlier runs", heads, rows[_FIRST:], broad="Result")
+    summary = tag("summary", f"{len(rows) - _FIRST} earlier runs")
+    return join([newest, tag("details", summary, earlier, class_="more")])
 
 
 def _run(visit: Visit, run: RunRecord) -> list[object]:
@@ -265,6 +277,11 @@ def _lineage(visit: Visit, table: TableView, versions: Reading[tuple[Version, ..
     none = versions.error or "None yet."
     last = tag("li", tag("h3", "Versions"), tag("ol", items) if items else tag("p", none))
     return tag("ol", source, target, last, class_="lineage")
+
+
+def _rules(table: TableView) -> Safe:
+    command = tag("code", f"bronze quality {table.table}")
+    return tag("p", command, " lists the rules that failed, with the keys of rows.", class_="muted")
 
 
 def _changes(visit: Visit, versions: Reading[tuple[Version, ...]]) -> Safe:
