@@ -10,7 +10,7 @@ from __future__ import annotations
 import http.client
 import time
 import urllib.request
-from collections.abc import Callable
+from datetime import timedelta
 
 from bronze.api.progress import LOG
 from bronze.operate import controls
@@ -20,10 +20,12 @@ from bronze.operate.alerts.delivery import Terms
 from bronze.operate.alerts.life import EVALUATIONS
 from bronze.operate.conditions import SERVICE, Finding, conditions_of
 from bronze.operate.service.board import Board
+from bronze.operate.service.outside import Outside
+from bronze.operate.service.seeing import Seeing
 from bronze.operate.service.timing import Routine
-from bronze.operate.view import View
 
 _EVALUATED_EVERY = 5.0
+_SOON = 0.5
 _BEAT_EVERY = 60.0
 _FETCH_TIMEOUT = 10.0
 _CURRENT = 60.0
@@ -34,16 +36,23 @@ class Alarms:
     """The alerts of the service."""
 
     def __init__(
-        self, board: Board, view: Callable[[], View], terms: Terms, advisors: Advisors
+        self,
+        board: Board,
+        outside: Outside,
+        seeing: Seeing,
+        terms: Terms,
+        advisors: Advisors,
     ) -> None:
-        """Alerts for a board, from its ``view``; `start` begins to evaluate."""
-        self._view = view
+        """Alerts for a board, from what is seen; `start` begins to evaluate."""
+        self._seeing, self._outside = seeing, outside
         self._board, self._terms, self._advisors = board, terms, advisors
         self._settings = board.settings
         self.alerting = Alerting(board.settings, terms=terms, advisors=advisors)
         self._evaluation = Routine("alerts", self._evaluate)
         self._heartbeat = Routine("heartbeat", self._beat)
         self._missed = ""
+        self._began = time.monotonic()
+        self._is_started = False
         self.looped_at = time.monotonic()
         self.error = ""
 
@@ -65,7 +74,8 @@ class Alarms:
         """Ends; whether all is stored and no message hangs."""
         for routine in self.routines:
             routine.stop()
-        return self.alerting.stop(grace)
+        self._evaluation.join(grace)
+        return not self._is_started or self.alerting.stop(grace)
 
     def evaluate_to_the_end(self) -> None:
         """Evaluates as often as an alert needs to open, for a service that ends by itself."""
@@ -75,18 +85,42 @@ class Alarms:
             self._evaluate()
 
     def _evaluate(self) -> float | None:
-        if self._evaluation.done_at == 0.0:
+        if not self._is_started:
             self.alerting.start()
+            self._is_started = True
         self._follow_config()
         board = self._board
         with board.changed:
             records = list(board.controls)
-            settings, findings = board.settings, _findings(board)
+            settings, findings = board.settings, self._findings()
+            is_known = not board.unread or bool(board.lake_error)
+        if not is_known and time.monotonic() - self._began < _CURRENT:
+            # What is wrong is not known yet: nothing must seem to be right again.
+            return _SOON
         self.alerting.follow(records)
-        found = conditions_of(settings, self._view(), findings)
+        found = conditions_of(settings, self._seeing.view, findings)
         self.alerting.evaluate(found, controls.silences(records))
         self._note_storage()
         return _EVALUATED_EVERY
+
+    def _findings(self) -> list[Finding]:
+        """What only the service itself knows to be wrong; under the lock."""
+        board, now = self._board, self._board.now
+        board.troubles = {k: t for k, t in board.troubles.items() if t.until > now}
+        found = [Finding(k, SERVICE, t.since, t.text) for k, t in board.troubles.items()]
+        root = board.settings.lake.root
+        looks = [("lake_unreachable", root, f"The lake at {root}", self._outside.lake)]
+        looks += [
+            ("source_unreachable", name, f"Source {name}", routine)
+            for name, routine in self._outside.sources.items()
+        ]
+        for kind, subject, words, routine in looks:
+            is_known = board.lake_error if routine is self._outside.lake else None
+            silent = routine.busy_for
+            if silent > _CURRENT and not is_known and subject not in board.source_errors:
+                since = now - timedelta(seconds=silent)
+                found.append(Finding(kind, subject, since, f"{words} does not answer"))
+        return found
 
     def _note_storage(self) -> None:
         error = self.alerting.storage_error
@@ -119,15 +153,6 @@ class Alarms:
                 LOG.warning("heartbeat was not accepted", error=missed)
             self._missed = missed
         return _BEAT_EVERY if self._evaluation.done_at else 1.0
-
-
-def _findings(board: Board) -> list[Finding]:
-    """What only the service itself knows to be wrong; under the lock."""
-    board.troubles = {k: t for k, t in board.troubles.items() if t.until > board.now}
-    return [
-        Finding(kind, SERVICE, trouble.since, trouble.text)
-        for kind, trouble in board.troubles.items()
-    ]
 
 
 def fetch(url: str) -> str:

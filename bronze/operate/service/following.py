@@ -120,8 +120,10 @@ class Following:
                 subject = LAKE if blame == "lake" else source_subject(source)
                 if board.guards.of(subject).until is None:
                     board.guards.end(subject, Outcome(stream.began, now, failed=True))
-                routine = self._outside.lake if blame == "lake" else self._outside.sources[source]
-                routine.kick()
+                looks = self._outside
+                routine = looks.lake if blame == "lake" else looks.sources.get(source)
+                if routine:
+                    routine.kick()
             if stream.stop.is_set() or board.once:
                 board.outcomes.append(error)
                 plan.begins_at = 0.0

@@ -33,6 +33,12 @@ def pressure(
             return "the disk of the lake is nearly full"
     for facts, tables in streams:
         slas = [table.settings.sla for table in tables if table.settings.sla]
-        if slas and facts.as_of and (now - facts.as_of).total_seconds() > min(slas) / 2:
+        # One that is down is not helped by waiting.
+        if (
+            slas
+            and facts.as_of
+            and not facts.error
+            and (now - facts.as_of).total_seconds() > min(slas) / 2
+        ):
             return f"the stream of {facts.source} has less than half of its time left"
     return ""

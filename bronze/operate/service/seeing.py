@@ -27,6 +27,8 @@ from bronze.operate.tables import catalog, states
 from bronze.operate.view import Live, View
 
 _SEEN_EVERY = 1.0
+_LONGEST = 5.0
+_SHARE = 0.01
 _READ_EVERY = 5.0
 _SOON = 0.1
 _AGAIN = 5.0
@@ -38,9 +40,10 @@ _Runs = Mapping[str, Sequence[RunRecord]]
 class Seeing:
     """The history of the lake, and the view of now."""
 
-    def __init__(self, board: Board, alerts: Callable[[], Iterable[Alert]]) -> None:
-        """Nothing is read yet; ``alerts`` gives those that are known."""
-        self._board, self._alerts = board, alerts
+    def __init__(self, board: Board) -> None:
+        """Nothing is read yet."""
+        self._board = board
+        self.alerts: Callable[[], Iterable[Alert]] = lambda: ()
         self._history = History(board.settings)
         self._outlooks = Outlooks()
         self._lock = threading.Lock()
@@ -68,16 +71,30 @@ class Seeing:
                 return pause
         elif time.monotonic() - self._read_at >= _READ_EVERY and not board.lake_error:
             self._read()
+        began = time.monotonic()
         with self._lock:
+            self._know_tables()
             self._view = self._make_view(self._history)
-        return _SEEN_EVERY
+        # With thousands of tables it is made less often, so that it takes little of a processor.
+        return max(_SEEN_EVERY, min(_LONGEST, (time.monotonic() - began) / _SHARE))
+
+    def _know_tables(self) -> None:
+        """Has tables known by their records while the source has not been reached yet."""
+        board = self._board
+        with board.changed:
+            for name in board.settings.source:
+                if board.tables.get(name) is None and name in board.source_errors:
+                    names = [(t.source, t.label) for t in self._history.tables.values()]
+                    tables = catalog.recorded(board.settings, names)
+                    board.tables[name] = tuple(t for t in tables if t.source == name)
+                    board.touch()
 
     def _make_view(self, history: History | None) -> View:
         board = self._board
         with board.changed:
             tables, records = board.all_tables(), list(board.controls)
             settings, now = board.settings, board.now
-        live, alerts = board.live(), self._alerts()
+        live, alerts = board.live(), self.alerts()
         return view_of(settings, tables, history, live, records, alerts, now, self._outlooks)
 
     def _read(self) -> None:
@@ -130,11 +147,6 @@ class Seeing:
         """Has the tables go on after their last runs."""
         board, now = self._board, self._board.now
         board.controls = records
-        for name in board.settings.source:
-            if board.tables.get(name) is None and name in board.source_errors:
-                names = [(r.source_system, r.source_table) for runs in known.values() for r in runs]
-                tables = catalog.recorded(board.settings, names)
-                board.tables[name] = tuple(table for table in tables if table.source == name)
         resets: dict[str, datetime] = {
             key: asked.reset
             for key, asked in board.requests(board.all_tables()).items()

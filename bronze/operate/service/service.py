@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -75,7 +75,6 @@ def serve(
     Raises:
         ConfigError: the config cannot be served.
     """
-    advisors = advisors or advisors_of(settings)
     service = Service(settings, once, clock or Clock(), terms, advisors)
     web = start_web(service) if settings.web.listen and not once else None
     try:
@@ -85,13 +84,13 @@ def serve(
             web.stop()
 
 
-def advisors_of(settings: Settings) -> Advisors:
+def advisors_of(settings: Callable[[], Settings]) -> Advisors:
     """What notices say beside what is wrong: what the doctor finds, the runbook's first steps."""
     from bronze.operate import runbook
     from bronze.operate.doctor import causes
 
     return Advisors(
-        why=lambda condition: causes.why(settings, condition),
+        why=lambda condition: causes.why(settings(), condition),
         steps=lambda condition: runbook.steps(condition.kind, condition.subject),
     )
 
@@ -144,7 +143,12 @@ class Service:
     """One service; `run` is its life."""
 
     def __init__(
-        self, settings: Settings, once: bool, clock: Clock, terms: Terms, advisors: Advisors
+        self,
+        settings: Settings,
+        once: bool,
+        clock: Clock,
+        terms: Terms = TERMS,
+        advisors: Advisors | None = None,
     ) -> None:
         """A service that has not begun.
 
@@ -159,8 +163,10 @@ class Service:
         self._outside = Outside(self.board)
         self._running = Running(self.board, self._outside)
         self._following = Following(self.board, self._outside)
-        self._alarms = Alarms(self.board, lambda: self.seeing.view, terms, advisors)
-        self.seeing = Seeing(self.board, lambda: self._alarms.alerting.alerts.values())
+        advisors = advisors or advisors_of(lambda: self.board.settings)
+        self.seeing = Seeing(self.board)
+        self._alarms = Alarms(self.board, self._outside, self.seeing, terms, advisors)
+        self.seeing.alerts = lambda: self._alarms.alerting.alerts.values()
         self._file = ConfigFile(settings)
         self._jumps = JumpWatch(clock)
         self._wake: datetime | None = None

@@ -55,9 +55,16 @@ class Routine:
     name: str
     work: Callable[[], float | None]
     done_at: float = 0.0
+    _busy_since: float | None = None
     _kicked: threading.Event = field(default_factory=threading.Event)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+
+    @property
+    def busy_for(self) -> float:
+        """For how many seconds it has been doing its work, 0 while it rests."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def start(self) -> None:
         """Begins."""
@@ -84,13 +91,14 @@ class Routine:
             self._kicked.clear()
             if self._stopped.is_set():
                 return
+            self._busy_since = time.monotonic()
             try:
                 seconds = self.work()
             except Exception as error:
                 # Nobody else would see that it has ended.
                 LOG.error("fault", work=self.name, error=type(error).__name__)
                 seconds = 30.0
-            self.done_at = time.monotonic()
+            self.done_at, self._busy_since = time.monotonic(), None
             if seconds is None:
                 return
             self._kicked.wait(seconds)
