@@ -19,6 +19,9 @@ from tests.support.receiver import receiver
 from tests.support.serving import serving, until
 
 
+OUTAGE = ("source_unreachable", "test")
+
+
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, seconds in (
@@ -51,12 +54,10 @@ def test_an_outage_of_a_source_is_one_message(server: Server, source: Source) ->
             with stopped(server, source):
                 (message,) = inbox.wait(1)
                 until(lambda: len(own.service.board.waiting) == 12)
-                opened = own.service.seeing.view.alerts
+                until(lambda: [a.key for a in own.service.seeing.view.alerts] == [OUTAGE])
     assert len(inbox.requests) == 1
     notice = json.loads(message.body)
-    assert notice["kind"] == "source_unreachable"
-    assert notice["subject"] == "test"
-    assert [alert.key for alert in opened] == [("source_unreachable", "test")]
+    assert (notice["kind"], notice["subject"]) == OUTAGE
 
 
 def test_the_heartbeat_is_fetched_while_alerts_could_be_told(source: Source) -> None:
