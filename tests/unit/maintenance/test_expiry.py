@@ -51,6 +51,8 @@ def records(name: str) -> st.SearchStrategy[list[list[Record]]]:
         drawn["until_timestamp"] = st.none() | st.sampled_from(
             [OLD - timedelta(days=1), NOW + timedelta(days=1)]
         )
+    if "series" in columns:
+        drawn["series"] = st.sampled_from([None, "1", "2", "3"])
     return st.lists(st.lists(st.fixed_dictionaries(drawn), min_size=1, max_size=6), max_size=5)
 
 
@@ -117,11 +119,19 @@ def test_old_records_expire_and_the_state_stays(name: str, data: st.DataObject) 
         assert all(row in before for row in after)
         assert [r for r in after if r[time] >= OLD] == [r for r in before if r[time] >= OLD]
         assert state(name, after) == state(name, before)
-        if share == 0.0:
+        if name == streams.NAME:
+            assert whole_series(before, after)
+        elif share == 0.0:
             old = [row for row in after if row[time] < OLD]
             counted = set(state(name, before).values())
             assert all({row[time], row.get("until_timestamp")} & counted for row in old)
             assert expiry.expire_records(place, name, HISTORY.total_seconds(), NOW) == 0
+
+
+def whole_series(before: Sequence[Record], after: Sequence[Record]) -> bool:
+    """Whether all records of a series are there, if one is."""
+    kept = {(row["stream"], row["series"]) for row in after}
+    return [row for row in before if (row["stream"], row["series"]) in kept] == list(after)
 
 
 def join(place: Place) -> None:
