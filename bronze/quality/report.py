@@ -24,6 +24,7 @@ from bronze.governance.json_values import json_value
 from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables import streams
 from bronze.governance.tables.quality import Figure
+from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import TableName
 from bronze.model.results import Shown
@@ -199,12 +200,17 @@ def _schema_of(settings: Settings, system: str, label: str, target: str) -> str:
     return schemas[0] if schemas else label.partition(".")[0]
 
 
-def _read_rows(state: State, stored: Sequence[StoredFile]) -> pl.DataFrame:
-    empty = files.conform(pa.table({}), state.columns, {}, 0)
+def _read_rows(
+    state: State,
+    stored: Sequence[StoredFile],
+    columns: Sequence[tuple[str, DeltaType]] | None = None,
+) -> pl.DataFrame:
+    columns = columns or state.columns
+    empty = files.conform(pa.table({}), columns, {}, 0)
     parts = (
         part
         for file in stored
-        for _, part in files.parts(files.open_parquet(state.place, file), state.columns)
+        for _, part in files.parts(files.open_parquet(state.place, file), columns)
     )
     return pl.concat([pl.DataFrame(part) for part in (empty, *parts)])
 
@@ -234,13 +240,15 @@ def _newest_checkpoints(state: State) -> pl.DataFrame:
     newest = sorted(state.files, key=lambda file: files.batch_of(file.path) or "", reverse=True)
     parts: list[pl.DataFrame] = []
     for start in range(0, len(newest), _STREAM_FILES):
-        parts.append(_read_rows(state, newest[start : start + _STREAM_FILES]))
+        chunk = newest[start : start + _STREAM_FILES]
+        # Tables of earlier releases have fewer columns.
+        parts.append(_read_rows(state, chunk, streams.COLUMNS))
         records = pl.concat(parts)
         last = records.sort("recorded_timestamp").group_by("stream", "source_system").last()
         begun = records.filter(pl.col("number") == 1)["series"].implode()
         if last["series"].drop_nulls().is_in(begun).all():
             break
-    return pl.concat(parts)
+    return pl.concat(parts) if parts else _read_rows(state, [], streams.COLUMNS)
 
 
 def _table_quality(

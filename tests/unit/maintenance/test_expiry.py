@@ -38,6 +38,7 @@ VALUES = {
     "status": ["began", "landed", "unchanged", "failed"],
     "stream": ["one", "two"],
 }
+NUMBERED = ("run_id", "alert_id", "control_id", "batch_id")
 Record = dict[str, Any]
 
 
@@ -59,7 +60,7 @@ def records(name: str) -> st.SearchStrategy[list[list[Record]]]:
 def append(place: Place, name: str, rows: Sequence[Record], number: int) -> None:
     """One commit of records, with a number each by which they are told apart."""
     schema = schema_of(TABLES[name].COLUMNS)
-    text = next(n for n in ("run_id", "alert_id", "control_id", "batch_id") if n in schema)
+    text = next(n for n in NUMBERED if n in schema)
     frame = pl.DataFrame(
         [{**dict.fromkeys(schema), **row, text: f"{number}.{i}"} for i, row in enumerate(rows)],
         schema=schema,
@@ -72,7 +73,8 @@ def content(place: Place, name: str) -> list[Record]:
     """All records in the order of their times."""
     rows = rows_of(place, TABLES[name].COLUMNS)
     assert rows is not None
-    return list(rows.sort(expiry._TABLES[name].time, maintain_order=True).rows(named=True))
+    number = next(n for n in NUMBERED if n in rows.columns)
+    return list(rows.sort(expiry._TABLES[name].time, number).rows(named=True))
 
 
 def state(name: str, rows: Sequence[Record]) -> dict[Any, Any]:
