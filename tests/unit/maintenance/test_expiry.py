@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bronze.config import loading
 from bronze.delta import log
 from bronze.delta.layout import optimize
 from bronze.delta.layout.optimize import TableLayout
+from bronze.errors import ConfigError
 from bronze.governance import writer
 from bronze.governance.frames import schema_of
 from bronze.governance.records import rows_of
 from bronze.governance.tables import alerts, controls, runs, streams
-from bronze.maintenance import expiry
+from bronze.maintenance import expiry, maintain
 from bronze.model.locations import Place
 from tests.support.effort import examples
 
@@ -198,3 +200,21 @@ def test_records_that_were_appended_meanwhile_stay(
     append(place, "runs", [{"status": "landed", "recorded_timestamp": later}], 10)
     assert expiry.expire_records(place, "runs", HISTORY.total_seconds(), later) == 0
     assert [row["recorded_timestamp"] for row in content(place, "runs")] == [NOW, later]
+
+
+def test_maintenance_deletes_what_is_older_than_the_history(tmp_path: Path) -> None:
+    """By the config's [maintain] history, 90 days without it."""
+    document: dict[str, Any] = {
+        "source": {"name": "s", "dsn": "postgresql://x@localhost/x"},
+        "lake": {"root": str(tmp_path)},
+    }
+    place, now = Place(f"{tmp_path}/governance/runs"), datetime.now(UTC)
+    days = (100, 80, 1)
+    rows = [{"status": "began", "recorded_timestamp": now - timedelta(days=d)} for d in days]
+    append(place, "runs", rows, 0)
+    for history, left in ({}, 2), ({"history": "10d"}, 1):
+        done = maintain.maintain(loading.parse({**document, "maintain": history}), ["runs"])
+        assert done.exit_code == 0
+        assert len(content(place, "runs")) == left
+    with pytest.raises(ConfigError, match="history"):
+        loading.parse({**document, "maintain": {"history": "1h"}})
