@@ -41,12 +41,15 @@ before which records are old, and by now."""
 
 @dataclass(frozen=True)
 class _Table:
-    """How records of a governance table expire: by ``time``; ``needed`` decides by the ``key``."""
+    """How records of a governance table expire: by ``time``; ``needed`` decides by the ``key``, of
+    records, or of all together that have one key (``whole``).
+    """
 
     columns: Sequence[tuple[str, DeltaType]]
     time: str
     key: tuple[str, ...]
     needed: Rule
+    whole: bool = False
 
     def read(self, place: Place, file: StoredFile, names: Sequence[str]) -> Iterator[pl.DataFrame]:
         """These columns of a file, a part at a time."""
@@ -56,7 +59,7 @@ class _Table:
 
     def keep(self, rows: pl.DataFrame, old: datetime, needed: pl.DataFrame) -> pl.DataFrame:
         """The rows that are not ``old``, or are ``needed``."""
-        columns = [*self.key, self.time]
+        columns = list(self.key) if self.whole else [*self.key, self.time]
         kept = rows.filter(pl.col(self.time) < old).join(
             needed, on=columns, how="semi", nulls_equal=True
         )
@@ -90,8 +93,10 @@ def _needed_controls(rows: pl.DataFrame, old: datetime, now: datetime) -> pl.Dat
 
 
 def _needed_checkpoints(rows: pl.DataFrame, old: datetime, now: datetime) -> pl.DataFrame:
-    """The last checkpoint of each stream."""
-    return _last(rows, "recorded_timestamp", ["stream", "source_system"])
+    """The series that are not all old, and the last one of each stream."""
+    time, stream = "recorded_timestamp", ["stream", "source_system"]
+    ends = rows.group_by(*stream, "series").agg(pl.col(time).max()).select(rows.columns)
+    return ends.filter((pl.col(time) >= old) | (pl.col(time) == pl.col(time).max().over(stream)))
 
 
 _TABLES = {
@@ -111,8 +116,9 @@ _TABLES = {
     streams.NAME: _Table(
         streams.COLUMNS,
         "recorded_timestamp",
-        ("stream", "source_system"),
+        ("stream", "source_system", "series"),
         _needed_checkpoints,
+        whole=True,
     ),
 }
 
@@ -163,7 +169,7 @@ def _needed(state: State, table: _Table, old: datetime, now: datetime) -> pl.Dat
         for part in table.read(state.place, file, columns):
             rows = pl.concat([needed, part.select(needed.columns).unique()])
             needed = table.needed(rows, old, now)
-    return needed.filter(pl.col(table.time) < old)
+    return needed if table.whole else needed.filter(pl.col(table.time) < old)
 
 
 def _count_deleted(

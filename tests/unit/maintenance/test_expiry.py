@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bronze.config import loading
 from bronze.delta import log
 from bronze.delta.layout import optimize
 from bronze.delta.layout.optimize import TableLayout
+from bronze.errors import ConfigError
 from bronze.governance import writer
 from bronze.governance.frames import schema_of
 from bronze.governance.records import rows_of
 from bronze.governance.tables import alerts, controls, runs, streams
-from bronze.maintenance import expiry
+from bronze.maintenance import expiry, maintain
 from bronze.model.locations import Place
 from tests.support.effort import examples
 
@@ -38,6 +40,7 @@ VALUES = {
     "status": ["began", "landed", "unchanged", "failed"],
     "stream": ["one", "two"],
 }
+NUMBERED = ("run_id", "alert_id", "control_id", "batch_id")
 Record = dict[str, Any]
 
 
@@ -51,13 +54,15 @@ def records(name: str) -> st.SearchStrategy[list[list[Record]]]:
         drawn["until_timestamp"] = st.none() | st.sampled_from(
             [OLD - timedelta(days=1), NOW + timedelta(days=1)]
         )
+    if "series" in columns:
+        drawn["series"] = st.sampled_from([None, "1", "2", "3"])
     return st.lists(st.lists(st.fixed_dictionaries(drawn), min_size=1, max_size=6), max_size=5)
 
 
 def append(place: Place, name: str, rows: Sequence[Record], number: int) -> None:
     """One commit of records, with a number each by which they are told apart."""
     schema = schema_of(TABLES[name].COLUMNS)
-    text = next(n for n in ("run_id", "alert_id", "control_id", "batch_id") if n in schema)
+    text = next(n for n in NUMBERED if n in schema)
     frame = pl.DataFrame(
         [{**dict.fromkeys(schema), **row, text: f"{number}.{i}"} for i, row in enumerate(rows)],
         schema=schema,
@@ -70,7 +75,8 @@ def content(place: Place, name: str) -> list[Record]:
     """All records in the order of their times."""
     rows = rows_of(place, TABLES[name].COLUMNS)
     assert rows is not None
-    return list(rows.sort(expiry._TABLES[name].time, maintain_order=True).rows(named=True))
+    number = next(n for n in NUMBERED if n in rows.columns)
+    return list(rows.sort(expiry._TABLES[name].time, number).rows(named=True))
 
 
 def state(name: str, rows: Sequence[Record]) -> dict[Any, Any]:
@@ -117,11 +123,19 @@ def test_old_records_expire_and_the_state_stays(name: str, data: st.DataObject) 
         assert all(row in before for row in after)
         assert [r for r in after if r[time] >= OLD] == [r for r in before if r[time] >= OLD]
         assert state(name, after) == state(name, before)
-        if share == 0.0:
+        if name == streams.NAME:
+            assert whole_series(before, after)
+        elif share == 0.0:
             old = [row for row in after if row[time] < OLD]
             counted = set(state(name, before).values())
             assert all({row[time], row.get("until_timestamp")} & counted for row in old)
             assert expiry.expire_records(place, name, HISTORY.total_seconds(), NOW) == 0
+
+
+def whole_series(before: Sequence[Record], after: Sequence[Record]) -> bool:
+    """Whether all records of a series are there, if one is."""
+    kept = {(row["stream"], row["series"]) for row in after}
+    return [row for row in before if (row["stream"], row["series"]) in kept] == list(after)
 
 
 def join(place: Place) -> None:
@@ -186,3 +200,21 @@ def test_records_that_were_appended_meanwhile_stay(
     append(place, "runs", [{"status": "landed", "recorded_timestamp": later}], 10)
     assert expiry.expire_records(place, "runs", HISTORY.total_seconds(), later) == 0
     assert [row["recorded_timestamp"] for row in content(place, "runs")] == [NOW, later]
+
+
+def test_maintenance_deletes_what_is_older_than_the_history(tmp_path: Path) -> None:
+    """By the config's [maintain] history, 90 days without it."""
+    document: dict[str, Any] = {
+        "source": {"name": "s", "dsn": "postgresql://x@localhost/x"},
+        "lake": {"root": str(tmp_path)},
+    }
+    place, now = Place(f"{tmp_path}/governance/runs"), datetime.now(UTC)
+    days = (100, 80, 1)
+    rows = [{"status": "began", "recorded_timestamp": now - timedelta(days=d)} for d in days]
+    append(place, "runs", rows, 0)
+    for history, left in ({}, 2), ({"history": "10d"}, 1):
+        done = maintain.maintain(loading.parse({**document, "maintain": history}), ["runs"])
+        assert done.exit_code == 0
+        assert len(content(place, "runs")) == left
+    with pytest.raises(ConfigError, match="history"):
+        loading.parse({**document, "maintain": {"history": "1h"}})
