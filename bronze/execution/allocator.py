@@ -17,7 +17,6 @@ def return_memory_early() -> None:
     process in which many works follow each other took 200 MB more after some minutes; so, a work
     takes up to a tenth more time. Other C libraries return such memory by themselves.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        for name, value in _SETTINGS if mallopt else ():
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for name, value in _SETTINGS:
             mallopt(name, value)

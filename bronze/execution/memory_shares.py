@@ -31,6 +31,8 @@ _PATIENCE = 8
 _LOOK = 0.2
 """Seconds between two looks at whether a work that waits is asked to stop."""
 
+_GOOD_SHARE = 3 * budget.LEAST_SHARE
+
 _order = itertools.count(1)
 
 
@@ -114,7 +116,7 @@ class MemoryShares:
         self.stream = _share(of_stream, all_works)
         self._pool = rest - streams * of_stream
         # Where there is little memory, few have a good share rather than many the least one.
-        self.at_once = max(1, min(works, -(-self._pool // (2 * budget.LEAST_SHARE))))
+        self.at_once = max(1, min(works, -(-self._pool // _GOOD_SHARE)))
         self._least = max(budget.LEAST_SHARE, self._pool // (2 * self.at_once))
         self._parts = 2 * all_works
         self._claims: list[Claim] = []

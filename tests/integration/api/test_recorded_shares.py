@@ -16,7 +16,6 @@ from bronze.verify.results import VerifyResult
 from tests.conftest import Source
 from tests.support.content import differences
 
-
 MEMORY = 512 * 10**6
 
 

@@ -28,7 +28,7 @@ def shares_of_processes(draw: st.DrawFn) -> tuple[MemoryShares, int]:
 
 
 def all_shares(shares: MemoryShares, streams: int, leased: list[Share]) -> int:
-    """What the process takes, with the libraries and the service, if all keep within their shares."""
+    """What the process takes in all, if all works keep within their shares."""
     sizes = [share.memory - budget.LIBRARIES for share in leased]
     of_streams = streams * (shares.stream.memory - budget.LIBRARIES)
     return budget.LIBRARIES + budget.SERVICE + of_streams + sum(sizes)
