@@ -193,6 +193,8 @@ class MemoryShares:
 
     def give_back(self, claim: Claim) -> None:
         """Gives back the share of a work that has ended, or does not want one any more."""
+        if claim.size:
+            allocator.return_free_memory()
         with self._changed:
             self._claims.remove(claim)
             claim.size = 0
