@@ -112,7 +112,9 @@ class Session:
         self._stream, self._settings = stream, stream.settings
         run = self._settings.run
         self._limit = budget.readers(run.memory, run.workers, run.workers)
-        self._largest_change = budget.largest_change(run.memory, self._limit)
+        self._largest_change = budget.largest_change(
+            run.memory, self._limit, self._settings.memory_parts
+        )
         self._records = StreamRecords(stream, started)
         self._landed, self._heard_at = LandedMoment(stream.control), 0.0
         self._tables = StreamedTables(stream, targets, started, self._records.record_figures)

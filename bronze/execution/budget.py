@@ -79,14 +79,22 @@ def beside_large_row(readers: int) -> int:
     return LIBRARIES + (readers - 1) * _MOST
 
 
-def largest_row(memory: int, readers: int) -> int:
+def copies_of_row(parts: int) -> int:
+    """How many times its size a large row takes at most. Beside other works it is half as much
+    again: what each of them frees is not returned at once.
+    """
+    return COPIES if parts == 1 else COPIES * 3 // 2
+
+
+def largest_row(memory: int, readers: int, parts: int = 1) -> int:
     """The largest row that can be read; one such row is read at a time."""
-    return max(_LEAST_CHANGE, (memory - beside_large_row(readers)) // COPIES)
+    return max(_LEAST_CHANGE, (memory - beside_large_row(readers)) // copies_of_row(parts))
 
 
-def largest_change(memory: int, readers: int) -> int:
+def largest_change(memory: int, readers: int, parts: int = 1) -> int:
     """The largest change of a stream: one is applied while another one is received."""
-    return max(_LEAST_CHANGE, (memory - beside_large_row(readers)) // (COPIES + _RECEIVED))
+    copies = copies_of_row(parts) + _RECEIVED
+    return max(_LEAST_CHANGE, (memory - beside_large_row(readers)) // copies)
 
 
 def result_bytes(memory: int, units: int) -> int:

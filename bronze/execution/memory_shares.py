@@ -31,6 +31,9 @@ _PATIENCE = 8
 _LOOK = 0.2
 """Seconds between two looks at whether a work that waits is asked to stop."""
 
+# From how much memory for works on, more of them go on at once.
+_GOOD_SHARE = 3 * budget.LEAST_SHARE
+
 _order = itertools.count(1)
 
 
@@ -97,28 +100,41 @@ class MemoryShares:
         """Divides the memory.
 
         Args:
-            limit: [run] memory, of the whole process.
+            limit: [run] memory, in bytes, of the whole process.
             streams: how many streams there are.
             works: how many runs, verifications and maintenances there may be at once, at least 1.
 
         Raises:
             ConfigError: the memory is too small for them.
         """
-        check_least(limit, streams)
         # What a work has freed is for the others.
         allocator.return_memory_early()
+        self._claims: list[Claim] = []
+        self._changed = threading.Condition()
+        self.divide(limit, streams, works)
+
+    def divide(self, limit: int, streams: int, works: int) -> None:
+        """Divides the memory again, as the config has changed; the arguments are as above.
+
+        Works that go on keep their shares, and others wait for them. Streams are to be started
+        again if ``stream`` is less than before.
+
+        Raises:
+            ConfigError: the memory is too small for them; nothing has changed.
+        """
+        check_least(limit, streams)
         rest = limit - budget.LIBRARIES - budget.SERVICE
         all_works = streams + works
         of_stream = max(budget.LEAST_SHARE, min(rest // all_works, _beside_work(rest, streams)))
-        self.limit = limit
-        self.stream = _share(of_stream, all_works)
-        self._pool = rest - streams * of_stream
-        # Where there is little memory, few have a good share rather than many the least one.
-        self.at_once = max(1, min(works, -(-self._pool // (2 * budget.LEAST_SHARE))))
-        self._least = max(budget.LEAST_SHARE, self._pool // (2 * self.at_once))
-        self._parts = 2 * all_works
-        self._claims: list[Claim] = []
-        self._changed = threading.Condition()
+        with self._changed:
+            self.limit = limit
+            self.stream = _share(of_stream, all_works)
+            self._pool = rest - streams * of_stream
+            # Where there is little memory, few have a good share rather than many the least one.
+            self.at_once = max(1, min(works, -(-self._pool // _GOOD_SHARE)))
+            self._least = max(budget.LEAST_SHARE, self._pool // (2 * self.at_once))
+            self._parts = 2 * all_works
+            self._changed.notify_all()
 
     @contextmanager
     def lease(
@@ -177,6 +193,8 @@ class MemoryShares:
 
     def give_back(self, claim: Claim) -> None:
         """Gives back the share of a work that has ended, or does not want one any more."""
+        if claim.size:
+            allocator.return_free_memory()
         with self._changed:
             self._claims.remove(claim)
             claim.size = 0

@@ -79,7 +79,7 @@ class Edit:
 def difference_of(
     plan: Plan, stamp: RowStamp, results: Sequence[UnitResult], in_memory: int
 ) -> Difference:
-    """The difference that the units of a plan read; changes beyond ``in_memory`` bytes are in files.
+    """The difference that the units of a plan read; changes beyond ``in_memory`` are in files.
 
     Raises:
         LakeError, LakeUnreachable: the changes are too large for the memory, and cannot be written.

@@ -98,8 +98,8 @@ def row_size_limits(
     # Errors name a row by its key; a protected key must not be shown.
     named = () if any(column.protect for column in key.columns) else key.columns
     key_parts = [f"{statement.literal(column.name)}::text, {column.text}" for column in named]
-    heaviest = budget.largest_row(context.run.memory, context.readers)
     parts = context.settings.memory_parts
+    heaviest = budget.largest_row(context.run.memory, context.readers, parts)
     return RowSizeLimits(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
@@ -110,7 +110,7 @@ def row_size_limits(
         ),
         size=min(budget.LARGEST_SPLIT, heaviest),
         heaviest=heaviest,
-        copies=budget.COPIES * parts,
+        copies=budget.copies_of_row(parts) * parts,
         # Memory that suffices for the row is to suffice for the other readers, too.
         rest=budget.process_memory(budget.beside_large_row(context.run.workers), parts),
     )

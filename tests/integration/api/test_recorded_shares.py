@@ -16,7 +16,6 @@ from bronze.verify.results import VerifyResult
 from tests.conftest import Source
 from tests.support.content import differences
 
-
 MEMORY = 512 * 10**6
 
 
@@ -53,7 +52,7 @@ def test_a_row_too_large_for_a_share_names_the_memory_that_the_process_needs(
     with little.lease("a run") as share:
         (refused,) = run(settings, share).tables
     assert refused.error
-    assert "[run] memory allows 10,125,000 per row" in refused.error.message
+    assert "[run] memory allows 6,750,000 per row" in refused.error.message
     (asked,) = re.findall(r'to "(\d+)MB"', refused.error.hint)
     enough = MemoryShares(int(asked) * 10**6, 1, 2)
     with enough.lease("another"), enough.lease("a run") as share:
@@ -90,13 +89,13 @@ def test_a_stream_keeps_within_its_share(source: Source) -> None:
 
     follow(MEMORY)
     notes.clear()
-    source.execute("UPDATE big SET n = 1, v = repeat('0123', 2300000)")
+    source.execute("UPDATE big SET n = 1, v = repeat('0123', 1500000)")
     follow(MEMORY)
     resynced = [note.message for note in notes if isinstance(note, Resynced)]
     assert len(resynced) == 1
-    assert "[run] memory allows 7,619,047 in a change" in resynced[0]
+    assert "[run] memory allows 5,517,241 in a change" in resynced[0]
     notes.clear()
-    source.execute("UPDATE big SET n = 2, v = repeat('0124', 2300000)")
+    source.execute("UPDATE big SET n = 2, v = repeat('0124', 1500000)")
     follow(10**9)
     assert [note for note in notes if isinstance(note, Resynced)] == []
     assert differences(settings) == {}

@@ -28,7 +28,7 @@ def shares_of_processes(draw: st.DrawFn) -> tuple[MemoryShares, int]:
 
 
 def all_shares(shares: MemoryShares, streams: int, leased: list[Share]) -> int:
-    """What the process takes, with the libraries and the service, if all keep within their shares."""
+    """What the process takes in all, if all works keep within their shares."""
     sizes = [share.memory - budget.LIBRARIES for share in leased]
     of_streams = streams * (shares.stream.memory - budget.LIBRARIES)
     return budget.LIBRARIES + budget.SERVICE + of_streams + sum(sizes)
@@ -209,3 +209,35 @@ def test_a_share_is_given_back_when_its_work_fails() -> None:
     with pytest.raises(ValueError, match="broken"), shares.lease("a run"):
         raise ValueError("broken")
     assert shares.room == 1
+
+
+@IN_MEMORY
+@given(process=shares_of_processes(), data=st.data())
+def test_a_changed_config_divides_the_memory_again(
+    process: tuple[MemoryShares, int], data: st.DataObject
+) -> None:
+    """What goes on keeps its share, and nothing begins until it fits; then all is as if the
+    process had begun with this config. A config that does not fit changes nothing.
+    """
+    shares, _ = process
+    before = shares.free, shares.stream, shares.at_once
+    with pytest.raises(ConfigError):
+        shares.divide(least_memory(3) - 1, 3, 2)
+    assert (shares.free, shares.stream, shares.at_once) == before
+    running = shares.claim("a run", 2)
+    share = shares.take(running)
+    streams, works = data.draw(STREAMS), data.draw(WORKS)
+    limit = data.draw(st.integers(least_memory(streams), 64 * 10**9))
+    shares.divide(limit, streams, works)
+    like = MemoryShares(limit, streams, works)
+    assert (shares.stream, shares.at_once) == (like.stream, like.at_once)
+    assert share is not None
+    size = share.memory - budget.LIBRARIES
+    assert shares.free == like.free - size
+    following = shares.claim("another run", 2)
+    if shares.take(following) is not None:
+        assert following.size + size <= like.free
+    shares.give_back(running)
+    assert shares.take(following) is not None
+    shares.give_back(following)
+    assert (shares.free, shares.room) == (like.free, like.room)
