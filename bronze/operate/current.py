@@ -26,6 +26,7 @@ from bronze.operate.view import Live, Pause, Running, TableLike, TableView, View
 ALIVE = timedelta(seconds=60)
 """How long ago the service was heard at most while it lives."""
 _DIED_AFTER = 600.0
+_RESOLVED_LATELY = timedelta(days=1)
 
 
 def view_of(
@@ -46,7 +47,7 @@ def view_of(
         history: what the governance tables tell; None if they cannot be read.
         live: what the service told last; None if none has ever run.
         controls: what operators have asked.
-        alerts: the alerts; those that are open are seen.
+        alerts: the alerts that are open, or were resolved.
         now: an aware time.
         outlooks: kept from call to call, as it remembers what does not change with the time alone.
     """
@@ -61,15 +62,27 @@ def view_of(
     views = [context.view(table, by_source[table.source].error) for table in tables]
     # What has no deadline comes after what is late.
     views.sort(key=lambda view: (view.slack if view.slack is not None else 0.0, view.key))
-    ordered = sorted(
-        (alert for alert in alerts if alert.is_open),
-        key=lambda alert: (alert.condition.level != "critical", alert.opened or now, alert.key),
-    )
     figures = metrics.metrics_of(
         settings, views, history, live if is_alive else None, outlooks, now
     )
-    view = View(now, "", figures, tuple(views), tuple(ordered), live, is_alive, sources)
+    view = View(now, "", figures, tuple(views), _ordered(alerts, now), live, is_alive, sources)
     return first_sentence.with_sentence(view, settings.serve.timezone)
+
+
+def _ordered(alerts: Iterable[Alert], now: datetime) -> tuple[Alert, ...]:
+    """The alerts that are open, the worst first, then those that were resolved lately."""
+    known = tuple(alerts)
+    is_open = sorted(
+        (alert for alert in known if alert.is_open),
+        key=lambda alert: (alert.condition.level != "critical", alert.opened or now, alert.key),
+    )
+    resolved = [
+        (alert.resolved, alert.key, alert)
+        for alert in known
+        if alert.resolved and alert.opened and now - alert.resolved < _RESOLVED_LATELY
+    ]
+    lately = sorted(resolved, key=lambda entry: entry[:2], reverse=True)
+    return (*is_open, *(alert for _, _, alert in lately))
 
 
 def pauses_of(

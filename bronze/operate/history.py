@@ -34,6 +34,8 @@ _LANDED_WITHIN = timedelta(hours=25)
 _SLICE_ROWS = 2_000
 _COMPRESSED_AFTER = 4_000
 _MOST_PARTS = 100
+_TABLE_PARTS = 8
+_NAME = pl.concat_str("source_system", "source_table", separator=".")
 _LAST_FILES = 50
 
 
@@ -300,16 +302,20 @@ class History:
         self, key: str, command: Command = "run", most: int = run_reader.LAST
     ) -> tuple[RunRecord, ...]:
         """The last records that count of a table's runs, the earliest first."""
-        name = pl.concat_str("source_system", "source_table", separator=".")
-        return self._runs.records((name == key) & (pl.col("command") == command))[-most:]
+        return self._runs.records((key == _NAME) & (pl.col("command") == command))[-most:]
 
-    def all_runs(self, command: Command = "run") -> Mapping[str, Sequence[RunRecord]]:
-        """`runs` of all tables, for the start of the service: it takes a second, and much memory
-        where there are many.
-        """
+    def all_runs(
+        self, command: Command = "run", most: int = run_reader.LAST
+    ) -> Mapping[str, Sequence[RunRecord]]:
+        """The last runs of all tables, by their keys: a kilobyte of memory for each."""
         found: dict[str, list[RunRecord]] = {}
-        for record in self._runs.records(pl.col("command") == command):
-            found.setdefault(key_of(record), []).append(record)
+        # Some tables at a time, as whole records of all of them take a hundred megabytes.
+        for part in range(_TABLE_PARTS):
+            is_in_part = _NAME.hash() % _TABLE_PARTS == part
+            own: dict[str, list[RunRecord]] = {}
+            for record in self._runs.records(is_in_part & (pl.col("command") == command)):
+                own.setdefault(key_of(record), []).append(record)
+            found.update({key: records[-most:] for key, records in own.items()})
         return found
 
     def _read_all(self, added: Added) -> frozenset[str]:

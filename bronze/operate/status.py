@@ -62,7 +62,7 @@ class Status:
         """1 if anything is late or an alert is open, of what was asked for; else 0."""
         if self.tables:
             keys = {table.key for table in self.tables}
-            alerts = (alert.condition.subject for alert in self.view.alerts)
+            alerts = (alert.condition.subject for alert in self.view.open_alerts)
             return int(any(t.late for t in self.tables) or any(key in keys for key in alerts))
         return 0 if self.view.is_well else 1
 

@@ -258,8 +258,9 @@ class Metric:
 class View:
     """Everything, now. ``sentence`` says it in one sentence.
 
-    ``tables`` are in the order of their slack, the least first. ``live`` is None where no service
-    has ever run; ``is_alive`` whether the service was heard within the last minute.
+    ``tables`` are in the order of their slack, the least first; ``alerts`` are the open ones, the
+    worst first, then those that were resolved within the last day. ``live`` is None where no
+    service has ever run; ``is_alive`` whether it was heard within the last minute.
     """
 
     now: datetime
@@ -272,7 +273,11 @@ class View:
     sources: tuple[SourceView, ...] = ()
 
     @property
+    def open_alerts(self) -> tuple[Alert, ...]:
+        """The alerts that somebody has to see to."""
+        return tuple(alert for alert in self.alerts if alert.is_open)
+
+    @property
     def is_well(self) -> bool:
         """Whether no table is late and no alert is open."""
-        is_late = any(table.late for table in self.tables)
-        return not is_late and not any(alert.is_open for alert in self.alerts)
+        return not any(table.late for table in self.tables) and not self.open_alerts

@@ -302,3 +302,29 @@ def test_green_is_only_what_has_landed_since_it_was_due(
         assert any(r.as_of and r.as_of >= due - timedelta(minutes=60) for r in landed)
     if found.slack is not None:
         assert (found.slack < 0) == (found.late is not None)
+
+
+def test_alerts_that_are_open_come_before_those_that_were_resolved_lately() -> None:
+    """The worst first; what was resolved longer ago, or never opened, is left out."""
+
+    def alert(name: str, level: str, state: str, **times: Any) -> Alert:
+        condition = Condition("freshness", name, level, at(0), "It is late.")  # type: ignore[arg-type]
+        return Alert(condition, state=state, **times)  # type: ignore[arg-type]
+
+    alerts = (
+        alert("old", "critical", "resolved", opened=at(-3000), resolved=at(-1441)),
+        alert("first", "critical", "resolved", opened=at(-90), resolved=at(-80)),
+        alert("second", "critical", "resolved", opened=at(-60), resolved=at(-50)),
+        alert("pending", "critical", "pending"),
+        alert("mild", "warning", "open", opened=at(-9)),
+        alert("bad", "critical", "acknowledged", opened=at(-5), by="ada", acknowledged=at(-4)),
+    )
+    view = look([table()], [run(table(), 0, 1)], 5, live(5), alerts=alerts)
+    assert [a.key[1] for a in view.alerts] == ["bad", "mild", "second", "first"]
+    assert [a.key[1] for a in view.open_alerts] == ["bad", "mild"]
+    assert view.sentence == (
+        "The one table is fresh; 2 alerts are open: It is late; ada sees to it since 11:56."
+    )
+    resolved = look([table()], [run(table(), 0, 1)], 5, live(5), alerts=alerts[:4])
+    assert resolved.is_well
+    assert resolved.sentence == "The one table is fresh."
