@@ -184,11 +184,14 @@ class _Runs:
         self.tables = {**self.tables, **{key: self._building[key].history() for key in changed}}
         return frozenset(changed)
 
-    def records(self, wanted: pl.Expr) -> tuple[RunRecord, ...]:
-        """The records that count and are wanted, the earliest first."""
+    def records(self, wanted: pl.Expr, most: int) -> tuple[RunRecord, ...]:
+        """The records that count and are wanted, the last of each table, the earliest first."""
         frames = [pl.read_ipc(BytesIO(packed)).filter(wanted) for packed in self._packed]
         frames += [frame.filter(wanted) for frame in self._unpacked]
-        return tuple(run_reader.of_rows(run_reader.merge(frames))) if frames else ()
+        if not frames:
+            return ()
+        is_last = pl.int_range(pl.len()).reverse().over(_NAME) < most
+        return tuple(run_reader.of_rows(run_reader.merge(frames).filter(is_last)))
 
     def _keep(self, rows: pl.DataFrame) -> None:
         """Keeps rows for `records`: compressed, when there are many."""
@@ -302,7 +305,7 @@ class History:
         self, key: str, command: Command = "run", most: int = run_reader.LAST
     ) -> tuple[RunRecord, ...]:
         """The last records that count of a table's runs, the earliest first."""
-        return self._runs.records((key == _NAME) & (pl.col("command") == command))[-most:]
+        return self._runs.records((key == _NAME) & (pl.col("command") == command), most)
 
     def all_runs(
         self, command: Command = "run", most: int = run_reader.LAST
@@ -312,10 +315,9 @@ class History:
         # Some tables at a time, as whole records of all of them take a hundred megabytes.
         for part in range(_TABLE_PARTS):
             is_in_part = _NAME.hash() % _TABLE_PARTS == part
-            own: dict[str, list[RunRecord]] = {}
-            for record in self._runs.records(is_in_part & (pl.col("command") == command)):
-                own.setdefault(key_of(record), []).append(record)
-            found.update({key: records[-most:] for key, records in own.items()})
+            wanted = is_in_part & (pl.col("command") == command)
+            for record in self._runs.records(wanted, most):
+                found.setdefault(key_of(record), []).append(record)
         return found
 
     def _read_all(self, added: Added) -> frozenset[str]:
