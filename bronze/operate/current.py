@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from bronze.config.settings import Settings
@@ -186,9 +186,11 @@ class _Context:
         self, key: str, known: TableHistory | None, expected: float | None
     ) -> Running | None:
         """The run that goes on: as the service says, or else one that has begun lately."""
-        if self.live and self.is_alive and key in self.live.running:
-            return self.live.running[key]
         begun = known.open[-1] if known and known.open else None
+        if self.live and self.is_alive and key in self.live.running:
+            running = self.live.running[key]
+            is_same = begun is not None and begun.run_id == running.run_id
+            return replace(running, due=begun.scheduled) if begun and is_same else running
         if begun is None or self._has_died(begun.began, expected):
             return None
         return Running(begun.command, begun.run_id, begun.began, due=begun.scheduled)

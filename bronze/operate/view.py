@@ -140,7 +140,8 @@ class Live:
     """What only the service itself knows; it writes it to the lake from time to time, so that
     ``bronze status`` has it without the service.
 
-    ``at`` is when this was so. ``running``, ``waiting`` (a sentence why a due table does not run)
+    ``at`` is when this was so. ``tables`` are the keys of the tables that it keeps, none where they
+    are not known yet. ``running``, ``waiting`` (a sentence why a due table does not run)
     and ``retries`` (when a failed table is tried again) are by `TableLike.key`, ``streams``
     and ``source_errors`` (why a source cannot be reached) by source, ``breakers`` by their
     subjects: "lake", "source:NAME", "table:KEY".
@@ -152,6 +153,7 @@ class Live:
     version: str
     began: datetime
     at: datetime
+    tables: tuple[str, ...] = ()
     running: Mapping[str, Running] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)
     retries: Mapping[str, datetime] = field(default_factory=dict)

@@ -102,6 +102,13 @@ def test_each_kind_can_be_raised() -> None:
         assert condition.since <= at(150)
 
 
+def test_a_table_that_its_stream_does_not_follow_has_failed() -> None:
+    """With the reason."""
+    facts: dict[str, Any] = {"streams": {"shop": STREAM}, "waiting": {CLICKS.key: "it has no key."}}
+    found = raised(tables=(CLICKS,), records=(), **facts)["table_failed"]
+    assert found.text == "public.clicks is not streamed: it has no key."
+
+
 def test_conditions_say_since_when_and_how_much() -> None:
     """In sentences with the figures and thresholds."""
     late = raised(75)["freshness"]

@@ -169,6 +169,9 @@ def test_a_stream_is_quiet_fresh_or_late_by_what_its_process_says() -> None:
     assert found.late == Late(at(4), None)
     assert found.why == "shop cannot be reached"
     assert seen(clicks, [], 5).state == "never landed"
+    refused = live(5, streams={"shop": busy}, waiting={clicks.key: "it is not followed: no key."})
+    found = seen(clicks, [], 5, service=refused)
+    assert (found.state, found.why) == ("failed", "it is not followed: no key")
 
 
 def test_a_stream_without_a_service_is_known_by_its_last_checkpoint() -> None:
@@ -258,6 +261,9 @@ def test_a_run_goes_on_as_the_service_says() -> None:
     going = Running("run", "r1", at(1), 10, 0.42)
     records = [run(own, -60, -58), run(own, 1)]
     assert seen(own, records, 2, service=live(2, running={own.key: going})).running == going
+    begun = [records[0], run(own, 1, scheduled=0, run_id="r1")]
+    due = seen(own, begun, 2, service=live(2, running={own.key: going})).running
+    assert due == replace(going, due=at(0))
     found = seen(own, records, 2, service=None)
     assert found.running == Running("run", "orders 1", at(1))
     assert found.expected_end == at(3)
