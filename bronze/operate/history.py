@@ -190,7 +190,7 @@ class _Runs:
         frames += [frame.filter(wanted) for frame in self._unpacked]
         if not frames:
             return ()
-        is_last = pl.int_range(pl.len()).reverse().over(_NAME) < most
+        is_last = pl.int_range(pl.len()).reverse().over(_NAME, "target_table") < most
         return tuple(run_reader.of_rows(run_reader.merge(frames).filter(is_last)))
 
     def _keep(self, rows: pl.DataFrame) -> None:
@@ -305,7 +305,7 @@ class History:
         self, key: str, command: Command = "run", most: int = run_reader.LAST
     ) -> tuple[RunRecord, ...]:
         """The last records that count of a table's runs, the earliest first."""
-        return self._runs.records((key == _NAME) & (pl.col("command") == command), most)
+        return self._runs.records((key == _NAME) & (pl.col("command") == command), most)[-most:]
 
     def all_runs(
         self, command: Command = "run", most: int = run_reader.LAST
