@@ -126,7 +126,7 @@ class _Context:
         known = self.history.tables.get(key) if self.history else None
         # Without its history a table is not known to be late.
         began = self.live.began if self.live and self.history else None
-        outlook = self.outlooks.of(self.settings, table, known, began)
+        outlook = self.outlooks.of(self.settings, table, known, began, self.now)
         running = self._running(key, known, outlook.expected)
         times = self._times(table, outlook, running)
         last_read = known.last_read if known else None

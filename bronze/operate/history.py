@@ -34,6 +34,7 @@ _LANDED_WITHIN = timedelta(hours=25)
 _SLICE_ROWS = 2_000
 _COMPRESSED_AFTER = 4_000
 _MOST_PARTS = 100
+_AT_ONCE = timedelta(minutes=1)
 _TABLE_PARTS = 8
 _NAME = pl.concat_str("source_system", "source_table", separator=".")
 _LAST_FILES = 50
@@ -110,8 +111,7 @@ class _Table:
             if record.status != "began":
                 self.verified = record
             return
-        begun = record.scheduled or record.began
-        self.first = min(self.first, begun)
+        self.first = min(self.first, _start(record))
         if record.scheduled and (self.begun_for is None or record.scheduled > self.begun_for):
             self.begun_for = record.scheduled
         if record.status == "began":
@@ -211,8 +211,7 @@ class _Runs:
         key = key_of(record)
         table = self._building.get(key)
         if table is None:
-            begun = record.scheduled or record.began
-            table = self._building[key] = _Table(key, begun, record)
+            table = self._building[key] = _Table(key, _start(record), record)
         table.add(record)
         if record.command == "run" and record.status != "began":
             self.half_hours.add(record)
@@ -365,6 +364,12 @@ SOURCE_KINDS = {
 def key_of(record: RunRecord) -> str:
     """The name of a record's table among those of all sources."""
     return f"{record.source_system}.{record.source_table}"
+
+
+def _start(record: RunRecord) -> datetime:
+    """When a run was due, if it began then: a new table is not due for times before it was made."""
+    due = record.scheduled
+    return due if due and record.began - due < _AT_ONCE else record.began
 
 
 def _point(row: Mapping[str, Any]) -> StreamPoint:

@@ -7,6 +7,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
 from bronze.governance.tables.runs import RunRecord
 from bronze.model.results import Failure
 from bronze.operate.alerts import life
@@ -15,8 +19,11 @@ from bronze.operate.alerts.life import Alert, Condition, Evaluation, Key
 from bronze.operate.breaker import Breaker
 from bronze.operate.conditions import CROWD, Finding, conditions_of
 from bronze.operate.current import view_of
+from bronze.operate.facts.outlook import Outlooks
+from bronze.operate.freshness import Landing, late_times
 from bronze.operate.view import Live, Resources, StreamFacts, View
-from tests.support.operators import Table, at, config, history_of, run, table
+from tests.support.effort import examples
+from tests.support.operators import Table, at, config, history_of, rows_of, run, table
 from tests.unit.operate.test_current import pause
 
 SETTINGS = config()
@@ -215,3 +222,37 @@ def test_a_lateness_that_nobody_saw_is_told_once() -> None:
         alerts = life.step(alerts, Evaluation(now, conditions))
     (alert,) = alerts.values()
     assert (alert.state, alert.condition.since) == ("resolved", at(70))
+
+
+@given(
+    runs=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 90)), max_size=10),
+    has_failed=st.booleans(),
+)
+@hypothesis_settings(max_examples=examples(25), deadline=None)
+def test_each_lateness_is_told_once_with_its_begin(
+    runs: list[tuple[int, int]], has_failed: bool
+) -> None:
+    """Whoever looks each minute sees the latenesses that all runs together tell, each with one
+    begin, however the runs overlap.
+    """
+    status = "failed" if has_failed else "landed"
+    records = [run(ORDERS, 0, 1, run_id="first")]
+    records += [
+        run(ORDERS, began, began + took, status=status) for began, took in dict(runs).items()
+    ]
+    records.sort(key=lambda record: record.ended or record.began)
+    history, outlooks = history_of(SETTINGS), Outlooks()
+    waiting, seen = list(records), set()
+    for minute in range(2, 300):
+        new = [r for r in waiting if (r.ended or r.began) <= at(minute)]
+        waiting = waiting[len(new) :]
+        if new:
+            history.add(rows_of(new))
+        live = replace(FINE, at=at(minute))
+        view = view_of(SETTINGS, [ORDERS], history, live, (), (), at(minute), outlooks)
+        found = conditions_of(SETTINGS, view)
+        seen |= {condition.since for condition in found if condition.kind == "freshness"}
+    landings = [Landing(r.as_of, r.ended) for r in records if r.as_of and r.ended]
+    dues = [at(hour * 60) for hour in range(5)]
+    lates = late_times(dues, landings, timedelta(minutes=10), at(299))
+    assert seen == {late.begin for late in lates}

@@ -21,7 +21,7 @@ from bronze.operate.freshness import Late
 from bronze.operate.history import StreamPoint
 from bronze.operate.view import Live, Running, StreamFacts, TableView, View
 from tests.support.effort import examples
-from tests.support.operators import Table, at, config, history_of, run, table
+from tests.support.operators import Table, at, config, history_of, rows_of, run, table
 
 FAILED: dict[str, Any] = {
     "status": "failed",
@@ -153,6 +153,21 @@ def test_a_new_table_is_late_when_it_was_due_and_has_not_landed() -> None:
     assert seen(new, [], 0, service=live(0)).late == Late(at(-300), None, at(-360))
     failed = run(new, -360, -359, scheduled=-360, **FAILED)
     assert seen(new, [failed], 0, service=None).late == Late(at(-300), None, at(-360))
+
+
+def test_a_table_that_is_new_to_the_service_is_due_from_then_on() -> None:
+    """Not from the begin of the service; and its first run changes nothing."""
+    old, new, outlooks = table("old"), table("new"), Outlooks()
+    settings, service = config(), live(0)
+    history = history_of(settings, [run(old, 0, 1)])
+    view_of(settings, [old], history, service, (), (), at(0), outlooks)
+    for now, state, records in ((95, "never landed", []), (96, "never landed", [run(new, 95)])):
+        history.add(rows_of(records))
+        view = view_of(settings, [old, new], history, live(now), (), (), at(now), outlooks)
+        found = next(t for t in view.tables if t.table == new.label)
+        assert (found.state, found.deadline) == (state, at(130))
+    view = view_of(settings, [new], history, live(131), (), (), at(131), outlooks)
+    assert view.tables[0].late == Late(at(130), None, at(120))
 
 
 def test_a_stream_is_quiet_fresh_or_late_by_what_its_process_says() -> None:
