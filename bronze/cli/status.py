@@ -72,7 +72,7 @@ class _Page:
         print_line("")
         for metric in view.metrics:
             self._metric(metric)
-        for alert in view.alerts:
+        for alert in view.open_alerts:
             self._alert(alert)
         print_line("")
         self._tables(view.tables)

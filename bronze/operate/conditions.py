@@ -243,6 +243,8 @@ class _Maker:
             yield self._of_table(
                 "table_quarantined", table, breaker.failed_at or since, text, explained=True
             )
+        elif table.pattern == "streaming":
+            yield from self._not_followed(table)
         elif table.died:
             begun = moment(table.died.began, self.view.now, self.settings.serve.timezone)
             text = f"{table.table}: its run of {begun} on {table.died.host} has never ended"
@@ -257,6 +259,13 @@ class _Maker:
             is_retried = bool(self.view.live and table.key in self.view.live.retries)
             hold = _RETRIED if is_retried else timedelta()
             yield self._of_table(kind, table, since, text, hold=hold, explained=True)
+
+    def _not_followed(self, table: TableView) -> Iterator[Condition]:
+        live = self.view.live
+        why = live.waiting.get(table.key) if live and self.view.is_alive else None
+        if why:
+            text = f"{table.table} is not streamed: {why}"
+            yield self._of_table("table_failed", table, self.view.now, text, explained=True)
 
     def _figures(self, table: TableView) -> Iterator[Condition]:
         alerts, read = self.settings.alerts, table.last_read

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from bronze.config.settings import Settings
@@ -26,6 +26,7 @@ from bronze.operate.view import Live, Pause, Running, TableLike, TableView, View
 ALIVE = timedelta(seconds=60)
 """How long ago the service was heard at most while it lives."""
 _DIED_AFTER = 600.0
+_RESOLVED_LATELY = timedelta(days=1)
 
 
 def view_of(
@@ -46,7 +47,7 @@ def view_of(
         history: what the governance tables tell; None if they cannot be read.
         live: what the service told last; None if none has ever run.
         controls: what operators have asked.
-        alerts: the alerts; those that are open are seen.
+        alerts: the alerts that are open, or were resolved.
         now: an aware time.
         outlooks: kept from call to call, as it remembers what does not change with the time alone.
     """
@@ -61,15 +62,27 @@ def view_of(
     views = [context.view(table, by_source[table.source].error) for table in tables]
     # What has no deadline comes after what is late.
     views.sort(key=lambda view: (view.slack if view.slack is not None else 0.0, view.key))
-    ordered = sorted(
-        (alert for alert in alerts if alert.is_open),
-        key=lambda alert: (alert.condition.level != "critical", alert.opened or now, alert.key),
-    )
     figures = metrics.metrics_of(
         settings, views, history, live if is_alive else None, outlooks, now
     )
-    view = View(now, "", figures, tuple(views), tuple(ordered), live, is_alive, sources)
+    view = View(now, "", figures, tuple(views), _ordered(alerts, now), live, is_alive, sources)
     return first_sentence.with_sentence(view, settings.serve.timezone)
+
+
+def _ordered(alerts: Iterable[Alert], now: datetime) -> tuple[Alert, ...]:
+    """The alerts that are open, the worst first, then those that were resolved lately."""
+    known = tuple(alerts)
+    is_open = sorted(
+        (alert for alert in known if alert.is_open),
+        key=lambda alert: (alert.condition.level != "critical", alert.opened or now, alert.key),
+    )
+    resolved = [
+        (alert.resolved, alert.key, alert)
+        for alert in known
+        if alert.resolved and alert.opened and now - alert.resolved < _RESOLVED_LATELY
+    ]
+    lately = sorted(resolved, key=lambda entry: entry[:2], reverse=True)
+    return (*is_open, *(alert for _, _, alert in lately))
 
 
 def pauses_of(
@@ -113,7 +126,7 @@ class _Context:
         known = self.history.tables.get(key) if self.history else None
         # Without its history a table is not known to be late.
         began = self.live.began if self.live and self.history else None
-        outlook = self.outlooks.of(self.settings, table, known, began)
+        outlook = self.outlooks.of(self.settings, table, known, began, self.now)
         running = self._running(key, known, outlook.expected)
         times = self._times(table, outlook, running)
         last_read = known.last_read if known else None
@@ -173,9 +186,11 @@ class _Context:
         self, key: str, known: TableHistory | None, expected: float | None
     ) -> Running | None:
         """The run that goes on: as the service says, or else one that has begun lately."""
-        if self.live and self.is_alive and key in self.live.running:
-            return self.live.running[key]
         begun = known.open[-1] if known and known.open else None
+        if self.live and self.is_alive and key in self.live.running:
+            running = self.live.running[key]
+            is_same = begun is not None and begun.run_id == running.run_id
+            return replace(running, due=begun.scheduled) if begun and is_same else running
         if begun is None or self._has_died(begun.began, expected):
             return None
         return Running(begun.command, begun.run_id, begun.began, due=begun.scheduled)

@@ -34,6 +34,9 @@ _LANDED_WITHIN = timedelta(hours=25)
 _SLICE_ROWS = 2_000
 _COMPRESSED_AFTER = 4_000
 _MOST_PARTS = 100
+_AT_ONCE = timedelta(minutes=1)
+_TABLE_PARTS = 8
+_NAME = pl.concat_str("source_system", "source_table", separator=".")
 _LAST_FILES = 50
 
 
@@ -108,8 +111,7 @@ class _Table:
             if record.status != "began":
                 self.verified = record
             return
-        begun = record.scheduled or record.began
-        self.first = min(self.first, begun)
+        self.first = min(self.first, _start(record))
         if record.scheduled and (self.begun_for is None or record.scheduled > self.begun_for):
             self.begun_for = record.scheduled
         if record.status == "began":
@@ -182,11 +184,14 @@ class _Runs:
         self.tables = {**self.tables, **{key: self._building[key].history() for key in changed}}
         return frozenset(changed)
 
-    def records(self, wanted: pl.Expr) -> tuple[RunRecord, ...]:
-        """The records that count and are wanted, the earliest first."""
+    def records(self, wanted: pl.Expr, most: int) -> tuple[RunRecord, ...]:
+        """The records that count and are wanted, the last of each table, the earliest first."""
         frames = [pl.read_ipc(BytesIO(packed)).filter(wanted) for packed in self._packed]
         frames += [frame.filter(wanted) for frame in self._unpacked]
-        return tuple(run_reader.of_rows(run_reader.merge(frames))) if frames else ()
+        if not frames:
+            return ()
+        is_last = pl.int_range(pl.len()).reverse().over(_NAME, "target_table") < most
+        return tuple(run_reader.of_rows(run_reader.merge(frames).filter(is_last)))
 
     def _keep(self, rows: pl.DataFrame) -> None:
         """Keeps rows for `records`: compressed, when there are many."""
@@ -206,8 +211,7 @@ class _Runs:
         key = key_of(record)
         table = self._building.get(key)
         if table is None:
-            begun = record.scheduled or record.began
-            table = self._building[key] = _Table(key, begun, record)
+            table = self._building[key] = _Table(key, _start(record), record)
         table.add(record)
         if record.command == "run" and record.status != "began":
             self.half_hours.add(record)
@@ -300,16 +304,19 @@ class History:
         self, key: str, command: Command = "run", most: int = run_reader.LAST
     ) -> tuple[RunRecord, ...]:
         """The last records that count of a table's runs, the earliest first."""
-        name = pl.concat_str("source_system", "source_table", separator=".")
-        return self._runs.records((name == key) & (pl.col("command") == command))[-most:]
+        return self._runs.records((key == _NAME) & (pl.col("command") == command), most)[-most:]
 
-    def all_runs(self, command: Command = "run") -> Mapping[str, Sequence[RunRecord]]:
-        """`runs` of all tables, for the start of the service: it takes a second, and much memory
-        where there are many.
-        """
+    def all_runs(
+        self, command: Command = "run", most: int = run_reader.LAST
+    ) -> Mapping[str, Sequence[RunRecord]]:
+        """The last runs of all tables, by their keys: a kilobyte of memory for each."""
         found: dict[str, list[RunRecord]] = {}
-        for record in self._runs.records(pl.col("command") == command):
-            found.setdefault(key_of(record), []).append(record)
+        # Some tables at a time, as whole records of all of them take a hundred megabytes.
+        for part in range(_TABLE_PARTS):
+            is_in_part = _NAME.hash() % _TABLE_PARTS == part
+            wanted = is_in_part & (pl.col("command") == command)
+            for record in self._runs.records(wanted, most):
+                found.setdefault(key_of(record), []).append(record)
         return found
 
     def _read_all(self, added: Added) -> frozenset[str]:
@@ -357,6 +364,12 @@ SOURCE_KINDS = {
 def key_of(record: RunRecord) -> str:
     """The name of a record's table among those of all sources."""
     return f"{record.source_system}.{record.source_table}"
+
+
+def _start(record: RunRecord) -> datetime:
+    """When a run was due, if it began then: a new table is not due for times before it was made."""
+    due = record.scheduled
+    return due if due and record.began - due < _AT_ONCE else record.began
 
 
 def _point(row: Mapping[str, Any]) -> StreamPoint:

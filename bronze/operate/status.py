@@ -19,7 +19,7 @@ from bronze.operate import beat, controls
 from bronze.operate.alerts import store as alert_store
 from bronze.operate.current import view_of
 from bronze.operate.history import History
-from bronze.operate.view import TableView, View
+from bronze.operate.view import Live, TableView, View
 from bronze.tables.naming import table_name
 
 RUNS = 10
@@ -62,7 +62,7 @@ class Status:
         """1 if anything is late or an alert is open, of what was asked for; else 0."""
         if self.tables:
             keys = {table.key for table in self.tables}
-            alerts = (alert.condition.subject for alert in self.view.alerts)
+            alerts = (alert.condition.subject for alert in self.view.open_alerts)
             return int(any(t.late for t in self.tables) or any(key in keys for key in alerts))
         return 0 if self.view.is_well else 1
 
@@ -94,7 +94,7 @@ def status_of(settings: Settings, names: Sequence[str], now: datetime) -> Status
     history.refresh()
     alerts = (alert_store.load(settings) or {}).values()
     live, requests = beat.read(settings), controls.read(settings)
-    tables = known_tables(settings, history)
+    tables = known_tables(settings, history, live)
     view = view_of(settings, tables, history, live, requests, alerts, now)
     if not names:
         return Status(view)
@@ -104,9 +104,9 @@ def status_of(settings: Settings, names: Sequence[str], now: datetime) -> Status
     return Status(view, tuple(by_key[key] for key in keys), runs)
 
 
-def known_tables(settings: Settings, history: History) -> tuple[KnownTable, ...]:
+def known_tables(settings: Settings, history: History, live: Live | None) -> tuple[KnownTable, ...]:
     """The tables of the config's sources that records of runs, streams of the lake, or sections of
-    the config know.
+    the config know; without those that were dropped from the source before the service was heard.
     """
     found = {table.key: table for table in _recorded(settings, history)}
     targets = {table.target for table in found.values()}
@@ -117,7 +117,15 @@ def known_tables(settings: Settings, history: History) -> tuple[KnownTable, ...]
         is_known = any(name in table.names for table in found.values())
         if not is_known and (configured := _configured(settings, name)):
             found[configured.key] = configured
-    return tuple(found.values())
+    return tuple(table for table in found.values() if not _is_dropped(table, history, live))
+
+
+def _is_dropped(table: KnownTable, history: History, live: Live | None) -> bool:
+    known = history.tables.get(table.key)
+    if live is None or not live.tables or table.key in live.tables:
+        return False
+    # One that was made since is not known to the service.
+    return known is not None and (known.last is None or known.last.began < live.at)
 
 
 def _recorded(settings: Settings, history: History) -> Iterator[KnownTable]:

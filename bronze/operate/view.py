@@ -140,7 +140,8 @@ class Live:
     """What only the service itself knows; it writes it to the lake from time to time, so that
     ``bronze status`` has it without the service.
 
-    ``at`` is when this was so. ``running``, ``waiting`` (a sentence why a due table does not run)
+    ``at`` is when this was so. ``tables`` are the keys of the tables that it keeps, none where they
+    are not known yet. ``running``, ``waiting`` (a sentence why a due table does not run)
     and ``retries`` (when a failed table is tried again) are by `TableLike.key`, ``streams``
     and ``source_errors`` (why a source cannot be reached) by source, ``breakers`` by their
     subjects: "lake", "source:NAME", "table:KEY".
@@ -152,6 +153,7 @@ class Live:
     version: str
     began: datetime
     at: datetime
+    tables: tuple[str, ...] = ()
     running: Mapping[str, Running] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)
     retries: Mapping[str, datetime] = field(default_factory=dict)
@@ -274,8 +276,9 @@ class Metric:
 class View:
     """Everything, now. ``sentence`` says it in one sentence.
 
-    ``tables`` are in the order of their slack, the least first. ``live`` is None where no service
-    has ever run; ``is_alive`` whether the service was heard within the last minute.
+    ``tables`` are in the order of their slack, the least first; ``alerts`` are the open ones, the
+    worst first, then those that were resolved within the last day. ``live`` is None where no
+    service has ever run; ``is_alive`` whether it was heard within the last minute.
     """
 
     now: datetime
@@ -288,7 +291,11 @@ class View:
     sources: tuple[SourceView, ...] = ()
 
     @property
+    def open_alerts(self) -> tuple[Alert, ...]:
+        """The alerts that somebody has to see to."""
+        return tuple(alert for alert in self.alerts if alert.is_open)
+
+    @property
     def is_well(self) -> bool:
         """Whether no table is late and no alert is open."""
-        is_late = any(table.late for table in self.tables)
-        return not is_late and not any(alert.is_open for alert in self.alerts)
+        return not any(table.late for table in self.tables) and not self.open_alerts

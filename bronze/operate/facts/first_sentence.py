@@ -102,14 +102,15 @@ def _of(tables: list[TableView], view: View) -> str:
 
 def _told(view: View, zone: str) -> str:
     """How many alerts are open, and who was told of the worst."""
-    if not view.alerts:
+    alerts = view.open_alerts
+    if not alerts:
         return ""
-    worst = view.alerts[0]
+    worst = alerts[0]
     told = _receipt(worst, view.now, zone)
     if any(table.late for table in view.tables):
-        return told or f"{count(len(view.alerts), 'alert')} open, nobody was told"
-    verb = "is" if len(view.alerts) == 1 else "are"
-    text = f"{count(len(view.alerts), 'alert')} {verb} open: {clause(worst.condition.text)}"
+        return told or f"{count(len(alerts), 'alert')} open, nobody was told"
+    verb = "is" if len(alerts) == 1 else "are"
+    text = f"{count(len(alerts), 'alert')} {verb} open: {clause(worst.condition.text)}"
     return f"{text}; {told}" if told else text
 
 

@@ -22,6 +22,8 @@ _MOMENT = timedelta(microseconds=1)
 # How far back a lateness is looked for that has not ended yet.
 _BACK = timedelta(hours=26)
 _MOST_TIMES = 20_000
+# A table that is seen later than this for the first time is new.
+_AT_THE_START = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Outlooks:
     _entries: dict[str, _Entry] = field(default_factory=dict)
     _dues: dict[Schedule, _Dues] = field(default_factory=dict)
     _settings: Settings | None = None
+    _started: datetime | None = None
+    _seen: dict[str, datetime] = field(default_factory=dict)
     _made: int = 0
     _ages: tuple[tuple[datetime, float], ...] = ()
     _ages_made: tuple[datetime, int] | None = None
@@ -107,6 +111,7 @@ class Outlooks:
         table: TableLike,
         history: TableHistory | None,
         began: datetime | None,
+        now: datetime,
     ) -> Outlook:
         """The outlook of a table.
 
@@ -114,8 +119,14 @@ class Outlooks:
             settings: the config.
             table: the table.
             history: what is known of its runs.
-            began: when the service began: a table without runs is due from then on.
+            began: when the service began: a table that has never landed is due from then on, or
+                from when it was first seen.
+            now: the time.
         """
+        self._started = self._started or now
+        seen = self._seen.setdefault(table.key, now)
+        if began is not None and seen - self._started > _AT_THE_START:
+            began = max(began, seen)
         entry = self._entries.get(table.key)
         if entry and entry.history is history and entry.table is table and entry.began == began:
             return entry.outlook
@@ -146,10 +157,10 @@ class Outlooks:
         expected = expected_seconds(history.durations) if history else None
         landings = history.landings if history else ()
         if not landings:
-            first = history.first if history else began
-            if first is None:
+            starts = [start for start in (history and history.first, began) if start]
+            if not starts:
                 return Outlook(schedule, limit, expected=expected)
-            due = schedule.after(first - _MOMENT)
+            due = schedule.after(min(starts) - _MOMENT)
             deadline = due + limit
             pending = Late(deadline, None, due)
             return Outlook(schedule, limit, None, due, deadline, pending, expected)

@@ -62,7 +62,9 @@ class Facts:
 
     @property
     def has_failed(self) -> bool:
-        """Whether its last run failed."""
+        """Whether its last run failed, or its stream does not follow it."""
+        if self.is_streamed:
+            return bool(self.waiting)
         last = self.known.last if self.known else None
         return last is not None and last.status == "failed"
 
@@ -129,7 +131,8 @@ def cause_of(facts: Facts) -> str:
         failures = facts.breaker.failures
         return f"it failed {failures} times in a row and rests{_last_error(facts)}"
     if facts.has_failed:
-        return f"its last run failed{_last_error(facts)}"
+        has_run = f"its last run failed{_last_error(facts)}"
+        return clause(facts.waiting) if facts.is_streamed else has_run
     if died := facts.died:
         return f"its run of {facts.time(died.began)} on {died.host} has never ended"
     if facts.running:

@@ -89,10 +89,10 @@ def document(config: Path, *arguments: str) -> Any:
     return json.loads(status(config, "--json", *arguments).stdout)
 
 
-def live(settings: Settings, age: timedelta) -> None:
+def live(settings: Settings, age: timedelta, **facts: Any) -> None:
     """A service that was heard that long ago."""
     then = datetime.now(UTC) - age
-    beat.write(settings, Live("id", "host-1", 1, "0.1", began=then - age, at=then))
+    beat.write(settings, Live("id", "host-1", 1, "0.1", began=then - age, at=then, **facts))
 
 
 def test_status_follows_the_lake(config: Path, source: Source) -> None:
@@ -163,6 +163,16 @@ def test_it_says_when_the_service_is_dead(config: Path) -> None:
     assert status(config).output.startswith("The service on host host-1 was last heard 3 h ago. ")
     live(settings, timedelta(seconds=1))
     assert status(config).output.startswith("The one table is fresh.")
+
+
+def test_a_table_that_was_dropped_is_not_shown(config: Path) -> None:
+    """The service knows the tables of the catalog; what ran since it was heard is new to it."""
+    bronze.open(config).run()
+    settings = Settings.from_file(config)
+    live(settings, timedelta(hours=3), tables=("shop.public.orders",))
+    assert len(document(config)["tables"]) == 2
+    live(settings, timedelta(), tables=("shop.public.orders",))
+    assert [table["table"] for table in document(config)["tables"]] == ["public.orders"]
 
 
 def test_the_names_in_the_json_stay(config: Path) -> None:

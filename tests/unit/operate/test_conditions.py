@@ -7,6 +7,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
 from bronze.governance.tables.runs import RunRecord
 from bronze.model.results import Failure
 from bronze.operate.alerts import life
@@ -15,8 +19,11 @@ from bronze.operate.alerts.life import Alert, Condition, Evaluation, Key
 from bronze.operate.breaker import Breaker
 from bronze.operate.conditions import CROWD, Finding, conditions_of
 from bronze.operate.current import view_of
+from bronze.operate.facts.outlook import Outlooks
+from bronze.operate.freshness import Landing, late_times
 from bronze.operate.view import Live, Resources, StreamFacts, View
-from tests.support.operators import Table, at, config, history_of, run, table
+from tests.support.effort import examples
+from tests.support.operators import Table, at, config, history_of, rows_of, run, table
 from tests.unit.operate.test_current import pause
 
 SETTINGS = config()
@@ -100,6 +107,13 @@ def test_each_kind_can_be_raised() -> None:
         assert condition.text.endswith(".")
         assert condition.subject
         assert condition.since <= at(150)
+
+
+def test_a_table_that_its_stream_does_not_follow_has_failed() -> None:
+    """With the reason."""
+    facts: dict[str, Any] = {"streams": {"shop": STREAM}, "waiting": {CLICKS.key: "it has no key."}}
+    found = raised(tables=(CLICKS,), records=(), **facts)["table_failed"]
+    assert found.text == "public.clicks is not streamed: it has no key."
 
 
 def test_conditions_say_since_when_and_how_much() -> None:
@@ -208,3 +222,37 @@ def test_a_lateness_that_nobody_saw_is_told_once() -> None:
         alerts = life.step(alerts, Evaluation(now, conditions))
     (alert,) = alerts.values()
     assert (alert.state, alert.condition.since) == ("resolved", at(70))
+
+
+@given(
+    runs=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 90)), max_size=10),
+    has_failed=st.booleans(),
+)
+@hypothesis_settings(max_examples=examples(25), deadline=None)
+def test_each_lateness_is_told_once_with_its_begin(
+    runs: list[tuple[int, int]], has_failed: bool
+) -> None:
+    """Whoever looks each minute sees the latenesses that all runs together tell, each with one
+    begin, however the runs overlap.
+    """
+    status = "failed" if has_failed else "landed"
+    records = [run(ORDERS, 0, 1, run_id="first")]
+    records += [
+        run(ORDERS, began, began + took, status=status) for began, took in dict(runs).items()
+    ]
+    records.sort(key=lambda record: record.ended or record.began)
+    history, outlooks = history_of(SETTINGS), Outlooks()
+    waiting, seen = list(records), set()
+    for minute in range(2, 300):
+        new = [r for r in waiting if (r.ended or r.began) <= at(minute)]
+        waiting = waiting[len(new) :]
+        if new:
+            history.add(rows_of(new))
+        live = replace(FINE, at=at(minute))
+        view = view_of(SETTINGS, [ORDERS], history, live, (), (), at(minute), outlooks)
+        found = conditions_of(SETTINGS, view)
+        seen |= {condition.since for condition in found if condition.kind == "freshness"}
+    landings = [Landing(r.as_of, r.ended) for r in records if r.as_of and r.ended]
+    dues = [at(hour * 60) for hour in range(5)]
+    lates = late_times(dues, landings, timedelta(minutes=10), at(299))
+    assert seen == {late.begin for late in lates}

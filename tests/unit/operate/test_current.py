@@ -21,7 +21,7 @@ from bronze.operate.freshness import Late
 from bronze.operate.history import StreamPoint
 from bronze.operate.view import Live, Running, StreamFacts, TableView, View
 from tests.support.effort import examples
-from tests.support.operators import Table, at, config, history_of, run, table
+from tests.support.operators import Table, at, config, history_of, rows_of, run, table
 
 FAILED: dict[str, Any] = {
     "status": "failed",
@@ -155,6 +155,21 @@ def test_a_new_table_is_late_when_it_was_due_and_has_not_landed() -> None:
     assert seen(new, [failed], 0, service=None).late == Late(at(-300), None, at(-360))
 
 
+def test_a_table_that_is_new_to_the_service_is_due_from_then_on() -> None:
+    """Not from the begin of the service; and its first run changes nothing."""
+    old, new, outlooks = table("old"), table("new"), Outlooks()
+    settings, service = config(), live(0)
+    history = history_of(settings, [run(old, 0, 1)])
+    view_of(settings, [old], history, service, (), (), at(0), outlooks)
+    for now, state, records in ((95, "never landed", []), (96, "never landed", [run(new, 95)])):
+        history.add(rows_of(records))
+        view = view_of(settings, [old, new], history, live(now), (), (), at(now), outlooks)
+        found = next(t for t in view.tables if t.table == new.label)
+        assert (found.state, found.deadline) == (state, at(130))
+    view = view_of(settings, [new], history, live(131), (), (), at(131), outlooks)
+    assert view.tables[0].late == Late(at(130), None, at(120))
+
+
 def test_a_stream_is_quiet_fresh_or_late_by_what_its_process_says() -> None:
     """A quiet source is fresh as long as it is heard; a silent one is late after its sla."""
     clicks = table("clicks", pattern="streaming", schedule="continuous", sla="1m")
@@ -169,6 +184,9 @@ def test_a_stream_is_quiet_fresh_or_late_by_what_its_process_says() -> None:
     assert found.late == Late(at(4), None)
     assert found.why == "shop cannot be reached"
     assert seen(clicks, [], 5).state == "never landed"
+    refused = live(5, streams={"shop": busy}, waiting={clicks.key: "it is not followed: no key."})
+    found = seen(clicks, [], 5, service=refused)
+    assert (found.state, found.why) == ("failed", "it is not followed: no key")
 
 
 def test_a_stream_without_a_service_is_known_by_its_last_checkpoint() -> None:
@@ -258,6 +276,9 @@ def test_a_run_goes_on_as_the_service_says() -> None:
     going = Running("run", "r1", at(1), 10, 0.42)
     records = [run(own, -60, -58), run(own, 1)]
     assert seen(own, records, 2, service=live(2, running={own.key: going})).running == going
+    begun = [records[0], run(own, 1, scheduled=0, run_id="r1")]
+    due = seen(own, begun, 2, service=live(2, running={own.key: going})).running
+    assert due == replace(going, due=at(0))
     found = seen(own, records, 2, service=None)
     assert found.running == Running("run", "orders 1", at(1))
     assert found.expected_end == at(3)
@@ -302,3 +323,29 @@ def test_green_is_only_what_has_landed_since_it_was_due(
         assert any(r.as_of and r.as_of >= due - timedelta(minutes=60) for r in landed)
     if found.slack is not None:
         assert (found.slack < 0) == (found.late is not None)
+
+
+def test_alerts_that_are_open_come_before_those_that_were_resolved_lately() -> None:
+    """The worst first; what was resolved longer ago, or never opened, is left out."""
+
+    def alert(name: str, level: str, state: str, **times: Any) -> Alert:
+        condition = Condition("freshness", name, level, at(0), "It is late.")  # type: ignore[arg-type]
+        return Alert(condition, state=state, **times)  # type: ignore[arg-type]
+
+    alerts = (
+        alert("old", "critical", "resolved", opened=at(-3000), resolved=at(-1441)),
+        alert("first", "critical", "resolved", opened=at(-90), resolved=at(-80)),
+        alert("second", "critical", "resolved", opened=at(-60), resolved=at(-50)),
+        alert("pending", "critical", "pending"),
+        alert("mild", "warning", "open", opened=at(-9)),
+        alert("bad", "critical", "acknowledged", opened=at(-5), by="ada", acknowledged=at(-4)),
+    )
+    view = look([table()], [run(table(), 0, 1)], 5, live(5), alerts=alerts)
+    assert [a.key[1] for a in view.alerts] == ["bad", "mild", "second", "first"]
+    assert [a.key[1] for a in view.open_alerts] == ["bad", "mild"]
+    assert view.sentence == (
+        "The one table is fresh; 2 alerts are open: It is late; ada sees to it since 11:56."
+    )
+    resolved = look([table()], [run(table(), 0, 1)], 5, live(5), alerts=alerts[:4])
+    assert resolved.is_well
+    assert resolved.sentence == "The one table is fresh."
