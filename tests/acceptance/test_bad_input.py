@@ -31,7 +31,7 @@ from bronze.ingest import pipeline
 from bronze.model.results import Failure, RunResult
 from tests.acceptance.test_cli import configured, invoke
 from tests.conftest import Source
-from tests.support.logins import password_needed
+from tests.support.proxy import until
 
 _numbers = itertools.count()
 
@@ -76,6 +76,34 @@ def role(server: Server) -> Iterator[str]:
 def seen_by(role: str, source: Source) -> Source:
     """The same database for another role."""
     return replace(source, dsn=source.dsn.replace("postgres@", f"{role}@"))
+
+
+@contextmanager
+def password_needed(server: Server, role: str) -> Iterator[None]:
+    """The server asks this role for its password meanwhile."""
+    rules = server.data / "pg_hba.conf"
+    before = rules.read_text()
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+
+        def reload(text: str, asked: int) -> None:
+            rules.write_text(text)
+            admin.execute("SELECT pg_reload_conf()")
+            query = "SELECT count(*) FROM pg_hba_file_rules WHERE user_name = ARRAY[%s]"
+            assert admin.execute(query, [role]).fetchone() == (asked,)
+            until(lambda: asks() == bool(asked))
+
+        def asks() -> bool:
+            try:
+                psycopg.connect(server.dsn(user=role), password="wrong").close()
+            except psycopg.OperationalError:
+                return True
+            return False
+
+        reload(f"host all {role} 127.0.0.1/32 scram-sha-256\n{before}", 1)
+        try:
+            yield
+        finally:
+            reload(before, 0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from bronze.config.alerts import Channel
 from bronze.config.settings import Settings
 from bronze.operate.alerts.channels import http
 from bronze.operate.alerts.channels.failure import ChannelError
-from bronze.operate.alerts.channels.sender import reach
+from bronze.operate.alerts.channels.reach import reach
 from bronze.operate.doctor.examination import Check, Verdict, ok, problem
 
 _TIMEOUT = 3.0

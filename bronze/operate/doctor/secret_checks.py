@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from pydantic import BaseModel
 
@@ -23,11 +24,16 @@ _STORES = {
 
 def checks(settings: Settings) -> list[Check]:
     """A check of each secret that the config names, and of the master key if tables need it."""
-    masters = {secret.name: secret for secret in _masters(settings)}
-    named = {name.secret: settings.secret(name) for name in _names(settings)}
-    return [
-        _check(secret, is_master=secret.name in masters) for secret in {**named, **masters}.values()
+    named = list(_names(settings))
+    masters = set(_master_names(settings))
+    found = [
+        _check(name.secret, partial(settings.secret, name), name in masters)
+        for name in dict.fromkeys(named)
     ]
+    if _needs_master(settings) and settings.protection.key is None:
+        default = settings.masters[0]
+        found.append(_check(default.name, lambda: default, is_master=True))
+    return found
 
 
 def _names(value: object) -> Iterator[SecretName]:
@@ -45,25 +51,28 @@ def _names(value: object) -> Iterator[SecretName]:
             yield from _names(part)
 
 
-def _masters(settings: Settings) -> tuple[Secret, ...]:
-    """The master keys: those that the config names, and the default one if a table needs it."""
+def _master_names(settings: Settings) -> Iterator[SecretName]:
+    if settings.protection.key:
+        yield settings.protection.key
+    yield from settings.protection.previous
+
+
+def _needs_master(settings: Settings) -> bool:
     rules = [how.rule for table in settings.tables.values() for how in table.protect.values()]
-    needed = any(rule is not None and rule.method != "mask" for rule in rules)
-    first, *previous = settings.masters
-    return (first, *previous) if needed or settings.protection.key else tuple(previous)
+    return any(rule is not None and rule.method != "mask" for rule in rules)
 
 
-def _check(secret: Secret, is_master: bool) -> Check:
-    where = _STORES.get(secret.provider, secret.provider)
-
+def _check(name: str, reference: Callable[[], Secret], is_master: bool) -> Check:
     def examine() -> Iterator[Verdict]:
+        secret = reference()
+        where = _STORES.get(secret.provider, secret.provider)
         value = secrets.resolve(secret)
         if is_master:
             keyring.master(secret)
         if not value:
-            yield problem(f"The secret {secret.name} is empty.", f"Set it in {where}.")
+            yield problem(f"The secret {name} is empty.", f"Set it in {where}.")
         else:
-            yield ok(f"The secret {secret.name} can be read from {where}.")
+            yield ok(f"The secret {name} can be read from {where}.")
 
-    what = f"The secret {secret.name} in {where}"
-    return Check("secrets", examine, what, "Check [secrets] and the network.", secret.name)
+    hint = "Check [secrets] and the network."
+    return Check("secrets", examine, f"The provider of the secret {name}", hint, name)

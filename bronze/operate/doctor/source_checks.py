@@ -55,7 +55,8 @@ def check(settings: Settings, name: str) -> Check:
 
 def _examine(settings: Settings, name: str, streams: bool) -> Iterator[Verdict]:
     origin = _impatient(settings.origin(name))
-    endpoints = _endpoints(parameters(origin))
+    # A password that cannot be had is a matter of the login.
+    endpoints = _endpoints(parameters(replace(origin, password=None)))
     for look in (_name_verdict, _port_verdict):
         verdict = look(endpoints)
         yield verdict

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
-from bronze import secrets
+from bronze import errors, secrets
 from bronze.config.alerts import (
     Channel,
     EmailChannel,
@@ -18,7 +18,7 @@ from bronze.config.alerts import (
 from bronze.config.fields import SecretName
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
-from bronze.operate.alerts.channels import email, http, pagerduty, slack, webhook
+from bronze.operate.alerts.channels import email, pagerduty, slack, webhook
 from bronze.operate.alerts.channels.email import Mailbox
 from bronze.operate.alerts.channels.failure import ChannelError
 from bronze.operate.alerts.notices import Notice
@@ -35,47 +35,14 @@ def sender(settings: Settings, channel: Channel) -> Send:
     """
 
     def send(notice: Notice, timeout: float) -> str:
-        with _secrets_hidden(settings) as resolve:
+        with secrets_hidden(settings) as resolve:
             return _send(channel, notice, resolve, timeout)
 
     return send
 
 
-def reach(settings: Settings, channel: Channel, timeout: float) -> str:
-    """Resolves the secrets of a channel and connects to its server, without sending anything.
-
-    Args:
-        settings: the config.
-        channel: one of its channels.
-        timeout: the seconds for each read.
-
-    Returns:
-        The host and port that were reached.
-
-    Raises:
-        ChannelError: a message could not be sent now.
-    """
-    with _secrets_hidden(settings) as resolve:
-        for name in _secret_names(channel):
-            resolve(name)
-        match channel:
-            case EmailChannel():
-                return email.reach(_mailbox(channel), timeout)
-            case SlackChannel(webhook=SecretName() as address):
-                return http.reach(resolve(address), timeout)
-            case WebhookChannel(url=SecretName() as address):
-                return http.reach(resolve(address), timeout)
-            case _:
-                return http.reach(str(channel.url), timeout)
-
-
-def _secret_names(channel: Channel) -> list[SecretName]:
-    values = (getattr(channel, name) for name in type(channel).model_fields)
-    return [value for value in values if isinstance(value, SecretName)]
-
-
 @contextmanager
-def _secrets_hidden(settings: Settings) -> Iterator[Callable[[SecretName], str]]:
+def secrets_hidden(settings: Settings) -> Iterator[Callable[[SecretName], str]]:
     """A function that resolves secrets; errors of the block are those of a channel without them."""
     known: list[str] = []
 
@@ -85,7 +52,7 @@ def _secrets_hidden(settings: Settings) -> Iterator[Callable[[SecretName], str]]
 
     try:
         yield resolve
-    except ConfigError as error:
+    except errors.BronzeError as error:
         raise ChannelError(error.message, retry=True) from None
     except ChannelError as error:
         raise error.without([part for secret in known for part in _parts(secret)]) from None
@@ -106,7 +73,7 @@ def _send(
     match channel:
         case EmailChannel():
             password = resolve(channel.password) if channel.password else None
-            return email.send(notice, _mailbox(channel), password, timeout)
+            return email.send(notice, mailbox(channel), password, timeout)
         case SlackChannel(webhook=SecretName() as address):
             return slack.send_by_webhook(notice, resolve(address), timeout)
         case SlackChannel(token=SecretName() as token):
@@ -121,7 +88,8 @@ def _send(
     raise ConfigError(f"The channel {channel.name} has nowhere to send to.")
 
 
-def _mailbox(channel: EmailChannel) -> Mailbox:
+def mailbox(channel: EmailChannel) -> Mailbox:
+    """Where the mails of a channel go through, and from whom to whom."""
     host, _, port = channel.server.rpartition(":")
     return Mailbox(
         host.strip("[]"), int(port), channel.tls, channel.sender, channel.to, channel.user

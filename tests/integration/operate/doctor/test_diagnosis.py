@@ -37,7 +37,7 @@ from bronze.postgres.replication.slot import Slot
 from tests.acceptance.test_cli import configured, toml
 from tests.conftest import Source
 from tests.integration.operate.alerts.test_channels import NOON
-from tests.support.logins import password_needed
+from tests.support.passwords import password_needed
 from tests.support.receiver import post_office, receiver, server_context
 
 SECRET = "pa55-w0rd"
@@ -263,19 +263,19 @@ def test_a_connection_in_clear_over_a_network_is_a_warning(
 @pytest.mark.parametrize(
     ("ahead", "state"), [(0.0, "ok"), (-20.0, "warning"), (20.0, "warning"), (7200.0, "problem")]
 )
-def test_the_difference_of_the_clocks_is_told(
+def test_the_difference_of_the_clocks_is_shown(
     source: Source, monkeypatch: pytest.MonkeyPatch, ahead: float, state: str
 ) -> None:
     """Also whose clock is ahead."""
     real = time.time
-    monkeypatch.setattr(source_checks.time, "time", lambda: real() - ahead)
+    monkeypatch.setattr(time, "time", lambda: real() - ahead)
     found = finding(diagnose(configured(source), ["source.clock"], 30), "source.test.clock")
     assert found.state == state
     if ahead:
         assert f"{abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'}" in found.message
 
 
-def test_the_time_left_of_a_slot_is_told() -> None:
+def test_the_time_left_of_a_slot_is_shown() -> None:
     """By the server's limit and its average; a lost slot is a problem."""
     slot = Slot("s", 1, 0, 0, "extended", 3_600_000_000, "", 2_000_000_000, "pgoutput", False)
     late = source_checks._slot_state(slot, 1_000_000_000, 1_000_000 / 3)

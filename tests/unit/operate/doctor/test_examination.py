@@ -1,4 +1,4 @@
-"""Checks side by side: what hangs, fails or ends early is told in its place."""
+"""Checks side by side: what hangs, fails or ends early is shown in its place."""
 
 from __future__ import annotations
 

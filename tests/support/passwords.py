@@ -1,4 +1,4 @@
-"""A server that asks a role for its password."""
+"""Roles that have to give their password."""
 
 from __future__ import annotations
 
