@@ -41,12 +41,13 @@ class Reading(Generic[T]):
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a Bronze table: what was committed, when, how many rows it changed."""
+    """A version of a Bronze table: what was committed, when, how many rows it changed, and how the
+    columns changed.
+    """
 
     number: int
     at: datetime | None
     operation: str
-    batch_id: str
     rows: int
     changes: tuple[str, ...]
 
@@ -127,14 +128,14 @@ def _version(number: int, actions: Any) -> Version:
     info = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
     facts = facts_of(info)
     at = info.get("timestamp")
+    lineage = facts.get("lineage")
     counts = [facts.get(name) for name in ("inserted", "updated", "deleted")]
     return Version(
         number,
         datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int | float) else None,
-        str(info.get("operation", "")),
-        str(facts.get("batch_id", "")),
+        str(facts.get("mode") or info.get("operation", "")),
         sum(count for count in counts if isinstance(count, int)),
-        _changes(facts.get("schema_changes")),
+        _changes(lineage.get("schema_changes") if isinstance(lineage, dict) else None),
     )
 
 
