@@ -71,7 +71,7 @@ class Browser:
 
     def get(self, path: str, **headers: str) -> Answer:
         """A page."""
-        return self.request("GET", path, **headers)
+        return self.request("GET", path, None, **headers)
 
     def send(self, path: str, fields: Mapping[str, str], **headers: str) -> Answer:
         """A form, as a page of the server sends it."""

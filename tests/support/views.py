@@ -1,5 +1,5 @@
 """Views as an operator could see them: the ten tables of an inventory in a night with faults, or as
-many tables as wanted. ``python -m tests.support.views`` serves the night at 127.0.0.1:8080.
+many tables as wanted. ``python -m tests.support.views 8080`` serves the night at that port.
 """
 
 from __future__ import annotations
@@ -385,6 +385,7 @@ def _live(now: datetime) -> Live:
 
 def _serve() -> None:
     import os
+    import sys
     import tempfile
     import threading
 
@@ -392,7 +393,8 @@ def _serve() -> None:
 
     os.environ["BRONZE_OPERATE"] = "an operator's token"
     with tempfile.TemporaryDirectory() as lake:
-        web = {"tokens": {"operator": {"secret": "BRONZE_OPERATE"}}}
+        tokens = {"operator": {"secret": "BRONZE_OPERATE"}}
+        web = {"listen": f"127.0.0.1:{sys.argv[1]}", "tokens": tokens}
         service = Service(night())
         begun = server.start(
             settings(Path(lake), web=web),

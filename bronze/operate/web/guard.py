@@ -160,6 +160,11 @@ class BoundedProtocol(H11Protocol):
         self._watch.cancel()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        """The next request has its own time."""
+        self._idle_since = time.monotonic()
+        super().on_response_complete()
+
     def _look(self) -> None:
         now = time.monotonic()
         cycle = self.cycle

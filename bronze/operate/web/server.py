@@ -133,7 +133,7 @@ def _config(settings: Settings, app: App) -> uvicorn.Config:
         backlog=_BACKLOG,
         limit_concurrency=guard.CONNECTIONS,
         h11_max_incomplete_event_size=guard.LONGEST_HEAD,
-        timeout_keep_alive=15,
+        timeout_keep_alive=5,
         timeout_graceful_shutdown=3,
         ssl_certfile=certificate,
         ssl_keyfile=key,

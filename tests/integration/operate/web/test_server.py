@@ -9,7 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,21 @@ def test_slow_clients_are_ended(begin: Begin, monkeypatch: pytest.MonkeyPatch) -
         assert _wait(lambda: _is_refused(deaf, many))
     assert browser.get("/").status == 200
     assert service.acted == []
+
+
+def test_a_connection_that_is_used_stays(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short requests with pauses between them, for longer than a request may take."""
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.5)
+    browser, _ = begin()
+    connection = http.client.HTTPConnection("127.0.0.1", browser.port, timeout=20)
+    with closing(connection):
+        connection.connect()
+        first = connection.sock
+        for _ in range(10):
+            connection.request("GET", "/live")
+            assert connection.getresponse().read() == b"alive\n"
+            time.sleep(0.1)
+        assert connection.sock is first
 
 
 def _is_refused(connection: socket.socket, text: bytes) -> bool:
