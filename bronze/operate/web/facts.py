@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
@@ -21,9 +21,13 @@ from bronze.governance.tables.audit_log import AuditRecord
 from bronze.operate import controls
 from bronze.operate.alerts import store
 from bronze.operate.alerts.life import Alert, Silence
+from bronze.operate.view import Day, TableView
+from bronze.operate.web import daily
 
 KEPT = 15.0
 """For how many seconds something that was read is shown."""
+DAYS_KEPT = 300.0
+"""For how many seconds the days of a table are: they are made from many records."""
 _VERSIONS = 20
 _RECORDS = 200
 _ENTRIES = 100
@@ -66,6 +70,14 @@ class Facts:
         """The last versions of a Bronze table, the newest first."""
         return self._read(("versions", target), lambda: _versions(self.settings, target), ())
 
+    def days(self, table: TableView, now: datetime) -> Reading[Sequence[Day]]:
+        """The last 90 days of a table."""
+
+        def read() -> Sequence[Day]:
+            return daily.days_of(self.settings, table, now)
+
+        return self._read(("days", table.table), read, (), DAYS_KEPT)
+
     def silences(self) -> Reading[tuple[Silence, ...]]:
         """The silences that have not ended."""
 
@@ -97,12 +109,14 @@ class Facts:
 
         return self._read("audit", read, ())
 
-    def _read(self, key: Hashable, read: Callable[[], T], nothing: T) -> Reading[T]:
+    def _read(
+        self, key: Hashable, read: Callable[[], T], nothing: T, kept: float = KEPT
+    ) -> Reading[T]:
         with self._guard:
             lock = self._locks.setdefault(key, Lock())
         with lock:
             known = self._kept.get(key)
-            if known and self.clock() - known[0] < KEPT:
+            if known and self.clock() - known[0] < kept:
                 return known[1]
             try:
                 reading = Reading(read())

@@ -68,8 +68,8 @@ def start(
         view: everything, now; cheap.
         runs: up to 100 runs of a table, by its label, the newest first.
         act: does what an operator asks; see `bronze.operate.web.acting.act`.
-        days: the last 90 days of a table; without it, or where it gives None, they are made from
-            its runs.
+        days: the last 90 days of a table; without it, or where it gives None, they are read from
+            ``governance.runs``.
         runbook: the text of a runbook by its name, in Markdown; "" if there is none.
 
     Raises:
