@@ -71,7 +71,7 @@ class Browser:
 
     def get(self, path: str, **headers: str) -> Answer:
         """A page."""
-        return self.request("GET", path, **headers)
+        return self.request("GET", path, None, **headers)
 
     def send(self, path: str, fields: Mapping[str, str], **headers: str) -> Answer:
         """A form, as a page of the server sends it."""
@@ -112,9 +112,9 @@ class _Structure(HTMLParser):
             self.ids.append(str(values["id"]))
         if tag == "label":
             self.labelled.add(str(values.get("for")))
-        if tag in ("input", "select") and values.get("type") != "hidden":
-            if "hidden" not in values:
-                self.inputs.append((tag, str(values.get("id"))))
+        is_hidden = values.get("type") == "hidden" or "hidden" in values
+        if tag in ("input", "select") and not is_hidden:
+            self.inputs.append((tag, str(values.get("id"))))
         if tag == "img" or (tag == "svg" and not ({"aria-label", "aria-hidden"} & set(names))):
             self.problems.append(f"{tag} has no name")
         if tag not in _VOID:

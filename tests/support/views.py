@@ -1,5 +1,5 @@
 """Views as an operator could see them: the ten tables of an inventory in a night with faults, or as
-many tables as wanted. ``python -m tests.support.views`` serves the night at 127.0.0.1:8080.
+many tables as wanted. ``python -m tests.support.views 8080`` serves the night at that port.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from bronze.config import loading
 from bronze.config.settings import Settings
@@ -81,14 +82,14 @@ _SHAPES = (
            41 * _MINUTE, "The source PostgreSQL_DE refuses connections."),
     _Shape("inventory", "streaming", "continuous", 1, 15 * _MINUTE, 0, 120, "quiet", 3),
     _Shape("stock_levels", "micro_batch", "hourly", 2, 30 * _MINUTE, 11, 5200, "will be late",
-           95 * _MINUTE, "It runs since 20:55 and takes 42 min at this rate; it is late at 21:30."),
+           95 * _MINUTE, "It takes 42 min at this rate, and has 9."),
     _Shape("shipments", "micro_batch", "hourly", 2, _HOUR, 7, 8100, "running", 62 * _MINUTE),
     _Shape("returns", "micro_batch", "hourly", 3, 2 * _HOUR, 4, 900, "waiting", 70 * _MINUTE,
            "All runs at once are taken ([serve] runs)."),
     _Shape("products", "batch", "daily 02:00", 2, 2 * _HOUR, 3, 10_400, "fresh", 19 * _HOUR),
     _Shape("suppliers", "batch", "daily 02:00", 3, 4 * _HOUR, 2, 1_080, "paused", 43 * _HOUR),
     _Shape("warehouses", "batch", "daily 02:00", 2, _HOUR, 2, 52, "quarantined", 43 * _HOUR,
-           "It failed 5 times in a row; it is tried alone at 21:40."),
+           "It failed 5 times in a row; it is tried alone after a rest."),
     _Shape("customers", "full_refresh", "daily 03:00", 2, 2 * _HOUR, 38, 104_000, "fresh",
            18 * _HOUR),
 )  # fmt: skip
@@ -132,15 +133,16 @@ def night(now: datetime | None = None) -> View:
             "tests.stock_levels",
             "warning",
             now - timedelta(minutes=4),
-            "tests.stock_levels will be late at 21:30: it takes 42 min at this rate.",
+            "tests.stock_levels will be late: it takes 42 min at this rate, and has 9.",
         ),
         state="open",
         opened=now - timedelta(minutes=3),
         receipts=(Receipt("open", "devops", now - timedelta(minutes=3), "ok"),),
     )
+    local = began.astimezone(ZoneInfo("Europe/Berlin"))
     sentence = (
-        f"2 of 10 tables are late; orders since {began:%H:%M}, because PostgreSQL_DE refuses"
-        f" connections; on-call was told at {began + timedelta(seconds=22):%H:%M}."
+        f"2 of 10 tables are late; orders since {local:%H:%M}, because PostgreSQL_DE refuses"
+        f" connections; on-call was told at {local + timedelta(seconds=22):%H:%M}."
     )
     return View(
         now=now,
@@ -385,6 +387,7 @@ def _live(now: datetime) -> Live:
 
 def _serve() -> None:
     import os
+    import sys
     import tempfile
     import threading
 
@@ -392,7 +395,8 @@ def _serve() -> None:
 
     os.environ["BRONZE_OPERATE"] = "an operator's token"
     with tempfile.TemporaryDirectory() as lake:
-        web = {"tokens": {"operator": {"secret": "BRONZE_OPERATE"}}}
+        tokens = {"operator": {"secret": "BRONZE_OPERATE"}}
+        web = {"listen": f"127.0.0.1:{sys.argv[1]}", "tokens": tokens}
         service = Service(night())
         begun = server.start(
             settings(Path(lake), web=web),

@@ -92,18 +92,22 @@ class Board:
     is_stopping: bool = False
 
     def __post_init__(self) -> None:
-        self.divide_memory()
+        self.shares = MemoryShares(*self._parts_of_memory())
 
     def divide_memory(self) -> None:
-        """Divides the memory among streams and works, as the config has it now.
+        """Divides the memory again, as the config has changed.
 
         Raises:
             ConfigError: it is too small.
         """
+        self.shares.divide(*self._parts_of_memory())
+
+    def _parts_of_memory(self) -> tuple[int, int, int]:
+        """The memory, and how many streams and other works share it."""
         serve = self.settings.serve
         chores = bool(serve.schedule.maintain) + bool(serve.schedule.verify)
         streams = len(streaming_sources(self.settings))
-        self.shares = MemoryShares(self.settings.run.memory, streams, serve.runs + chores)
+        return self.settings.run.memory, streams, serve.runs + chores
 
     def touch(self) -> None:
         """Has the loop look again; under the lock."""

@@ -190,6 +190,7 @@ class Service:
     def look(self) -> None:
         """Has requests read, and everything evaluated, at once."""
         self._outside.controls.kick()
+        self.seeing.routine.kick()
         self._alarms.kick()
 
     # The loop

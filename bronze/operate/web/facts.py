@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
@@ -21,9 +21,13 @@ from bronze.governance.tables.audit_log import AuditRecord
 from bronze.operate import controls
 from bronze.operate.alerts import store
 from bronze.operate.alerts.life import Alert, Silence
+from bronze.operate.view import Day, TableView
+from bronze.operate.web import daily
 
 KEPT = 15.0
 """For how many seconds something that was read is shown."""
+DAYS_KEPT = 300.0
+"""For how many seconds the days of a table are: they are made from many records."""
 _VERSIONS = 20
 _RECORDS = 200
 _ENTRIES = 100
@@ -41,12 +45,13 @@ class Reading(Generic[T]):
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a Bronze table: what was committed, when, how many rows it changed."""
+    """A version of a Bronze table: what was committed, when, how many rows it changed, and how the
+    columns changed.
+    """
 
     number: int
     at: datetime | None
     operation: str
-    batch_id: str
     rows: int
     changes: tuple[str, ...]
 
@@ -64,6 +69,14 @@ class Facts:
     def versions(self, target: str) -> Reading[tuple[Version, ...]]:
         """The last versions of a Bronze table, the newest first."""
         return self._read(("versions", target), lambda: _versions(self.settings, target), ())
+
+    def days(self, table: TableView, now: datetime) -> Reading[Sequence[Day]]:
+        """The last 90 days of a table."""
+
+        def read() -> Sequence[Day]:
+            return daily.days_of(self.settings, table, now)
+
+        return self._read(("days", table.table), read, (), DAYS_KEPT)
 
     def silences(self) -> Reading[tuple[Silence, ...]]:
         """The silences that have not ended."""
@@ -96,12 +109,14 @@ class Facts:
 
         return self._read("audit", read, ())
 
-    def _read(self, key: Hashable, read: Callable[[], T], nothing: T) -> Reading[T]:
+    def _read(
+        self, key: Hashable, read: Callable[[], T], nothing: T, kept: float = KEPT
+    ) -> Reading[T]:
         with self._guard:
             lock = self._locks.setdefault(key, Lock())
         with lock:
             known = self._kept.get(key)
-            if known and self.clock() - known[0] < KEPT:
+            if known and self.clock() - known[0] < kept:
                 return known[1]
             try:
                 reading = Reading(read())
@@ -127,14 +142,14 @@ def _version(number: int, actions: Any) -> Version:
     info = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
     facts = facts_of(info)
     at = info.get("timestamp")
+    lineage = facts.get("lineage")
     counts = [facts.get(name) for name in ("inserted", "updated", "deleted")]
     return Version(
         number,
         datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int | float) else None,
-        str(info.get("operation", "")),
-        str(facts.get("batch_id", "")),
+        str(facts.get("mode") or info.get("operation", "")),
         sum(count for count in counts if isinstance(count, int)),
-        _changes(facts.get("schema_changes")),
+        _changes(lineage.get("schema_changes") if isinstance(lineage, dict) else None),
     )
 
 

@@ -149,7 +149,8 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begins to watch a connection; refuses it if there are far too many."""
         super().connection_made(transport)
-        self._idle_since = time.monotonic()
+        self._idle_since = self._taken_at = time.monotonic()
+        self._unsent = 0
         self._watch = self.loop.call_later(HEAD_SECONDS / 2, self._look)
         if len(self.connections) > 2 * CONNECTIONS:
             transport.abort()
@@ -159,14 +160,23 @@ class BoundedProtocol(H11Protocol):
         self._watch.cancel()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        """The next request has its own time."""
+        self._idle_since = time.monotonic()
+        super().on_response_complete()
+
     def _look(self) -> None:
         now = time.monotonic()
         cycle = self.cycle
         answering = cycle is not None and not cycle.response_complete and not cycle.disconnected
         if answering and not self.transport.is_closing():
             self._idle_since = now
-        elif now - self._idle_since >= HEAD_SECONDS:
-            # What was written and is not taken would be kept as long as the client likes.
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent or not unsent:
+            self._taken_at = now
+        self._unsent = unsent
+        if now - min(self._idle_since, self._taken_at) >= HEAD_SECONDS:
+            # Closed, it would stay until the client has taken what was written.
             self.transport.abort()
             return
         self._watch = self.loop.call_later(HEAD_SECONDS / 2, self._look)

@@ -68,8 +68,8 @@ def start(
         view: everything, now; cheap.
         runs: up to 100 runs of a table, by its label, the newest first.
         act: does what an operator asks; see `bronze.operate.web.acting.act`.
-        days: the last 90 days of a table; without it, or where it gives None, they are made from
-            its runs.
+        days: the last 90 days of a table; without it, or where it gives None, they are read from
+            ``governance.runs``.
         runbook: the text of a runbook by its name, in Markdown; "" if there is none.
 
     Raises:
@@ -133,7 +133,7 @@ def _config(settings: Settings, app: App) -> uvicorn.Config:
         backlog=_BACKLOG,
         limit_concurrency=guard.CONNECTIONS,
         h11_max_incomplete_event_size=guard.LONGEST_HEAD,
-        timeout_keep_alive=15,
+        timeout_keep_alive=5,
         timeout_graceful_shutdown=3,
         ssl_certfile=certificate,
         ssl_keyfile=key,

@@ -60,7 +60,7 @@ class Refused(Exception):
 
 
 def no_days(_: str) -> Sequence[Day] | None:
-    """The days of a table are made from its runs."""
+    """The days of a table are read from the lake."""
     return None
 
 
@@ -74,7 +74,7 @@ def read_runbook(name: str) -> str:
 @dataclass(frozen=True)
 class Site:
     """``view`` and ``runs`` (up to 100 of a table, the newest first) are cheap and thread-safe;
-    ``days`` are the last 90 of a table, None where they are made from its runs.
+    ``days`` are the last 90 of a table, None where they are read from the lake.
     """
 
     settings: Settings

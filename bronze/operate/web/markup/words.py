@@ -19,16 +19,17 @@ def span(seconds: float | None) -> str:
     seconds = abs(seconds)
     if seconds < 1:
         return f"{seconds:.1f} s" if seconds else "0 s"
-    whole = round(seconds)
+    # Each unit is rounded before the larger one is tried, so that there is no "60 min".
+    whole, minutes, hours = (round(seconds / unit) for unit in (1, _MINUTE, _HOUR))
     if whole < _MINUTE:
         return f"{whole} s"
-    if whole < 10 * _MINUTE and whole % _MINUTE:
-        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
-    if whole < _HOUR:
-        return f"{round(whole / _MINUTE)} min"
-    if whole < _DAY:
-        return _two(round(whole / _MINUTE), _MINUTE, "h", "min")
-    return _two(round(whole / _HOUR), 24, "d", "h")
+    if whole < 10 * _MINUTE:
+        return _two(whole, _MINUTE, "min", "s")
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < _DAY // _MINUTE:
+        return _two(minutes, 60, "h", "min")
+    return _two(hours, 24, "d", "h")
 
 
 def _two(smaller: int, factor: int, unit: str, rest: str) -> str:

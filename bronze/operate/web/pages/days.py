@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
-from zoneinfo import ZoneInfo
 
-from bronze.governance.tables.runs import RunRecord
 from bronze.operate.view import Day
 from bronze.operate.web.markup import charts, words
 from bronze.operate.web.markup.charts import Bar
 from bronze.operate.web.markup.tags import Safe, tag
 
 DAYS = 90
-_FINISHED = ("landed", "unchanged", "failed")
 
 
 @dataclass(frozen=True)
@@ -118,24 +115,3 @@ def _bar(chart: _Chart, day: Day) -> Bar:
 
 def _short(day: date) -> str:
     return f"{day.day} {day:%b}"
-
-
-def days_of(runs: Sequence[RunRecord], zone: ZoneInfo) -> list[Day]:
-    """Days from the runs of a table, without how long it was late."""
-    days: dict[date, Day] = {}
-    for run in runs:
-        if run.status not in _FINISHED or run.command != "run":
-            continue
-        key = (run.ended or run.began).astimezone(zone).date()
-        day = days.get(key, Day(key))
-        scores = [score for score in (day.score, run.score) if score is not None]
-        seconds = [took for took in (day.seconds, run.seconds) if took is not None]
-        days[key] = replace(
-            day,
-            runs=day.runs + 1,
-            failed=day.failed + (run.status == "failed"),
-            seconds=max(seconds, default=None),
-            rows=day.rows + run.inserted + run.updated + run.deleted,
-            score=min(scores, default=None),
-        )
-    return list(days.values())

@@ -48,7 +48,7 @@ def page(visit: Visit, facts: Facts) -> Page:
             _alerts(visit, table),
             section("Now", _facts(visit, table), id_="now"),
             _buttons(visit, table),
-            _charts(visit, table, runs),
+            _charts(visit, table, facts),
             section("From source to Bronze", _lineage(visit, table, versions), id_="lineage"),
             section("Runs", _runs(visit, runs), id_="runs"),
             section("Rules", _rules(table), id_="rules", live=False),
@@ -171,15 +171,14 @@ def _why_not(visit: Visit) -> str:
     return "Sign in with the operator's token to run, pause or reset this table."
 
 
-def _charts(visit: Visit, table: TableView, runs: Sequence[RunRecord]) -> Safe:
+def _charts(visit: Visit, table: TableView, facts: Facts) -> Safe:
     known = visit.site.days(table.table)
-    points = known if known is not None else days.days_of(runs, visit.zone)
+    reading = Reading(known) if known is not None else facts.days(table, visit.now)
     today = visit.now.astimezone(visit.zone).date()
-    return section(
-        "The last 90 days",
-        days.pictures(points, today, visit.site.settings.alerts.quality.less_than),
-        id_="days",
-    )
+    least = visit.site.settings.alerts.quality.less_than
+    error = tag("p", reading.error, class_="error") if reading.error else None
+    pictures = days.pictures(reading.value, today, least)
+    return section("The last 90 days", error, pictures, id_="days")
 
 
 def _runs(visit: Visit, runs: Sequence[RunRecord]) -> Safe:

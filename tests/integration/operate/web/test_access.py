@@ -197,7 +197,7 @@ def test_cookies_are_closed_to_scripts_and_other_sites(begin: Begin) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "10.0.0.7", ""])
 def test_other_names_are_refused(begin: Begin, host: str) -> None:
-    """A name that was made to point here (DNS rebinding) shows nothing; /live has nothing to show."""
+    """A name that was made to point here (DNS rebinding) shows nothing; /live has nothing."""
     browser, _ = begin()
     for path in ("/", "/metrics", "/api/v1/status", "/login", "/events"):
         assert browser.get(path, host=host).status == 421

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
 import bronze
 from bronze.errors import ConfigError
+from bronze.governance import run_log, writer
+from bronze.governance.tables import runs
+from bronze.governance.tables.runs import RunRecord
 from bronze.operate import controls
 from bronze.operate.alerts import store
 from bronze.operate.alerts.life import Alert, Condition
-from bronze.operate.web import acting
-from bronze.operate.web.facts import Facts
+from bronze.operate.freshness import Late
+from bronze.operate.web import acting, daily
+from bronze.operate.web.facts import KEPT, Facts, Reading
 from tests.conftest import Source
 from tests.support import views
 
@@ -66,29 +72,97 @@ def test_versions_and_schema_changes_are_those_of_the_log(source: Source) -> Non
     source.execute("ALTER TABLE t ADD COLUMN b text")
     source.execute("INSERT INTO t VALUES (2, 3, 'x')")
     opened.run()
-    clock = iter([0.0, 0.0, 5.0, 100.0, 100.0])
-    facts = Facts(settings, lambda: next(clock))
+    now = [0.0]
+    facts = Facts(settings, lambda: now[0])
     versions = facts.versions("bronze.bz_t").value
     assert [version.number for version in versions] == sorted(
         (version.number for version in versions), reverse=True
     )
-    (change,) = [change for version in versions for change in version.changes]
-    assert "b" in change
+    changes = [change for version in versions for change in version.changes]
+    assert changes == ["column b was added", "created with 2 columns"]
     assert versions[0].at is not None
     assert sum(version.rows for version in versions) >= 2
     # It is kept for a while; an error later leaves what was read before.
+    entry = source.table("t") / "_delta_log" / f"{0:020}.json"
+    entry.write_text("{")
     assert facts.versions("bronze.bz_t").value is versions
-    log = source.table("t") / "_delta_log"
-    os.rename(log, source.table("t") / "away")  # noqa: PTH104
-    (source.table("t") / "_delta_log").write_text("not a folder")
+    now[0] = KEPT + 1
     reading = facts.versions("bronze.bz_t")
-    assert reading.value == versions or reading.value == ()
+    assert reading.error
+    assert reading.value == versions
 
 
-def test_a_lake_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
-    """On the page, in place of what would be there."""
-    (tmp_path / "lake").write_text("this is a file")
-    facts = Facts(views.settings(tmp_path / "lake"))
-    for reading in (facts.audit(), facts.silences(), facts.resolved(), facts.versions("a.b")):
+def test_days_are_those_of_the_records(tmp_path: Path) -> None:
+    """Each day of the zone has its longest run, its rows, its lowest score, what failed, and for
+    how long the table was late; other tables and records that do not count are left out.
+    """
+    settings = views.settings(tmp_path)
+    table = replace(views.well().tables[0], schedule="daily 02:00", sla=3600.0)
+    now = datetime(2026, 3, 10, 12, tzinfo=UTC)
+    began = RunRecord("r", "run", now, source_table=table.table, target_table=table.target)
+    records = []
+    # At one o'clock UTC it is two in Berlin. On the 8th it fails, and lands three hours late.
+    for day, hours, status in (
+        (7, 1, "landed"),
+        (8, 1, "failed"),
+        (8, 5, "landed"),
+        (9, 1, "landed"),
+    ):
+        moment = datetime(2026, 3, day, hours, 0, 1, tzinfo=UTC)
+        record = replace(began, run_id=f"{day}-{hours}", began=moment)
+        end = replace(
+            record,
+            status=status,  # type: ignore[arg-type]
+            ended=moment + timedelta(seconds=10 * day),
+            as_of=moment if status == "landed" else None,
+            seconds=10.0 * day,
+            inserted=day,
+            score=90.0 + hours,
+        )
+        records += [record, end, replace(end, target_table="inventory_bronze.other", inserted=99)]
+    records.append(replace(records[1], run_id="v", command="verify", seconds=999.0))
+    for record in records:
+        frame = runs.frame([record])
+        writer.append_rows(run_log.place(settings), runs.COLUMNS, frame, "", stats=())
+    reading = Facts(settings).days(table, now)
+    assert [(d.day.day, d.runs, d.failed, d.seconds, d.rows, d.score) for d in reading.value] == [
+        (7, 1, 0, 70.0, 7, 91.0),
+        (8, 2, 1, 80.0, 16, 91.0),
+        (9, 1, 0, 90.0, 9, 91.0),
+        (10, 0, 0, None, 0, None),
+    ]
+    # From 03:00 in Berlin to 06:01:21; and on the 10th from 03:00 on.
+    assert [d.late for d in reading.value] == [0.0, 3 * 3600 + 81, 0.0, 10 * 3600]
+
+
+def test_lateness_is_of_the_days_of_the_zone() -> None:
+    """A time over the night of a change of the clocks is split at the midnights there."""
+    zone = ZoneInfo("Europe/Berlin")
+    begin = datetime(2026, 3, 28, 22, tzinfo=UTC)
+    late = Late(begin, begin + timedelta(hours=30))
+    days = daily.with_lateness({}, [late], zone, begin)
+    assert [(day.day.day, day.late / 3600) for day in days] == [(28, 1), (29, 23), (30, 6)]
+
+
+def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    """On the page, in place of what would be there; what does not exist yet is nothing."""
+    settings = views.settings(tmp_path)
+    names = ("runs", "controls", "alerts", "audit_log")
+    table = views.well().tables[0]
+    facts = Facts(settings)
+    assert not any(reading.error for reading in _readings(facts))
+    assert facts.days(table, datetime.now(UTC)).value == []
+    for name in names:
+        log = tmp_path / "governance" / name / "_delta_log"
+        log.mkdir(parents=True)
+        (log / f"{0:020}.json").write_text("{")
+    (tmp_path / "a" / "b" / "_delta_log").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "_delta_log" / f"{0:020}.json").write_text("{")
+    for reading in _readings(Facts(settings)):
         assert reading.value == ()
-        assert reading.error or reading.value == ()
+        assert reading.error
+    assert Facts(settings).days(table, datetime.now(UTC)).error
+
+
+def _readings(facts: Facts) -> list[Reading[Any]]:
+    return [facts.audit(), facts.silences(), facts.resolved(), facts.versions("a.b")]
