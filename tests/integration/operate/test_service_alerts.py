@@ -18,7 +18,6 @@ from tests.integration.operate.test_service_failures import stopped
 from tests.support.receiver import receiver
 from tests.support.serving import serving, until
 
-
 OUTAGE = ("source_unreachable", "test")
 
 
