@@ -8,7 +8,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from contextlib import suppress
+from datetime import timedelta
 
 from bronze.api.progress import LOG
 from bronze.errors import BronzeError
@@ -24,6 +25,7 @@ from bronze.operate.service.board import Board, Trouble
 from bronze.operate.service.outside import MAINTAIN, verify_name
 from bronze.operate.service.timing import Routine
 from bronze.operate.tables import catalog, states
+from bronze.operate.tables.guards import crashes
 from bronze.operate.view import Live, View
 
 _SEEN_EVERY = 1.0
@@ -49,6 +51,7 @@ class Seeing:
         self._lock = threading.Lock()
         self._read_at = 0.0
         self._other: Live | None = None
+        self._crashed: Live | None = None
         self._view: View | None = None
         self.routine = Routine("records", self._look)
 
@@ -132,6 +135,10 @@ class Seeing:
             return _AGAIN
         with board.changed:
             self._begin_after(known, chores, records)
+        # Before anything begins: if this process dies, the next one knows.
+        with suppress(BronzeError):
+            beat.write(board.settings, board.live())
+        with board.changed:
             board.unread = ""
             board.touch()
         self._read_at = time.monotonic()
@@ -147,16 +154,16 @@ class Seeing:
         """Has the tables go on after their last runs."""
         board, now = self._board, self._board.now
         board.controls = records
-        resets: dict[str, datetime] = {
-            key: asked.reset
-            for key, asked in board.requests(board.all_tables()).items()
-            if asked.reset
-        }
+        names = [(r.source_system, r.source_table) for runs in known.values() for r in runs]
+        asked = board.requests(catalog.recorded(board.settings, names))
+        resets = {key: request.reset for key, request in asked.items() if request.reset}
         since = {
             key: [r for r in runs if key not in resets or r.began > resets[key]]
             for key, runs in known.items()
         }
         board.guards.rebuild(since, now)
+        if self._crashed:
+            self._tell_crash(self._crashed, [k for k, runs in since.items() if crashes(runs)])
         first = min((r.began for runs in known.values() for r in runs), default=None)
         for key, runs in since.items():
             board.states[key] = states.state_of(runs, now)
@@ -183,13 +190,17 @@ class Seeing:
                 return False
             self._other = self._other or last
             return None
-        text = f"The service on {last.host} ended without a stop at about {last.at:%H:%M:%S} UTC"
-        in_flight = ", ".join(sorted(last.running))
-        text += f", while these tables ran: {in_flight}." if in_flight else "."
-        LOG.error("process crashed", host=last.host, at=last.at.isoformat(), tables=in_flight)
-        with board.changed:
-            board.troubles["process_crashed"] = Trouble(last.at, now + _TOLD_FOR, text)
+        self._crashed = last
         return True
+
+    def _tell_crash(self, last: Live, in_flight: Sequence[str]) -> None:
+        """Notes that the service before this one has died; under the lock."""
+        tables = ", ".join(sorted(in_flight))
+        text = f"The service on {last.host} ended without a stop after {last.at:%H:%M:%S} UTC"
+        text += f", while these tables ran: {tables}." if tables else "."
+        LOG.error("process crashed", host=last.host, at=last.at.isoformat(), tables=tables)
+        until = self._board.now + _TOLD_FOR
+        self._board.troubles["process_crashed"] = Trouble(last.at, until, text)
 
     def _warn_of(self, other: Live) -> None:
         LOG.warning(

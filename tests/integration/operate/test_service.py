@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+import bronze
+from bronze.cli.main import app
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
-from bronze.operate import beat
+from bronze.operate import beat, controls
 from bronze.operate.tables import requests
 from bronze.operate.tables.guards import table_subject
 from tests.conftest import Source
@@ -267,3 +270,47 @@ def test_two_services_of_one_lake_are_wasteful_and_never_wrong(source: Source) -
         until(lambda: not own.service.board.works and not other.service.board.works)
     assert (own.code, other.code) == (0, 0)
     assert differences(settings) == {}
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_has_failed(source: Source) -> None:
+    """[serve] timeout; it is not tried again before its next due time."""
+    source.execute("CREATE VIEW slow AS SELECT 1 AS id, pg_sleep(60)::text AS word")
+    settings = config(source, serve={"timeout": 1, "schedule": {"full_refresh": "hourly", **NEVER}})
+    with serving(settings, Hands(NOON)) as own:
+        board = own.service.board
+        until(lambda: board.state("test.public.slow").failure)
+        state = board.state("test.public.slow")
+        assert state.failure is not None
+        assert state.failure.kind == "TookTooLong"
+        assert state.retry_at is None
+        assert board.guards.of(table_subject("test.public.slow")).failures == 1
+
+
+def test_the_commands_ask_the_service(source: Source, tmp_path: Path) -> None:
+    """`bronze pause`, `resume`, `now` and `reset` write requests; a wrong name is refused."""
+    make(source, "orders")
+    file = tmp_path / "bronze.toml"
+    file.write_text(
+        f"""
+[source]
+name = "test"
+dsn = "{source.dsn}"
+[lake]
+root = "{source.lake}"
+"""
+    )
+    run = CliRunner().invoke
+    where = ["-c", str(file)]
+    assert run(app, ["pause", "orders", "--until", "2h", "--reason", "move", *where]).exit_code == 0
+    for command in ("resume", "now", "reset"):
+        assert run(app, [command, "orders", *where]).exit_code == 0
+    wrong = run(app, ["now", "order", *where])
+    assert wrong.exit_code == 2
+    assert "did you mean orders?" in wrong.output
+    settings = Settings.from_file(file)
+    requested = controls.read(settings)
+    assert [record.action for record in requested] == ["pause", "resume", "now", "reset"]
+    assert {record.subject for record in requested} == {"test.public.orders"}
+    assert requested[0].until is not None
+    audited = bronze.open(file).audit().records
+    assert {"pause", "resume", "now", "reset"} <= {record.action for record in audited}

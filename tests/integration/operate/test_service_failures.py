@@ -213,6 +213,7 @@ def test_a_process_that_is_killed_goes_on_after_a_restart(
     settings = config(source)
     with serving(settings) as own:
         until(lambda: own.landed("public.one") and own.landed("public.two"), 60)
+        assert "ended without a stop" in own.service.board.troubles["process_crashed"].text
         until(lambda: not own.service.board.works, 60)
     assert differences(settings) == {}
 
