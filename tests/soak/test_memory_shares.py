@@ -17,6 +17,7 @@ from bronze.cdc import stream
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
+from bronze.execution import budget
 from tests.soak.test_memory import WATCHED
 from tests.support.content import differences
 
@@ -181,6 +182,7 @@ def test_all_works_of_a_process_keep_within_its_memory(
     found: dict[str, Any] = json.loads(done.stdout)
     stream.drop(settings)
     assert found["failed"] == []
-    assert found["peak"] <= settings.run.memory, found
+    # This process has no schedules, records and pages.
+    assert found["peak"] <= settings.run.memory - budget.SERVICE, found
     assert (found["at_once"], bool(found["waited"])) == (at_once, True)
     assert differences(settings) == {}
