@@ -144,7 +144,8 @@ class Pause:
 class TableView:
     """One table, now.
 
-    ``table`` is its label in the source, ``target`` its Bronze table's full name. ``sla``,
+    ``table`` is its label in the source, ``target`` its Bronze table's full name, ``key`` its name
+    among the tables of all sources. ``sla``,
     ``slack`` (negative when it is late) and ``expected`` (what a run takes) are in seconds.
     ``deadline`` is when it is late unless something lands before. ``why`` is a sentence about its
     state, "" where the state says all. ``score`` is that of the last run that read rows, ``failed``
@@ -154,6 +155,7 @@ class TableView:
     table: str
     source: str
     target: str
+    key: str
     pattern: str
     priority: int
     schedule: str
