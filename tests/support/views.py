@@ -246,12 +246,12 @@ class Service:
 
     def runs(self, table: str) -> Sequence[RunRecord]:
         """Runs of a table."""
-        known = next(view for view in self.view.tables if view.table == table)
+        known = next(view for view in self.view.tables if view.key == table)
         return runs_of(known, self.view.now)
 
     def days(self, table: str) -> Sequence[Day] | None:
         """Days of a table."""
-        known = next(view for view in self.view.tables if view.table == table)
+        known = next(view for view in self.view.tables if view.key == table)
         return days_of(known, self.view.now)
 
     def act(
@@ -283,6 +283,7 @@ def _table(shape: _Shape, now: datetime) -> TableView:
         table=table,
         source="PostgreSQL_DE",
         target=f"inventory_bronze.bz_{shape.name}",
+        key=f"PostgreSQL_DE.{table}",
         pattern=shape.pattern,
         priority=shape.priority,
         schedule=shape.schedule,

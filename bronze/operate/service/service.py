@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.execution import memory_shares
 from bronze.governance.tables.controls import Action, ControlRecord
-from bronze.governance.tables.runs import RunRecord
 from bronze.model.results import exit_code
 from bronze.operate.alerts.alerting import Advisors
 from bronze.operate.alerts.delivery import TERMS, Terms
@@ -111,10 +110,6 @@ def start_web(service: Service) -> Server:
         ) from None
     board = service.board
 
-    def runs(label: str) -> Sequence[RunRecord]:
-        keys = [table.key for table in board.all_tables() if label in table.names]
-        return service.seeing.runs(keys[0]) if keys else ()
-
     def act(
         action: Action, subject: str, until: datetime | None, reason: str, by: str
     ) -> ControlRecord:
@@ -122,7 +117,9 @@ def start_web(service: Service) -> Server:
         service.look()
         return record
 
-    web = server.start(board.settings, view=lambda: service.seeing.view, runs=runs, act=act)
+    web = server.start(
+        board.settings, view=lambda: service.seeing.view, runs=service.seeing.runs, act=act
+    )
     LOG.info("dashboard", url=web.url)
     return web
 

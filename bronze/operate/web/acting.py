@@ -24,7 +24,7 @@ def act(
     Args:
         settings: the config.
         action: what is asked.
-        subject: a table's label; for alerts ``kind:subject``.
+        subject: a table's key; for alerts ``kind:subject``.
         until: when it ends, if it does; a silence has to.
         reason: why; a pause and a silence need one.
         by: who asks.

@@ -11,7 +11,7 @@ from typing import Any
 
 from bronze.operate.alerts.life import Alert
 from bronze.operate.view import View
-from bronze.operate.web.site import Refused, Site
+from bronze.operate.web.site import Refused, Site, table_of
 from bronze.printable import visible_json
 
 _MOST = 1_000
@@ -59,14 +59,12 @@ def runs(site: Site, view: View, query: Mapping[str, str]) -> list[dict[str, Any
     """The last runs of the ``table``, the newest first; at most ``limit``.
 
     Raises:
-        Refused: no table is named, or there is no such table.
+        Refused: no table is named, there is no such table, or several sources have one.
     """
-    name, limit = query.get("table", ""), query.get("limit", "100")
-    if all(table.table != name for table in view.tables):
-        raise Refused(404, f"There is no table {name!r}.", "Name one: /api/v1/runs?table=…")
+    table, limit = table_of(view, query.get("table", "")), query.get("limit", "100")
     if not limit.isdecimal() or len(limit) > 6:
         raise Refused(400, f"{limit!r} is not a number.")
-    return [asdict(run) for run in site.runs(name)[: min(int(limit), _MOST)]]
+    return [asdict(run) for run in site.runs(table.key)[: min(int(limit), _MOST)]]
 
 
 def document(value: Any) -> bytes:

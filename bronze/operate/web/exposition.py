@@ -145,7 +145,7 @@ def _live(view: View, live: Live) -> Iterator[Metric]:
     breakers = _family(
         "bronze_breaker_state", "1 for the state of the breaker.", "subject", "state"
     )
-    known = {**live.breakers, **{t.table: t.breaker for t in view.tables if t.breaker}}
+    known = {**live.breakers, **{t.key: t.breaker for t in view.tables if t.breaker}}
     for subject, breaker in known.items():
         state = breaker.state(view.now)
         for name in _STATES:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
@@ -76,7 +76,7 @@ class Facts:
         def read() -> Sequence[Day]:
             return daily.days_of(self.settings, table, now)
 
-        return self._read(("days", table.table), read, (), DAYS_KEPT)
+        return self._read(("days", table.target), read, (), DAYS_KEPT)
 
     def silences(self) -> Reading[tuple[Silence, ...]]:
         """The silences that have not ended."""
@@ -139,7 +139,9 @@ def _versions(settings: Settings, target: str) -> tuple[Version, ...]:
 
 
 def _version(number: int, actions: Any) -> Version:
-    info = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+    info: Mapping[str, Any] = next(
+        (action["commitInfo"] for action in actions if "commitInfo" in action), {}
+    )
     facts = facts_of(info)
     at = info.get("timestamp")
     lineage = facts.get("lineage")

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from bronze.config.fields import to_seconds
 from bronze.governance.tables.controls import Action
 from bronze.operate.view import View
-from bronze.operate.web.site import Refused
+from bronze.operate.web.site import Refused, table_of
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
 _FIELDS = 30
@@ -93,8 +93,8 @@ def wish_of(fields: Mapping[str, str], view: View) -> Wish:
     if action in ("acknowledge", "silence"):
         if not subject:
             raise Refused(400, "The alert is missing.", "It is written as kind:subject.")
-    elif all(table.table != subject for table in view.tables):
-        raise Refused(404, f"There is no table {subject!r}.")
+    else:
+        subject = table_of(view, subject).key
     until = _end(fields, datetime.now(UTC)) if action in ("pause", "silence") else None
     if action == "silence" and until is None:
         raise Refused(400, "A silence needs an end.")

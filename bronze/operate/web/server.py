@@ -66,7 +66,7 @@ def start(
     Args:
         settings: the config.
         view: everything, now; cheap.
-        runs: up to 100 runs of a table, by its label, the newest first.
+        runs: up to 100 runs of a table, by its key, the newest first.
         act: does what an operator asks; see `bronze.operate.web.acting.act`.
         days: the last 90 days of a table; without it, or where it gives None, they are read from
             ``governance.runs``.

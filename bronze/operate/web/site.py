@@ -21,7 +21,7 @@ from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.governance.tables.controls import Action
 from bronze.governance.tables.runs import RunRecord
-from bronze.operate.view import Day, View
+from bronze.operate.view import Day, TableView, View
 from bronze.operate.web.access import Access, Role
 
 LONGEST_WORK = 15.0
@@ -43,7 +43,7 @@ class Act(Protocol):
     def __call__(
         self, action: Action, subject: str, until: datetime | None, reason: str, by: str
     ) -> object:
-        """``subject`` is a table's label, for alerts ``kind:subject``; ``by`` says who asks."""
+        """``subject`` is a table's key, for alerts ``kind:subject``; ``by`` says who asks."""
 
 
 class Refused(Exception):
@@ -73,8 +73,8 @@ def read_runbook(name: str) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """``view`` and ``runs`` (up to 100 of a table, the newest first) are cheap and thread-safe;
-    ``days`` are the last 90 of a table, None where they are read from the lake.
+    """``view`` and ``runs`` (up to 100 of a table, by its key, the newest first) are cheap and
+    thread-safe; ``days`` are the last 90 of a table, None where they are read from the lake.
     """
 
     settings: Settings
@@ -112,6 +112,22 @@ class Site:
         except BronzeError as error:
             status = 409 if type(error).__name__ == "ConfigError" else 502
             raise Refused(status, error.message, error.hint) from None
+
+
+def table_of(view: View, name: str) -> TableView:
+    """The table of a key, or of a label that only one source has.
+
+    Raises:
+        Refused: there is none, or several.
+    """
+    tables = [table for table in view.tables if table.key == name]
+    tables = tables or [table for table in view.tables if table.table == name]
+    if len(tables) == 1:
+        return tables[0]
+    if not tables:
+        raise Refused(404, f"There is no table {name!r}.", "The first page has all tables.")
+    keys = ", ".join(table.key for table in tables)
+    raise Refused(409, f"Several sources have a table {name!r}.", f"They are: {keys}.")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tests.conftest import Source
 from tests.integration.operate.test_service import config, make
 from tests.integration.operate.test_service_failures import stopped
 from tests.support.receiver import receiver
-from tests.support.serving import serving, until
+from tests.support.serving import Hands, serving, until
 
 OUTAGE = ("source_unreachable", "test")
 
@@ -48,10 +48,12 @@ def test_an_outage_of_a_source_is_one_message(server: Server, source: Source) ->
     make(source, *(f"t{number}" for number in range(12)))
     with receiver() as inbox:
         settings = with_channel(source, inbox.url)
-        with serving(settings) as own:
+        hands = Hands()
+        with serving(settings, hands) as own:
             until(lambda: own.landed("public.t11"))
             with stopped(server, source):
                 (message,) = inbox.wait(1)
+                hands.move(seconds=10)
                 until(lambda: len(own.service.board.waiting) == 12)
                 until(lambda: [a.key for a in own.service.seeing.view.alerts] == [OUTAGE])
     assert len(inbox.requests) == 1

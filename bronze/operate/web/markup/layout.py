@@ -311,9 +311,9 @@ def runbook_link(kind: str) -> str:
     return f"{url('/runbooks', name=known.scenario)}#{known.anchor}" if known else "/runbooks"
 
 
-def table_link(table: str, shown: str = "") -> Safe:
-    """A link to the page of a table."""
-    return tag("a", shown or table, href=url("/table", name=table))
+def table_link(name: str, shown: str = "") -> Safe:
+    """A link to the page of a table, by its key or label."""
+    return tag("a", shown or name, href=url("/table", name=name))
 
 
 def facts_list(facts: Iterable[tuple[str, object]]) -> Safe:
@@ -340,7 +340,7 @@ def grid(
     head = tag("tr", [tag("th", name, scope="col") for name in names])
     body = []
     for cells in rows:
-        parts = []
+        parts: list[Safe] = []
         for name, cell in zip(names, cells, strict=True):
             if not parts:
                 parts.append(tag("th", cell, scope="row"))

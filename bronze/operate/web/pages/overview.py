@@ -220,7 +220,7 @@ def _row(visit: Visit, table: TableView) -> list[object]:
         left.append(charts.meter(table.slack / table.sla if table.slack > 0 else 1.0, tone))
     about = f"{table.source} · {table.pattern.replace('_', '-')} · priority {table.priority}"
     return [
-        [table_link(table.table), tag("span", about, class_="sub")],
+        [table_link(table.key, table.table), tag("span", about, class_="sub")],
         [state_badges(table), tag("span", table.why, class_="sub") if table.why else None],
         left,
         words.age(table.as_of, visit.now, "never"),

@@ -99,7 +99,7 @@ def _window_at(windows: Sequence[Window], moment: datetime) -> int | None:
 def _row(visit: Visit, table: TableView, windows: Iterable[Span]) -> Safe:
     now = visit.now
     begin, end = now - _SIDE, now + _SIDE
-    runs = [run for run in visit.site.runs(table.table) if (run.ended or now) >= begin]
+    runs = [run for run in visit.site.runs(table.key) if (run.ended or now) >= begin]
     dues = list(_dues(visit, table))
     spans = [*windows, *(_run(visit, run) for run in runs)]
     took = timedelta(seconds=table.expected or 0)
@@ -115,7 +115,7 @@ def _row(visit: Visit, table: TableView, windows: Iterable[Span]) -> Safe:
         spans.append(Span(begin, max(since, begin), "run", says))
     return tag(
         "li",
-        tag("p", table_link(table.table), tag("span", table.schedule, class_="sub")),
+        tag("p", table_link(table.key, table.table), tag("span", table.schedule, class_="sub")),
         charts.time_line(spans, begin, end, now, says),
     )
 

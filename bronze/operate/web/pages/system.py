@@ -20,8 +20,10 @@ def page(visit: Visit) -> Page:
         [
             tag("h1", "System"),
             section("Service", _service(visit, live) if live else none, id_="service"),
-            section("Resources", _resources(visit, live and live.resources), id_="resources"),
-            section("Workers", _permits(live and live.permits), id_="permits"),
+            section(
+                "Resources", _resources(visit, live.resources if live else None), id_="resources"
+            ),
+            section("Workers", _permits(live.permits if live else None), id_="permits"),
             section("Breakers", _breakers(visit, live), id_="breakers"),
             section("Versions", _versions(visit), id_="versions", live=False),
         ]
@@ -88,7 +90,7 @@ def _breakers(visit: Visit, live: Live | None) -> Safe:
     found: dict[str, Breaker] = dict(live.breakers) if live else {}
     for table in visit.view.tables:
         if table.breaker and table.breaker.failures:
-            found.setdefault(table.table, table.breaker)
+            found.setdefault(table.key, table.breaker)
     known = [(name, one) for name, one in found.items() if one.failures or one.until]
     if not known:
         return tag("p", "All are closed.", class_="muted")

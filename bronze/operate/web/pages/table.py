@@ -23,7 +23,7 @@ from bronze.operate.web.markup.layout import (
 from bronze.operate.web.markup.tags import Safe, join, tag
 from bronze.operate.web.pages import days
 from bronze.operate.web.pages.overview import next_run
-from bronze.operate.web.site import Refused, Visit
+from bronze.operate.web.site import Visit, table_of
 
 _RUNS = 100
 _FIRST = 15
@@ -34,13 +34,10 @@ def page(visit: Visit, facts: Facts) -> Page:
     """The page of the table that the query names.
 
     Raises:
-        Refused: there is no such table.
+        Refused: there is no such table, or several sources have one.
     """
-    name = visit.query.get("name", "")
-    table = next((table for table in visit.view.tables if table.table == name), None)
-    if table is None:
-        raise Refused(404, f"There is no table {name!r}.", "The first page has all tables.")
-    runs = visit.site.runs(table.table)
+    table = table_of(visit.view, visit.query.get("name", ""))
+    runs = visit.site.runs(table.key)
     versions = facts.versions(table.target)
     main = join(
         [
@@ -72,7 +69,11 @@ def _heading(visit: Visit, table: TableView) -> Safe:
 
 
 def _alerts(visit: Visit, table: TableView) -> Safe:
-    own = [a for a in visit.view.alerts if a.is_open and a.condition.subject == table.table]
+    own = [
+        a
+        for a in visit.view.alerts
+        if a.is_open and a.condition.subject in (table.table, table.key)
+    ]
     content = alert_list(visit, own) if own else None
     return tag("div", content, id="own-alerts", data_live=True)
 
@@ -109,6 +110,7 @@ def _facts(visit: Visit, table: TableView) -> Safe:
                     ["until ", words.time(pause.until, zone, now)] if pause.until else "no end",
                 ),
             ),
+            ("Source", table.source),
             ("Bronze table", tag("code", table.target)),
         ]
     )
@@ -127,7 +129,7 @@ def _rest(visit: Visit, table: TableView) -> Safe | None:
 def _buttons(visit: Visit, table: TableView) -> Safe:
     if not visit.may_act:
         return tag("p", _why_not(visit), class_="muted", id="buttons")
-    name = table.table
+    name = table.key
     run = act_form(visit, "now", name, tag("button", "Run now", type="submit"))
     resume = act_form(visit, "resume", name, tag("button", "Resume", type="submit"))
     reset = act_form(
@@ -172,7 +174,7 @@ def _why_not(visit: Visit) -> str:
 
 
 def _charts(visit: Visit, table: TableView, facts: Facts) -> Safe:
-    known = visit.site.days(table.table)
+    known = visit.site.days(table.key)
     reading = Reading(known) if known is not None else facts.days(table, visit.now)
     today = visit.now.astimezone(visit.zone).date()
     least = visit.site.settings.alerts.quality.less_than

@@ -86,10 +86,10 @@ def test_an_operator_acts_by_forms_and_by_the_token(begin: Begin) -> None:
     assert "freshness:* is silenced." in browser.get("/").text
     assert "is silenced." not in browser.get("/").text
     assert [acted[:2] for acted in service.acted] == [
-        ("now", "tests.products"),
-        ("pause", "tests.products"),
-        ("resume", "tests.suppliers"),
-        ("reset", "tests.warehouses"),
+        ("now", "PostgreSQL_DE.tests.products"),
+        ("pause", "PostgreSQL_DE.tests.products"),
+        ("resume", "PostgreSQL_DE.tests.suppliers"),
+        ("reset", "PostgreSQL_DE.tests.warehouses"),
         ("acknowledge", "source_unreachable:PostgreSQL_DE"),
         ("silence", "freshness:*"),
     ]

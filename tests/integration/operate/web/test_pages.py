@@ -60,7 +60,9 @@ def test_the_first_page_says_it_all(begin: Begin) -> None:
     assert "Warning above 80 %" in page
     assert page.count('class="chart spark"') == 5
     assert "Open alerts (3)" in page
-    order = re.findall(r'href="/table\?name=tests\.(\w+)">tests', page.split('id="rows"')[1])
+    order = re.findall(
+        r'href="/table\?name=PostgreSQL_DE\.tests\.(\w+)">tests', page.split('id="rows"')[1]
+    )
     assert order == [table.table.removeprefix("tests.") for table in service.view.tables]
     assert "running 42 %" in page
     assert "36 min late" in page
@@ -72,7 +74,7 @@ def test_tables_are_filtered_by_name_and_state(begin: Begin) -> None:
 
     def shown(query: str) -> list[str]:
         page = browser.get(f"/?{query}").text.split('id="rows"')[1]
-        return re.findall(r'href="/table\?name=tests\.(\w+)">tests', page)
+        return re.findall(r'href="/table\?name=PostgreSQL_DE\.tests\.(\w+)">tests', page)
 
     assert sorted(shown("name=ORDER")) == ["order_details", "orders"]
     assert shown("state=paused") == ["suppliers"]
@@ -119,6 +121,7 @@ def test_names_are_text_everywhere(begin: Begin) -> None:
     table = replace(
         view.tables[0],
         table=f"tests.{_EVIL}",
+        key=f"tests.{_EVIL}",
         source=_EVIL,
         target=f"bronze.{_EVIL}",
         why=_EVIL,
@@ -166,7 +169,7 @@ def test_names_are_text_everywhere(begin: Begin) -> None:
 def test_names_cannot_hide_what_is_beside_them(begin: Begin) -> None:
     """Control and bidirectional characters are shown as escapes."""
     view = views.night()
-    table = replace(view.tables[0], table="tests.\u202egnp\x1b[31m", why="line\nbreak")
+    table = replace(view.tables[0], table="tests.\u202egnp\x1b[31m", key="a", why="line\nbreak")
     browser, _ = begin(Service(replace(view, tables=(table,))))
     page = browser.get("/").text
     assert "\\u202egnp\\x1b[31m" in page
@@ -194,6 +197,25 @@ def test_the_page_of_a_table_has_its_history_and_its_buttons(begin: Begin) -> No
     assert browser.get("/table?name=nothing").status == 404
     assert browser.get("/table").status == 404
     assert service.acted == []
+
+
+def test_tables_of_the_same_name_are_told_apart(begin: Begin) -> None:
+    """Each has its own page and buttons; the name alone is refused with the names of both."""
+    view = views.night()
+    german = next(table for table in view.tables if table.table == "tests.products")
+    spanish = replace(german, source="ES", key="ES.tests.products", why="The other one.")
+    service = Service(replace(view, tables=(*view.tables, spanish)))
+    browser, _ = begin(service, tokens=TOKENS)
+    browser.sign_in(OPERATOR)
+    assert "The other one." in browser.get("/table?name=ES.tests.products").text
+    assert "The other one." not in browser.get("/table?name=PostgreSQL_DE.tests.products").text
+    answer = browser.get("/table?name=tests.products")
+    assert answer.status == 409
+    assert "PostgreSQL_DE.tests.products, ES.tests.products" in answer.text
+    browser.act({"action": "now", "subject": "tests.products"})
+    browser.act({"action": "now", "subject": "ES.tests.products"})
+    assert [acted[1] for acted in service.acted] == ["ES.tests.products"]
+    assert browser.get("/api/v1/runs?table=tests.products").status == 409
 
 
 def test_a_service_that_is_not_heard_is_said(begin: Begin) -> None:
@@ -228,7 +250,7 @@ def test_metrics_are_those_of_the_view(begin: Begin) -> None:
         'bronze_workers{state="wanted"} 14.0',
         'bronze_slot_left_bytes{source="PostgreSQL_DE"} 7.9e+09',
         'bronze_alerts_open{acknowledged="false",level="critical"} 1.0',
-        'bronze_breaker_state{state="open",subject="tests.warehouses"} 1.0',
+        'bronze_breaker_state{state="open",subject="PostgreSQL_DE.tests.warehouses"} 1.0',
         'bronze_stream_connected{source="PostgreSQL_DE"} 0.0',
     ):
         assert line in text.splitlines()
