@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
+
+import uuid_utils
 
 from bronze import failpoint
 from bronze.cdc import apply_table
@@ -25,13 +28,22 @@ from bronze.delta.positions import StreamPosition
 from bronze.errors import BronzeError, LakeUnreachable
 from bronze.governance import audit, lineage, writer
 from bronze.governance.tables import streams
-from bronze.governance.tables.streams import Checkpoint
-from bronze.model.events import BatchApplied, CheckpointMade, Notice
+from bronze.governance.tables.streams import Checkpoint, Versions
+from bronze.model.events import (
+    AuditRecordsLost,
+    BatchApplied,
+    CheckpointMade,
+    QualityUnrecorded,
+    TableNote,
+)
 from bronze.model.locations import Place
 from bronze.model.stamp import RowStamp
 from bronze.postgres.replication import slot as replication_slot
 from bronze.postgres.replication.batch import Batch
 from bronze.postgres.replication.rewind import KnownTransactions
+
+# The number of records in a series: a reader has to read as many at the most.
+_SERIES = 100
 
 
 def place(settings: Settings) -> Place:
@@ -156,7 +168,31 @@ def record(
         raise lake_gone_error(settings)
     facts = {"batch_id": checkpoint.batch_id}
     frame = streams.frame(checkpoint)
-    writer.commit_rows(table, state, streams.COLUMNS, frame, facts, reached=reached)
+    # Tables of earlier releases have fewer columns.
+    notes: Mapping[str, str] | None = None if state and state.columns == streams.COLUMNS else {}
+    stats = ("recorded_timestamp",)
+    writer.commit_rows(
+        table, state, streams.COLUMNS, frame, facts, stats=stats, reached=reached, notes=notes
+    )
+
+
+@dataclass(frozen=True)
+class _Series:
+    """A series of records, after ``number`` of them; ``versions`` are those of the last one."""
+
+    name: str = ""
+    number: int = 0
+    versions: Versions = field(default_factory=dict)
+
+    def next(self, versions: Versions) -> tuple[_Series, Versions]:
+        """The series after another record, and the versions in it. A new one begins after many
+        records, and when a table has left.
+        """
+        if self.number in (0, _SERIES) or self.versions.keys() - versions.keys():
+            return _Series(str(uuid_utils.uuid7()), 1, versions), versions
+        known = self.versions
+        changed = {n: v for n, v in versions.items() if n not in known or known[n] != v}
+        return _Series(self.name, self.number + 1, versions), changed
 
 
 class StreamRecords:
@@ -173,6 +209,7 @@ class StreamRecords:
         self._stream, self._settings = stream, stream.settings
         self._history, self._followed = started.history, started.followed
         self.position = 0
+        self._series = _Series()
         self.last_stamp: RowStamp | None = None
         self.audit_mark = audit.mark(self._settings)
 
@@ -194,9 +231,12 @@ class StreamRecords:
         stream, following = self._stream, self._following
         server, first = replication_slot.server_position(stream.control), not stream.totals.position
         stream.progress.lag = max(0, server.flushed - stream.progress.done)
-        checkpoint = self._checkpoint(batch, batch_id, waiting)
+        versions = self._versions(waiting)
+        series, changed = self._series.next(versions)
+        checkpoint = self._checkpoint(batch, batch_id, series, changed)
         published = stream.progress.published
         record(self._settings, self._history, checkpoint, server.clock, following, published, first)
+        self._series = series
         failpoint.reach("recorded")
         self.position = stream.totals.position = checkpoint.position
         if batch is None:
@@ -210,27 +250,36 @@ class StreamRecords:
                 lag_bytes=checkpoint.lag_bytes,
                 lag_seconds=checkpoint.lag_seconds,
                 tables=tuple(f.target.name for f in following if f.oid in batch.tables),
+                committed=streams.moment(batch.committed),
             )
         )
 
-    def _checkpoint(self, batch: Batch | None, batch_id: str, waiting: Iterable[str]) -> Checkpoint:
-        stream, done = self._stream, self._stream.progress.done
+    def _versions(self, waiting: Iterable[str]) -> Versions:
+        done = self._stream.progress.done
         # A table that waits, or is ahead of the position, has no version there.
-        versions: dict[str, int | None] = dict.fromkeys(waiting)
+        versions: Versions = dict.fromkeys(waiting)
         for following in self._following:
             reached = following.position <= done
             versions[following.target.full_name] = following.version if reached else None
+        return versions
+
+    def _checkpoint(
+        self, batch: Batch | None, batch_id: str, series: _Series, changed: Versions
+    ) -> Checkpoint:
+        stream = self._stream
         return Checkpoint(
             stream=stream.slot,
             source=stream.origin.name,
-            position=done,
+            position=stream.progress.done,
             committed=batch.committed if batch else None,
             batch_id=batch_id,
             transactions=batch.transactions if batch else 0,
             changes=batch.changes if batch else 0,
             lag_bytes=stream.progress.lag,
             lag_seconds=max(0.0, time.time() - batch.committed / 10**6) if batch else 0.0,
-            tables=json.dumps(versions),
+            tables=json.dumps(changed),
+            series=series.name,
+            number=series.number,
         )
 
     def record_figures(self) -> None:
@@ -246,11 +295,11 @@ class StreamRecords:
             for note in (
                 apply_table.record_anomalies(self._settings, following, stamp) if stamp else ()
             ):
-                self._stream.notify(Notice(f"{following.label}: {note}"))
+                self._stream.notify(TableNote(following.label, note))
         try:
             apply_table.record_quality(self._settings, self._followed.values())
         except BronzeError as error:
-            self._stream.notify(Notice(f"Quality figures were not recorded: {error.message}"))
+            self._stream.notify(QualityUnrecorded(error.failure()))
 
     def record_lineage(self) -> None:
         """Records what the tables have read and written up to now.
@@ -287,6 +336,6 @@ class StreamRecords:
         if self.audit_mark is None or not states:
             return
         for note in audit.records_lost(self._settings, self.audit_mark, states):
-            self._stream.notify(Notice(note))
+            self._stream.notify(AuditRecordsLost(note))
         for following in tables:
             following.ahead_of_audit = None

@@ -24,13 +24,14 @@ from bronze.governance.json_values import json_value
 from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables import streams
 from bronze.governance.tables.quality import Figure
+from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import TableName
 from bronze.model.results import Shown
 from bronze.quality import checks
 from bronze.tables.naming import short_name
 
-# How many of the newest files of stream records are read.
+# How many of the newest files of stream records are read at a time.
 _STREAM_FILES = 20
 
 
@@ -199,12 +200,17 @@ def _schema_of(settings: Settings, system: str, label: str, target: str) -> str:
     return schemas[0] if schemas else label.partition(".")[0]
 
 
-def _read_rows(state: State, stored: Sequence[StoredFile]) -> pl.DataFrame:
-    empty = files.conform(pa.table({}), state.columns, {}, 0)
+def _read_rows(
+    state: State,
+    stored: Sequence[StoredFile],
+    columns: Sequence[tuple[str, DeltaType]] | None = None,
+) -> pl.DataFrame:
+    columns = columns or state.columns
+    empty = files.conform(pa.table({}), columns, {}, 0)
     parts = (
         part
         for file in stored
-        for _, part in files.parts(files.open_parquet(state.place, file), state.columns)
+        for _, part in files.parts(files.open_parquet(state.place, file), columns)
     )
     return pl.concat([pl.DataFrame(part) for part in (empty, *parts)])
 
@@ -216,20 +222,33 @@ def _streamed_moments(settings: Settings) -> dict[str, datetime]:
     state = log.read(settings.place(GOVERNANCE, streams.NAME))
     if state is None:
         return {}
-    newest = sorted(state.files, key=lambda file: files.batch_of(file.path) or "", reverse=True)
-    records = _read_rows(state, newest[:_STREAM_FILES]).sort("recorded_timestamp")
+    records = _newest_checkpoints(state)
     streams_here = {(settings.stream.names(source)[0], source) for source in settings.source}
     moments: dict[str, datetime] = {}
-    for stream, source, recorded, lag, tables in records.select(
-        "stream", "source_system", "recorded_timestamp", "lag_seconds", "tables"
-    ).iter_rows():
-        for name in json_value(tables, streams.NAME, dict):
+    for record, versions in streams.with_versions(records):
+        moment = record["recorded_timestamp"] - timedelta(seconds=record["lag_seconds"])
+        for name in versions:
             if "." in name:
-                moments[name] = recorded - timedelta(seconds=lag)
-            elif (stream, source) in streams_here:
-                target = TableName(settings.lake.schema_, name).label
-                moments[target] = recorded - timedelta(seconds=lag)
+                moments[name] = moment
+            elif (record["stream"], record["source_system"]) in streams_here:
+                moments[TableName(settings.lake.schema_, name).label] = moment
     return moments
+
+
+def _newest_checkpoints(state: State) -> pl.DataFrame:
+    """The records of the newest files, with the whole of the last series of each stream."""
+    newest = sorted(state.files, key=lambda file: files.batch_of(file.path) or "", reverse=True)
+    parts: list[pl.DataFrame] = []
+    for start in range(0, len(newest), _STREAM_FILES):
+        chunk = newest[start : start + _STREAM_FILES]
+        # Tables of earlier releases have fewer columns.
+        parts.append(_read_rows(state, chunk, streams.COLUMNS))
+        records = pl.concat(parts)
+        last = records.sort("recorded_timestamp").group_by("stream", "source_system").last()
+        begun = records.filter(pl.col("number") == 1)["series"].implode()
+        if last["series"].drop_nulls().is_in(begun).all():
+            break
+    return pl.concat(parts) if parts else _read_rows(state, [], streams.COLUMNS)
 
 
 def _table_quality(

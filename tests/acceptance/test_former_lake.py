@@ -28,6 +28,11 @@ SECTIONS = {
 }
 
 
+def checkpoints(source: Source) -> pl.DataFrame:
+    """The checkpoints of the stream."""
+    return pl.read_delta(str(source.lake / "governance" / "streams"))
+
+
 def names(source: Source, table: str) -> set[str]:
     """The names of Bronze tables in a governance table."""
     frame = pl.read_delta(str(source.lake / "governance" / table))
@@ -55,7 +60,9 @@ def test_a_lake_of_an_earlier_version_stays_usable(source: Source) -> None:
     ran = {table.table: table for table in lake.run().tables}
     assert (ran["public.orders"].deleted, ran["public.prices"].updated) == (1, 1)
     assert not any(table.error for table in ran.values())
+    assert "series" not in checkpoints(source)
     streamed = lake.stream(until_caught_up=True)
+    assert checkpoints(source)["series"].null_count() < checkpoints(source).height
     assert [(t.inserted, t.deleted, t.error) for t in streamed.tables] == [(1, 0, None)]
     assert {t.status for t in lake.verify().tables} == {"equal"}
     (orders,) = lake.quality(["orders"], trend=5).tables

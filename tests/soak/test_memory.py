@@ -276,9 +276,11 @@ from bronze.delta.layout import optimize
 from bronze.model.locations import Place
 settings = loading.parse(json.loads(sys.argv[1]))
 place = settings.place(settings.lake.schema_, "bz_" + sys.argv[2])
-done = optimize.improve(
-    place, optimize.Wish(("n", "id"), 2**20), batch_id="018df7a0-0000-7000-8000-00000000000b",
-    memory=budget.for_rewriting(settings.run.memory, settings.run.workers),
+done = optimize.optimize_table(
+    place,
+    optimize.TableLayout(("n", "id"), 2**20),
+    batch_id="018df7a0-0000-7000-8000-00000000000b",
+    memory=budget.rewrite_memory(settings.run.memory, settings.run.workers),
     each=lambda work, jobs: map(work, jobs),
 )
 print(json.dumps({"rows": done.rows, "peak": max(seen)}))

@@ -31,6 +31,7 @@ from bronze.demo import inventory
 from bronze.demo import server as postgres
 from bronze.demo.server import Server
 from bronze.errors import BronzeError
+from bronze.governance.tables import streams
 from bronze.model.events import BatchApplied, StreamEvent
 from tests.conftest import Source, without_slots
 from tests.soak.test_run_kills import changing
@@ -65,8 +66,8 @@ def records(lake: Path) -> pl.DataFrame:
 
 def moments(lake: Path, count: int) -> list[Mapping[str, int]]:
     """The versions of the tables at some records, from the first to the last."""
-    texts = records(lake)["tables"].unique(maintain_order=True)
-    whole = [at for at in map(json.loads, texts) if None not in at.values()]
+    texts = [json.dumps(at) for _, at in streams.with_versions(records(lake))]
+    whole = [at for at in map(json.loads, dict.fromkeys(texts)) if None not in at.values()]
     return whole[:: max(1, len(whole) // count)]
 
 

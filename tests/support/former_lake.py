@@ -2,7 +2,8 @@
 
 Earlier versions named a Bronze table by its own name alone (``bz_t``) in most governance tables;
 they had neither the marks of commits and of the audit log among a table's app transactions, nor
-the properties that came with them. The audit log stays as it is: its records are chained by hashes.
+the properties that came with them; the checkpoints of streams had no series. The audit log stays
+as it is: its records are chained by hashes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import polars as pl
 
 SHORT_NAMES = ("anomalies", "models", "profiles", "quality", "rejected_values")
 LATER_MARKS = ("bronze/commit", "bronze/audit/")
+LATER_COLUMNS = ("series", "number")
 LATER_PROPERTIES = ("bronze.audit.logs", "bronze.layout", "bronze.thresholds")
 
 
@@ -35,6 +37,9 @@ def _former(action: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any] | N
     if "txn" in action and action["txn"]["appId"].startswith(LATER_MARKS):
         return None
     if "metaData" in action:
+        schema = json.loads(action["metaData"]["schemaString"])
+        fields = [field for field in schema["fields"] if field["name"] not in LATER_COLUMNS]
+        action["metaData"]["schemaString"] = json.dumps({**schema, "fields": fields})
         known = action["metaData"]["configuration"]
         action["metaData"]["configuration"] = {
             name: value for name, value in known.items() if name not in LATER_PROPERTIES
@@ -66,7 +71,8 @@ def _rewritten(table: Path, change: pl.Expr) -> dict[str, int]:
         if "_delta_log" in file.parts:
             continue
         out = io.BytesIO()
-        pl.read_parquet(file).with_columns(change).write_parquet(out)
+        rows = pl.read_parquet(file).with_columns(change).drop(LATER_COLUMNS, strict=False)
+        rows.write_parquet(out)
         file.write_bytes(out.getvalue())
         sizes[str(file.relative_to(table))] = len(out.getvalue())
     return sizes

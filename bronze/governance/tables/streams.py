@@ -1,18 +1,25 @@
 """``governance.streams``: the checkpoints of streams.
 
-Each record has a position of a stream and the version of each of its tables at that position, so
-that all of them can be read as of one moment. The position is confirmed to the replication slot:
-after a restart the source sends everything from there on again.
+Each record has a position of a stream and the versions of its tables at that position, so that all
+of them can be read as of one moment. The position is confirmed to the replication slot: after a
+restart the source sends everything from there on again.
+
+The records of one ``series`` belong together: ``number`` 1 has the versions of all tables, each
+later one only those that have changed since the one before. `with_versions` folds them. Records of
+earlier releases have no series, and the versions of all tables.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 
 from bronze.governance.frames import frame_of
+from bronze.governance.json_values import json_value
 from bronze.model.columns import DeltaType
 
 COLUMNS: tuple[tuple[str, DeltaType], ...] = (
@@ -27,6 +34,8 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("lag_bytes", DeltaType("long")),
     ("lag_seconds", DeltaType("double")),
     ("tables", DeltaType("string")),
+    ("series", DeltaType("string")),
+    ("number", DeltaType("long")),
 )
 NAME = "streams"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -49,6 +58,13 @@ class Checkpoint:
     lag_bytes: int
     lag_seconds: float
     tables: str
+    series: str
+    number: int
+
+
+def moment(microseconds: int) -> datetime:
+    """The time that is so many microseconds after 1970."""
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def frame(record: Checkpoint) -> pl.DataFrame:
@@ -58,7 +74,7 @@ def frame(record: Checkpoint) -> pl.DataFrame:
         record.stream,
         record.source,
         record.position,
-        None if committed is None else _EPOCH + timedelta(microseconds=committed),
+        None if committed is None else moment(committed),
         datetime.now(UTC),
         record.batch_id,
         record.transactions,
@@ -66,5 +82,33 @@ def frame(record: Checkpoint) -> pl.DataFrame:
         record.lag_bytes,
         record.lag_seconds,
         record.tables,
+        record.series,
+        record.number,
     )
     return frame_of(COLUMNS, [row])
+
+
+Versions = dict[str, int | None]
+"""The versions of the tables of a stream, by their names; None for one that waits."""
+
+
+def with_versions(rows: pl.DataFrame) -> Iterator[tuple[dict[str, Any], Versions]]:
+    """Records in the order of their series, each with the versions of all tables.
+
+    Args:
+        rows: with `COLUMNS`; the versions are not all there if a record's series is not.
+
+    Raises:
+        LakeError: a record was changed by another writer.
+    """
+    # The clock may have been put back within a series.
+    series, written = pl.col("series"), pl.col("recorded_timestamp")
+    begun = pl.when(series.is_null()).then(written).otherwise(written.min().over("series"))
+    ordered = rows.sort(begun, series, pl.col("number"), maintain_order=True)
+    last, versions = None, Versions()
+    for record in ordered.iter_rows(named=True):
+        changed: Versions = json_value(record["tables"], NAME, dict)
+        continues = record["series"] is not None and record["series"] == last
+        versions = {**versions, **changed} if continues else changed
+        last = record["series"]
+        yield record, versions

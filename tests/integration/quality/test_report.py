@@ -53,6 +53,8 @@ def test_a_stream_makes_only_its_own_tables_fresh(source: Source) -> None:
     now = datetime.now(UTC) + timedelta(hours=1)
     old = records.head(1).with_columns(
         pl.lit('{"bz_t": 7}').alias("tables"),
+        pl.lit(None, pl.String).alias("series"),
+        pl.lit(None, pl.Int64).alias("number"),
         pl.lit(now).cast(pl.Datetime("us", "UTC")).alias("recorded_timestamp"),
     )
     rows = old.select(name for name, _ in streams.COLUMNS)

@@ -1,0 +1,73 @@
+"""The last records of ``governance.runs``, from many files and row groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from numpy.random import default_rng
+
+from bronze.delta import files, log
+from bronze.governance import run_log, writer
+from bronze.governance.tables import runs
+from bronze.operate.facts import run_reader
+from bronze.operate.history import History
+from tests.support.operators import config, rows_of, run, table
+
+TABLES = [table(name) for name in ("often", "rarely", "once")]
+
+
+def records(seed: int) -> pl.DataFrame:
+    """Rows of runs that have begun and ended, in the order in which they were written."""
+    random = default_rng(seed)
+    often, rarely, once = TABLES
+    found = [run(once, 1), run(once, 1, 2)]
+    for minute in range(0, 400, 4):
+        own = rarely if minute % 80 == 0 else often
+        took = random.uniform(0.1, 9)
+        found.append(run(own, minute))
+        if random.random() > 0.1:
+            found.append(run(own, minute, minute + took, rows_read=minute))
+        if minute % 40 == 0:
+            found.append(run(own, minute, minute + 1, command="verify", status="equal"))
+    return rows_of(found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_they_are_those_that_all_rows_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Of each table and command the last ones, in their order, whichever files they are in."""
+    monkeypatch.setattr(run_reader, "LAST", 7)
+    monkeypatch.setattr(run_reader, "_MERGED_ROWS", 5)
+    monkeypatch.setattr(files, "_PART_VALUES", 300)
+    place = run_log.place(config(lake={"root": str(tmp_path)}))
+    rows, random = records(seed), default_rng(seed)
+    # Files overlap in their times, as after they were joined.
+    shuffled = rows.with_columns(file=pl.Series(random.integers(6, size=rows.height)))
+    for part in shuffled.sort("file", maintain_order=True).partition_by("file"):
+        writer.append_rows(place, runs.COLUMNS, part.drop("file"), "")
+    state = log.read(place)
+    assert state is not None
+    found = pl.concat(run_reader.last_records(place, state.files))
+    counted = run_reader.merge([rows])
+    group = ["command", "source_system", "target_table"]
+    last = counted.filter(pl.int_range(pl.len()).reverse().over(group) < 7)
+    assert sorted(found["run_id"]) == sorted(last["run_id"])
+    assert found["status"].to_list() == last["status"].to_list()
+    assert found["recorded_timestamp"].is_sorted()
+
+
+def test_a_history_has_the_runs_of_all_tables(tmp_path: Path) -> None:
+    """As it has those of each."""
+    settings = config(lake={"root": str(tmp_path)})
+    writer.append_rows(run_log.place(settings), runs.COLUMNS, records(1), "")
+    history = History(settings)
+    assert history.refresh() == {own.key for own in TABLES}
+    found = history.all_runs()
+    assert set(found) == {own.key for own in TABLES}
+    for key, last in found.items():
+        assert tuple(last) == history.runs(key)
+    assert [len(last) for last in history.all_runs(most=3).values()].count(3) == 2
+    assert set(history.all_runs("verify")) == {own.key for own in TABLES[:2]}
