@@ -22,6 +22,7 @@ from bronze.verify import at_rest as rest
 from bronze.verify import repair as repairs
 from bronze.verify.claim import Claim, claims_of_bronze, claims_of_source
 from bronze.verify.comparison import Comparison, Options, compare_tables
+from bronze.verify.confirmation import Refresh, confirmed
 from bronze.verify.repair import RepairResult
 from bronze.verify.results import VerifiedTable, VerifyResult
 
@@ -36,6 +37,7 @@ def verify(
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
     stop: Event | None = None,
+    refresh: Refresh | None = None,
 ) -> VerifyResult:
     """Compares Bronze tables with the source, or with ``at_rest`` checks them without it.
 
@@ -51,6 +53,8 @@ def verify(
         notify: is called with progress, in this thread.
         stop: ends the verification when it is set, from any thread: what is read is canceled, and
             the tables that were not verified before are stopped.
+        refresh: brings tables up to date while the source goes on changing: only rows that stay
+            different then are faults (see `bronze.verify.confirmation`).
 
     Raises:
         ConfigError, SourceError, LakeError: nothing could be verified.
@@ -58,7 +62,12 @@ def verify(
     """
     began = time.monotonic()
     with stopping.scope(stop):
-        results = _verify_tables(settings, tables, repair, at_rest, trust_hashes, pool, notify)
+        if refresh is None:
+            results = _verify_tables(settings, tables, repair, at_rest, trust_hashes, pool, notify)
+        else:
+            results = _confirm(
+                settings, tables, Options(False, trust_hashes), pool, notify, refresh
+            )
     return VerifyResult(at_rest, time.monotonic() - began, tuple(results))
 
 
@@ -86,6 +95,22 @@ def _verify_tables(
             damaged = {result.target for result in results if result.status == "differs"}
             results = _repair_and_compare(settings, claims, comparisons, damaged, pool, notify)
         return results
+
+
+def _confirm(
+    settings: Settings,
+    tables: Sequence[str],
+    options: Options,
+    pool: Executor | None,
+    notify: Notify,
+    refresh: Refresh,
+) -> Sequence[VerifiedTable]:
+    def compare(names: Sequence[str]) -> list[Comparison]:
+        with ExitStack() as stack:
+            claims = claims_of_source(settings, names, str(uuid_utils.uuid7()), stack)
+            return compare_tables(settings, claims, options, pool, notify)
+
+    return confirmed(compare(tables), refresh, compare)
 
 
 def _repair_and_compare(
