@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bronze.ingest import pipeline
     from bronze.maintenance import maintain as maintenance
     from bronze.protection.erasure_result import ErasureResult
+    from bronze.verify.confirmation import Refresh
     from bronze.verify.results import VerifyResult
 
 R = TypeVar("R", RunResult, StreamResult, MaintainResult, "VerifyResult", "ErasureResult")
@@ -216,6 +217,7 @@ def verify(
     stop: Stop | None = None,
     permits: Permits | None = None,
     share: Share | None = None,
+    refresh: Refresh | None = None,
 ) -> VerifyResult:
     """`bronze.verify.verify.verify`, with its records in ``governance.runs``; ``permits`` and
     ``share`` are as for a run.
@@ -258,6 +260,7 @@ def verify(
                 notify=notify,
                 planned=lambda planned: log.plan("", planned),
                 stop=stop,
+                refresh=refresh,
             )
 
     logged = run_records.logged(settings, "verify", cause, work, run_records.of_verified)

@@ -46,7 +46,17 @@ from bronze.verify.evidence import (
 from bronze.verify.file_check import CheckedFile, FileCheckTask
 from bronze.verify.repair import Damage
 from bronze.verify.results import FaultyFile, VerifiedTable, status_of
-from bronze.verify.row_diff import MAX_LISTED, RowDifferences, compare_rows, duplicates_of
+from bronze.verify.row_diff import (
+    FAULTS,
+    MAX_LISTED,
+    Identity,
+    RowDifferences,
+    compare_rows,
+    duplicates_of,
+)
+
+MAX_COMPARED = 10_000
+"""How many rows that differ are told apart from those that differ at another look."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +72,27 @@ class Comparison:
     """The state of the comparison of one table.
 
     ``damage`` is what a repair works on; of the extra rows ``duplicates`` share their key with
-    others.
+    others. ``rows`` are the first rows that are missing, extra or different.
     """
 
     result: VerifiedTable
     options: Options
     damage: Damage = field(default_factory=Damage)
     duplicates: int = 0
+    rows: set[Identity] = field(default_factory=set)
+
+    @property
+    def may_be_behind(self) -> bool:
+        """Whether all that differs may be what the source has changed since Bronze was loaded."""
+        result = self.result
+        others = (result.altered, result.files, result.columns, result.bronze_files == 0)
+        return result.status == "differs" and not any(others)
+
+    @property
+    def has_all_rows(self) -> bool:
+        """Whether ``rows`` has all rows that differ."""
+        result = self.result
+        return result.missing + result.extra + result.different == len(self.rows)
 
 
 def compare_tables(
@@ -309,6 +333,8 @@ def _compare_selection(
         _add_damage(comparison, file_tasks, differences, duplicates)
     faulty = replace(differences, extra=duplicates) if claim.keeps_deleted else differences
     comparison.result = _with_counts(claim, comparison.result, differences, faulty)
+    limit = MAX_COMPARED - len(comparison.rows)
+    comparison.rows |= set(differences.identities(claim.key_names, limit))
 
 
 def _duplicates(
@@ -378,7 +404,7 @@ def _with_counts(
 ) -> VerifiedTable:
     """The result with the differences of one share of rows; only the faulty ones are listed."""
     rows = list(result.rows)
-    for fault in ("missing", "different", "extra"):
+    for fault in FAULTS:
         rows += faulty.faulty_rows(fault, claim.key_names, MAX_LISTED - len(rows))
     return replace(
         result,

@@ -16,6 +16,10 @@ from bronze.verify.results import Fault, FaultyRow
 MAX_LISTED = 100
 """How many faulty rows of a table are listed with their keys."""
 
+FAULTS: tuple[Fault, ...] = ("missing", "different", "extra")
+"""The faults of rows, in the order in which they are listed."""
+Identity = tuple[Fault, str, str]
+
 _HASH, _NUMBER = "row_hash", "\0number"
 
 
@@ -32,6 +36,17 @@ class RowDifferences:
     extra: pl.DataFrame = field(repr=False)
     different: pl.DataFrame = field(repr=False)
     different_in_bronze: pl.DataFrame = field(repr=False)
+
+    def identities(self, key: Sequence[str], limit: int) -> Iterator[Identity]:
+        """What tells the first faulty rows apart: the fault, the key, and what Bronze has of it."""
+        in_bronze = {"extra": self.extra, "different": self.different_in_bronze}
+        for fault in FAULTS:
+            rows: pl.DataFrame = in_bronze.get(fault, self.missing)
+            names = [*(name for name in key if name != _HASH), _HASH]
+            for *values, digest in rows.select(names).head(limit).iter_rows():
+                shown = json.dumps(values, default=str, ensure_ascii=False)
+                # Of a row that only the source has, Bronze has nothing that could change.
+                yield fault, shown, "" if fault == "missing" and key else str(digest)
 
     def faulty_rows(self, fault: Fault, key: Sequence[str], limit: int) -> Iterator[FaultyRow]:
         """The keys of the first rows with a fault; without a key, their hashes."""

@@ -24,6 +24,7 @@ from bronze.verify import inventory
 from bronze.verify import repair as repairs
 from bronze.verify.claim import Claim, claims_of_bronze, claims_of_source
 from bronze.verify.comparison import Comparison, Options, compare_tables
+from bronze.verify.confirmation import Refresh, confirmed
 from bronze.verify.repair import RepairResult
 from bronze.verify.results import VerifiedTable, VerifyResult
 
@@ -41,6 +42,7 @@ def verify(
     notify: Notify = lambda _: None,
     planned: Planned = lambda _: None,
     stop: Event | None = None,
+    refresh: Refresh | None = None,
 ) -> VerifyResult:
     """Compares Bronze tables with the source, or with ``at_rest`` checks them without it.
 
@@ -57,6 +59,8 @@ def verify(
         planned: is called with the tables before they are verified.
         stop: ends the verification when it is set, from any thread: what is read is canceled, and
             the tables that were not verified before are stopped.
+        refresh: brings tables up to date while the source goes on changing: only rows that stay
+            different then are faults (see `bronze.verify.confirmation`). Nothing is repaired then.
 
     Raises:
         ConfigError, SourceError, LakeError: nothing could be verified.
@@ -64,11 +68,13 @@ def verify(
     """
     began = time.monotonic()
     with stopping.scope(stop):
-        results = (
-            _verify_at_rest(settings, tables, repair, pool, notify, planned)
-            if at_rest
-            else _compare(settings, tables, Options(repair, trust_hashes), pool, notify, planned)
-        )
+        options = Options(repair, trust_hashes)
+        if at_rest:
+            results = _verify_at_rest(settings, tables, repair, pool, notify, planned)
+        elif refresh is None:
+            results = _compare(settings, tables, options, pool, notify, planned)
+        else:
+            results = _confirm(settings, tables, options, pool, notify, planned, refresh)
     return VerifyResult(at_rest, time.monotonic() - began, tuple(results))
 
 
@@ -107,6 +113,25 @@ def _compare(
             damaged = {result.target for result in results if result.status == "differs"}
             results = _repair_and_compare(settings, claims, comparisons, damaged, pool, notify)
         return results
+
+
+def _confirm(
+    settings: Settings,
+    tables: Sequence[str],
+    options: Options,
+    pool: Executor | None,
+    notify: Notify,
+    planned: Planned,
+    refresh: Refresh,
+) -> Sequence[VerifiedTable]:
+    def compare(names: Sequence[str], planned: Planned = lambda _: None) -> list[Comparison]:
+        with ExitStack() as stack:
+            claims = claims_of_source(settings, names, str(uuid_utils.uuid7()), stack)
+            planned([claim.run_table for claim in claims])
+            failpoint.reach("planned")
+            return compare_tables(settings, claims, options, pool, notify)
+
+    return confirmed(compare(tables, planned), refresh, compare)
 
 
 def _repair_and_compare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from bronze.api.progress import LOG
 from bronze.governance.run_log import Cause
@@ -151,7 +152,9 @@ class Running:
     ) -> None:
         board = self._board
         due = board.clock.monotonic() + self._timeout
-        work = Work(command, source, tuple(tables), cause, now, due)
+        loadable = self._loadable(source) if command == "verify" else ()
+        streamed = partial(self._streamed, source)
+        work = Work(command, source, tuple(tables), cause, now, due, loadable, streamed)
         board.works.append(work)
         settings = board.settings.for_work(workers=windows.most_workers(board.settings))
         work.begin(settings, board.permits, board.shares, self._blame, self._end)
@@ -262,6 +265,22 @@ class Running:
             LOG.info("begins", work=name, due=f"{start.due:%Y-%m-%dT%H:%M:%SZ}")
             started.append(start)
         return Decision(tuple(started), decision.waiting, decision.wake)
+
+    def _loadable(self, source: str) -> tuple[ServedTable, ...]:
+        """The tables of a source that nobody has paused and that no breaker keeps from loading."""
+        board = self._board
+        tables, now = board.tables.get(source) or (), board.now
+        requests = board.requests(tables)
+        return tuple(
+            table
+            for table in tables
+            if not (table.key in requests and requests[table.key].pause)
+            and board.guards.of(table_subject(table.key)).state(now) == "closed"
+        )
+
+    def _streamed(self, source: str) -> datetime | None:
+        stream = self._board.streams.get(source)
+        return stream.facts.as_of if stream else None
 
     def _chore_clocks(self) -> list[TableClock]:
         board = self._board

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 import uuid_utils
 
@@ -43,7 +45,9 @@ class Work:
     """One piece of work in a thread.
 
     ``tables`` are those of a run, none of a verification or maintenance. ``due`` is when the
-    monotonic clock says that it takes too long. ``progress`` is by the key of a table.
+    monotonic clock says that it takes too long. For a verification, ``loadable`` are the tables
+    that it may bring up to date, and ``streamed`` says up to when everything of the source's stream
+    has landed, None where that is unknown. ``progress`` is by the key of a table.
     """
 
     command: Command
@@ -52,6 +56,8 @@ class Work:
     cause: Cause
     began: datetime
     due: float
+    loadable: tuple[ServedTable, ...] = ()
+    streamed: Callable[[], datetime | None] = lambda: None
     work_id: str = field(default_factory=lambda: str(uuid_utils.uuid7()))
     stop: threading.Event = field(default_factory=threading.Event)
     is_too_long: bool = False
@@ -180,10 +186,36 @@ def _gone(table: ServedTable) -> Failure:
     return Failure("TableRefused", text, "Its Bronze table stays as it is.", "42P01")
 
 
+_STREAMED_WITHIN = 60.0
+_LOOK = 0.2
+
+
 def _verify(settings: Settings, permits: Permits, share: Share, work: Work) -> Ended:
     def show(event: LoadEvent) -> None:
         if isinstance(event, TableFailed):
             progress.log_event(event)
+
+    def refresh(labels: Sequence[str]) -> None:
+        """Loads tables, or waits until their changes have landed."""
+        moment, until = datetime.now(UTC), time.monotonic() + _STREAMED_WITHIN
+        tables = [table for table in work.loadable if table.label in labels]
+        names = [table.key for table in tables if not table.is_streamed]
+        if names:
+            # A table that cannot be loaded stays as it is, and is compared as it is.
+            with suppress(BronzeError):
+                recorded.run(
+                    settings,
+                    names,
+                    pool=None,
+                    notify=show,
+                    stop=work.stop,
+                    permits=permits,
+                    share=share,
+                )
+        while any(table.is_streamed for table in tables) and time.monotonic() < until:
+            landed = work.streamed()
+            if (landed is not None and landed >= moment) or work.stop.wait(_LOOK):
+                return
 
     done = recorded.verify(
         settings,
@@ -197,6 +229,7 @@ def _verify(settings: Settings, permits: Permits, share: Share, work: Work) -> E
         stop=work.stop,
         permits=permits,
         share=share,
+        refresh=refresh,
     )
     for table in done.tables:
         if table.status == "differs":
