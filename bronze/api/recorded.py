@@ -14,17 +14,20 @@ from dataclasses import asdict, replace
 from threading import Event as Stop
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bronze.api import run_records
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, Stopped
 from bronze.execution import permits as shared_permits
+from bronze.execution.memory_shares import Share
 from bronze.execution.permits import Permits
-from bronze.governance import audit, run_log
+from bronze.governance import audit
 from bronze.governance.audit import Event
-from bronze.governance.run_log import Cause, RunTable
+from bronze.governance.run_log import Cause, RunLog
 from bronze.model.events import LoadEvent, StreamEvent, TableLanded
 from bronze.model.results import (
     EXIT_CODES,
     LateRecord,
+    MaintainedTable,
     MaintainResult,
     RunResult,
     StreamResult,
@@ -35,7 +38,6 @@ from bronze.model.results import (
 if TYPE_CHECKING:
     from bronze.cdc import stream
     from bronze.ingest import pipeline
-    from bronze.ingest.table_run import TableRun
     from bronze.maintenance import maintain as maintenance
     from bronze.protection.erasure_result import ErasureResult
     from bronze.verify.results import VerifyResult
@@ -52,24 +54,14 @@ def run(
     cause: Cause | None = None,
     stop: Stop | None = None,
     permits: Permits | None = None,
+    share: Share | None = None,
 ) -> RunResult:
     """`bronze.ingest.pipeline.run`, with its records in ``governance.runs``; its tasks share
-    ``permits`` with those of others.
+    ``permits`` with those of others, and keep within its ``share`` of the memory.
     """
     from bronze.ingest import pipeline
 
-    log = run_log.begin(settings, "run", cause or Cause())
-    ended: dict[str, TableResult] = {}
-
-    def record_plan(table_runs: Sequence[TableRun]) -> None:
-        # If the lake cannot be written, the tables themselves report it.
-        with suppress(BronzeError):
-            log.plan(table_runs[0].stamp.batch_id, [_run_table(table) for table in table_runs])
-
-    def remember(event: LoadEvent) -> None:
-        if isinstance(event, TableLanded):
-            ended[event.result.target] = event.result
-        notify(event)
+    settings = _within_share(settings, share)
 
     def events(done: RunResult) -> list[Event]:
         details = {
@@ -81,29 +73,24 @@ def run(
         event = Event("run", "", _outcome(done), details, done.batch_id)
         return [*_late_events(done.late), *_schema_events(done.tables, done.batch_id), event]
 
-    def work() -> RunResult:
-        try:
-            with shared_permits.sharing(permits):
-                done = pipeline.run(
-                    settings, tables, pool=pool, notify=remember, planned=record_plan, stop=stop
-                )
-        except ConfigError:
-            raise
-        except BaseException as error:
-            log.fail(error, ended)
-            raise
-        try:
-            log.end(done.tables)
-        except BronzeError as error:
-            return replace(done, unrecorded=done.unrecorded or error.failure())
-        return done
+    def work(log: RunLog) -> RunResult:
+        def remember(event: LoadEvent) -> None:
+            if isinstance(event, TableLanded):
+                log.note(run_records.of_loaded(event.result))
+            notify(event)
 
-    return _run_and_record(settings, "run", tables, work, events)
+        with shared_permits.sharing(permits):
+            return pipeline.run(
+                settings,
+                tables,
+                pool=pool,
+                notify=remember,
+                planned=lambda planned: run_records.plan(log, planned),
+                stop=stop,
+            )
 
-
-def _run_table(table: TableRun) -> RunTable:
-    target = table.target
-    return RunTable(target.source, target.label, target.full_name, target.settings.pattern)
+    logged = run_records.logged(settings, "run", cause, work, run_records.of_loaded)
+    return _run_and_record(settings, "run", tables, logged, events)
 
 
 def follow(
@@ -114,10 +101,12 @@ def follow(
     stop: Stop | None,
     notify: stream.Notify,
     copied: pipeline.Notify,
+    share: Share | None = None,
 ) -> StreamResult:
-    """`bronze.cdc.stream.stream`."""
+    """`bronze.cdc.stream.stream`, within its ``share`` of the memory."""
     from bronze.cdc import stream
 
+    settings = _within_share(settings, share)
     started: list[Event] = []
 
     def record_start(event: StreamEvent) -> None:
@@ -171,11 +160,17 @@ def maintain(
     *,
     pool: Executor | None,
     notify: maintenance.Notify,
+    cause: Cause | None = None,
     stop: Stop | None = None,
     permits: Permits | None = None,
+    share: Share | None = None,
 ) -> MaintainResult:
-    """`bronze.maintenance.maintain.maintain`; its tasks share ``permits`` with those of others."""
+    """`bronze.maintenance.maintain.maintain`, with its records in ``governance.runs``; ``permits``
+    and ``share`` are as for a run.
+    """
     from bronze.maintenance import maintain as maintenance
+
+    settings = _within_share(settings, share)
 
     def events(done: MaintainResult) -> list[Event]:
         failed = {t.target: t.error.kind for t in done.tables if t.error}
@@ -189,11 +184,23 @@ def maintain(
         }
         return [Event("maintain", "", _outcome(done), details)]
 
-    def work() -> MaintainResult:
-        with shared_permits.sharing(permits):
-            return maintenance.maintain(settings, tables, pool=pool, notify=notify, stop=stop)
+    def work(log: RunLog) -> MaintainResult:
+        def remember(table: MaintainedTable) -> None:
+            log.note(run_records.of_maintained(table))
+            notify(table)
 
-    return _run_and_record(settings, "maintain", tables, work, events)
+        with shared_permits.sharing(permits):
+            return maintenance.maintain(
+                settings,
+                tables,
+                pool=pool,
+                notify=remember,
+                planned=lambda planned: log.plan("", planned),
+                stop=stop,
+            )
+
+    logged = run_records.logged(settings, "maintain", cause, work, run_records.of_maintained)
+    return _run_and_record(settings, "maintain", tables, logged, events)
 
 
 def verify(
@@ -205,11 +212,17 @@ def verify(
     trust_hashes: bool,
     pool: Executor | None,
     notify: pipeline.Notify,
+    cause: Cause | None = None,
     stop: Stop | None = None,
     permits: Permits | None = None,
+    share: Share | None = None,
 ) -> VerifyResult:
-    """`bronze.verify.verify.verify`; its tasks share ``permits`` with those of others."""
+    """`bronze.verify.verify.verify`, with its records in ``governance.runs``; ``permits`` and
+    ``share`` are as for a run.
+    """
     from bronze.verify import verify as proof
+
+    settings = _within_share(settings, share)
 
     def events(done: VerifyResult) -> list[Event]:
         counts = ("missing", "extra", "different", "altered", "repaired")
@@ -233,7 +246,7 @@ def verify(
         }
         return [Event("verify", "", _outcome(done), details)]
 
-    def work() -> VerifyResult:
+    def work(log: RunLog) -> VerifyResult:
         with shared_permits.sharing(permits):
             return proof.verify(
                 settings,
@@ -243,10 +256,12 @@ def verify(
                 trust_hashes=trust_hashes,
                 pool=pool,
                 notify=notify,
+                planned=lambda planned: log.plan("", planned),
                 stop=stop,
             )
 
-    return _run_and_record(settings, "verify", tables, work, events)
+    logged = run_records.logged(settings, "verify", cause, work, run_records.of_verified)
+    return _run_and_record(settings, "verify", tables, logged, events)
 
 
 def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> ErasureResult:
@@ -279,6 +294,11 @@ def old_versions(settings: Settings, table: str) -> ErasureResult:
 
     work = lambda: delete_old_versions(settings, table)  # noqa: E731
     return _run_and_record(settings, "forget", [table], work, events)
+
+
+def _within_share(settings: Settings, share: Share | None) -> Settings:
+    """The config of a command that has a share of the process's memory, or all of it."""
+    return settings.with_memory(share.memory, share.parts) if share else settings
 
 
 def _run_and_record(

@@ -27,10 +27,11 @@ What happens after an error:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import uuid_utils
 
@@ -60,12 +61,13 @@ from bronze.execution import budget, executors
 from bronze.execution.executors import Workflow
 from bronze.execution.periodic import Periodic
 from bronze.maintenance.background import BackgroundMaintenance
-from bronze.model.events import Resynced, Waiting
+from bronze.model.events import Heard, Resynced, Waiting
 from bronze.model.stamp import RowStamp
 from bronze.postgres.connection import connect, sockets
 from bronze.postgres.copy import snapshot
 from bronze.postgres.replication import slot
 from bronze.postgres.replication.batch import Batch, release
+from bronze.postgres.replication.landed import LandedMoment
 from bronze.postgres.replication.receiver import Receiver
 from bronze.postgres.replication.rewind import KnownTransactions
 from bronze.tables.selection import Target
@@ -75,6 +77,7 @@ _SHORT_PATIENCE, _PATIENCE = 0.05, 0.5
 _SLOT_INTERVAL = 10.0
 _CATALOG_INTERVAL = 60.0
 _LINEAGE_INTERVAL = 3600.0
+_HEARD_INTERVAL = 1.0
 # The tables of anomalies and quality grow by a file each time.
 _FIGURES_INTERVAL = 60.0
 _LONGEST_PAUSE = 60.0
@@ -111,6 +114,7 @@ class Session:
         self._limit = budget.readers(run.memory, run.workers, run.workers)
         self._largest_change = budget.largest_change(run.memory, self._limit)
         self._records = StreamRecords(stream, started)
+        self._landed, self._heard_at = LandedMoment(stream.control), 0.0
         self._tables = StreamedTables(stream, targets, started, self._records.record_figures)
         watch = CatalogWatch(stream, self._tables, names)
         self._checkpoint = Periodic(self._settings.stream.heartbeat, self._record_idle_checkpoint)
@@ -160,6 +164,7 @@ class Session:
             closing(tables.waiting),
         ):
             receiver.confirm(self._records.position)
+            heard = Periodic(_HEARD_INTERVAL, lambda: self._notify_heard(receiver), done_at=0.0)
             while self._has_tables(until_caught_up) and not stream.stop.is_set():
                 joined_at = self._join_waiting_tables(pool, receiver, until_caught_up)
                 end = end if end is None else max(end, joined_at)
@@ -174,6 +179,7 @@ class Session:
                     targets = [following.target for following in tables.following]
                     maintenance.add({t.place: t.settings for t in targets})
                 self._run_periodic(receiver)
+                heard.poll()
                 if end is None:
                     tables.retry_due()
                 elif sent >= end and not tables.waiting:
@@ -321,7 +327,7 @@ class Session:
             except LakeUnreachable as error:
                 failures += 1
                 pause = min(_LONGEST_PAUSE, self._settings.run.retry_delay * 2 ** (failures - 1))
-                stream.notify(Waiting(error.message, pause))
+                stream.notify(Waiting(error.message, pause, error.failure()))
                 if stream.stop.wait(pause):
                     raise Stopped from error
         release(batch)
@@ -401,6 +407,16 @@ class Session:
             periodic.poll()
         if self._records.position != recorded:
             receiver.confirm(self._records.position)
+
+    def _notify_heard(self, receiver: Receiver) -> None:
+        """Reports that the source was heard since the last report, if it was."""
+        if receiver.heard_at <= self._heard_at:
+            return
+        stream, self._heard_at = self._stream, receiver.heard_at
+        as_of = self._landed.moment(stream.progress.done)
+        at = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self._heard_at)
+        tables = tuple(following.label for following in self._tables.following)
+        stream.notify(Heard(at, as_of, tables))
 
     def _record_idle_checkpoint(self) -> None:
         """Records a checkpoint if the position has moved since the last one."""

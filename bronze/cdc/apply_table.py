@@ -29,6 +29,7 @@ from bronze.delta import audit_mark, commit, log, store
 from bronze.delta.log import State
 from bronze.delta.positions import TablePosition
 from bronze.errors import BronzeError, CommitConflict, Overtaken, TableVanished
+from bronze.execution import budget
 from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage
 from bronze.governance.lineage import LineageEntry
@@ -95,7 +96,7 @@ def _apply(
     label = following.label
     stamp = replace(stamp, lineage=following.entry.record.lineage_id)
     state = _current_state(following)
-    (netted,) = yield [Task(net_changes, _job(following, gathered, stamp, state), label)]
+    (netted,) = yield [Task(net_changes, _job(settings, following, gathered, stamp, state), label)]
     failpoint.reach("netted")
     record_rejected_values(settings, plan.target, stamp, netted.rejected)
     if netted.empty:
@@ -156,7 +157,11 @@ def table_position(plan: Plan) -> TablePosition:
 
 
 def _job(
-    following: FollowedTable, gathered: TableChanges, stamp: RowStamp, state: State
+    settings: Settings,
+    following: FollowedTable,
+    gathered: TableChanges,
+    stamp: RowStamp,
+    state: State,
 ) -> NetTask:
     plan = following.plan
     return NetTask(
@@ -170,6 +175,7 @@ def _job(
         into=plan.destination(stamp),
         stored=state.files,
         base=plan.contract.base,
+        in_memory=budget.changes_in_memory(settings.run.memory),
         enrichment=enrichment_of_changes(plan.enrichment),
         any_bytes=plan.target.relation.encoding == SQL_ASCII,
     )

@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from bronze.cdc.context import FollowedTable, StreamContext
 from bronze.cdc.resync import StreamedTables, moved_error, refuse_recreated
 from bronze.errors import ConfigError, SourceBusy
-from bronze.model.events import Notice, Resynced, SlotRetains, TableAdded
+from bronze.model.events import NewTablesRefused, Resynced, SlotRetains, TableAdded
 from bronze.postgres.catalog import definition
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import translation
@@ -72,7 +72,7 @@ class CatalogWatch:
         try:
             targets = selection.select_targets(self._stream.settings, selected, ())
         except ConfigError as error:
-            self._stream.notify(Notice(f"{error.message} {error.hint}"))
+            self._stream.notify(NewTablesRefused(error.failure()))
             return
         known = self._tables.labels
         new = [t for t in targets if t.settings.pattern == "streaming" and t.label not in known]
@@ -108,7 +108,7 @@ class CatalogWatch:
             self._tables.resync(tables, why)
 
     def check_slot(self) -> None:
-        """Reports a slot that makes the server keep more of its log than the config allows.
+        """Reports how much of its log the slot makes the server keep.
 
         Raises:
             SourceBusy: the slot was lost.
@@ -119,12 +119,9 @@ class CatalogWatch:
             raise SourceBusy(
                 f"The slot {stream.slot} was lost.", hint="The stream starts again with a new slot."
             )
-        if state.retained > limit:
-            stream.notify(
-                SlotRetains(
-                    stream.slot, state.retained, limit, state.wal_status, state.safe_wal_size
-                )
-            )
+        stream.notify(
+            SlotRetains(stream.slot, state.retained, limit, state.wal_status, state.safe_wal_size)
+        )
 
 
 def _change(table: FollowedTable, now: Relation, fingerprint: str) -> str:

@@ -26,7 +26,13 @@ from bronze.errors import BronzeError, LakeUnreachable
 from bronze.governance import audit, lineage, writer
 from bronze.governance.tables import streams
 from bronze.governance.tables.streams import Checkpoint
-from bronze.model.events import BatchApplied, CheckpointMade, Notice
+from bronze.model.events import (
+    AuditRecordsLost,
+    BatchApplied,
+    CheckpointMade,
+    QualityUnrecorded,
+    TableNote,
+)
 from bronze.model.locations import Place
 from bronze.model.stamp import RowStamp
 from bronze.postgres.replication import slot as replication_slot
@@ -210,6 +216,7 @@ class StreamRecords:
                 lag_bytes=checkpoint.lag_bytes,
                 lag_seconds=checkpoint.lag_seconds,
                 tables=tuple(f.target.name for f in following if f.oid in batch.tables),
+                committed=streams.moment(batch.committed),
             )
         )
 
@@ -246,11 +253,11 @@ class StreamRecords:
             for note in (
                 apply_table.record_anomalies(self._settings, following, stamp) if stamp else ()
             ):
-                self._stream.notify(Notice(f"{following.label}: {note}"))
+                self._stream.notify(TableNote(following.label, note))
         try:
             apply_table.record_quality(self._settings, self._followed.values())
         except BronzeError as error:
-            self._stream.notify(Notice(f"Quality figures were not recorded: {error.message}"))
+            self._stream.notify(QualityUnrecorded(error.failure()))
 
     def record_lineage(self) -> None:
         """Records what the tables have read and written up to now.
@@ -287,6 +294,6 @@ class StreamRecords:
         if self.audit_mark is None or not states:
             return
         for note in audit.records_lost(self._settings, self.audit_mark, states):
-            self._stream.notify(Notice(note))
+            self._stream.notify(AuditRecordsLost(note))
         for following in tables:
             following.ahead_of_audit = None

@@ -256,13 +256,17 @@ class StreamContext:
             raise Stopped
         self.on_load_event(event)
 
-    def notify_failure(self, target: Target, error: BronzeError) -> None:
-        """Reports and counts a table that is not followed because of an error."""
+    def notify_failure(
+        self, target: Target, error: BronzeError, again_in: float | None = None
+    ) -> None:
+        """Reports and counts a table that is not followed because of an error; it is tried again
+        after ``again_in`` seconds, if that is known.
+        """
         failure = error.failure()
         self.totals.add_load(
             TableResult(table=target.label, target=target.full_name, status="failed", error=failure)
         )
-        self.notify(TableFailed(target.label, failure))
+        self.notify(TableFailed(target.label, failure, again_in))
 
     def record_lineage(self, entries: Sequence[LineageEntry], *, begins: bool = False) -> None:
         """Records lineage; ``begins`` says that the tables begin to follow now.

@@ -41,9 +41,6 @@ from bronze.postgres.replication import pgoutput, text_values
 from bronze.protection import key_text, protect
 from bronze.rows import fingerprint, metadata
 
-# Net changes beyond this are written into files.
-_IN_MEMORY = 32 * 2**20
-
 SIGN = "\0sign"
 _HASH = ("\0high", "\0low")
 
@@ -69,7 +66,7 @@ def net_changes(job: NetTask) -> NetChanges:
         findings += found
         records = rejected_values(rows, rejected_texts, job.row_key.names)
         rejected += protect.protect_rejected(records, job.enrichment.protection)
-        if frames and portion.size_of(frames) + portion.size(rows) > _IN_MEMORY:
+        if frames and portion.size_of(frames) + portion.size(rows) > job.in_memory:
             changes += _write_frames(job, frames)
             frames = []
         frames.append(rows)
@@ -99,7 +96,7 @@ def _write_frames(job: NetTask, frames: Sequence[pl.DataFrame]) -> list[WrittenF
 
 def _deletes(job: NetTask, deleted: pl.DataFrame) -> tuple[Changes, ...]:
     keys = stored_keys(job, deleted)
-    if portion.size(keys) > _IN_MEMORY:
+    if portion.size(keys) > job.in_memory:
         return tuple(_write_frames(job, [keys]))
     return (keys,)
 

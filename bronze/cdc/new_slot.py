@@ -112,6 +112,7 @@ class NewSlot:
         self.sender: Connection | None = None
         self.error: BaseException | None = None
         self._stream, self._temporary = stream, temporary
+        self._waiting = tuple(target.label for target in targets) if temporary else ()
         self._schemas = stream.settings.source[stream.origin.name].schema_
         self._holder: Connection | None = None
         self._snapshot: Snapshot | None = None
@@ -173,7 +174,7 @@ class NewSlot:
         interval = _REPEAT_SAME if causes == self._notified else _REPEAT_CHANGED
         if self._notified is None or now - self._notified_at >= interval:
             self._notified, self._notified_at = causes, now
-            self._stream.notify(Waiting(f"{text} {meanwhile}".rstrip()))
+            self._stream.notify(Waiting(f"{text} {meanwhile}".rstrip(), tables=self._waiting))
 
     def _transaction_notice(self, who: str) -> tuple[frozenset[str], str] | None:
         """The open transactions that the slot waits for, and the notice of them."""

@@ -329,18 +329,20 @@ class StreamedTables:
         # If it cannot be written now, the next stream or run records it.
         with suppress(BronzeError):
             self._stream.record_lineage([lineage.end_stream(table.entry, error)])
-        self._stream.notify(TableFailed(table.label, error.failure()))
-        self._retry_later(table.target)
+        pause = self._retry_later(table.target)
+        self._stream.notify(TableFailed(table.label, error.failure(), pause))
 
     def refuse(self, target: Target, error: BronzeError) -> None:
         """Reports a table that cannot be followed."""
-        self._stream.notify_failure(target, error)
-        self._retry_later(target)
+        pause = self._retry_later(target)
+        self._stream.notify_failure(target, error, pause)
 
-    def _retry_later(self, target: Target) -> None:
+    def _retry_later(self, target: Target) -> float:
+        """Has a table retried; returns after how many seconds."""
         known = self.failed.get(target.label)
         pause = min(_LONGEST_PAUSE, known.pause * 2) if known else _FIRST_PAUSE
         self.failed[target.label] = _FailedTable(target, pause, time.monotonic() + pause)
+        return pause
 
 
 def refuse_recreated(tables: Iterable[FollowedTable], now: Iterable[Relation]) -> None:

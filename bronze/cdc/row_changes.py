@@ -156,6 +156,7 @@ class NetTask:
             PostgreSQL keeps it unique; else others, the key among them.
         any_bytes: whether a text may be bytes that are no UTF-8.
         into: the Bronze table; ``stored`` are its files, to look unchanged values up.
+        in_memory: net changes beyond these bytes are written into files.
     """
 
     table: str
@@ -168,6 +169,7 @@ class NetTask:
     into: Destination
     stored: tuple[StoredFile, ...] = field(repr=False)
     base: int
+    in_memory: int
     enrichment: Enrichment = NO_ENRICHMENT
     any_bytes: bool = False
 

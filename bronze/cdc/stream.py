@@ -44,7 +44,7 @@ from bronze.errors import (
 from bronze.governance import lineage, openlineage
 from bronze.governance.lineage import LineageEntry
 from bronze.ingest import pipeline
-from bronze.model.events import Notice, Resynced, Waiting
+from bronze.model.events import Resynced, Rewound, TableMissing, TableNote, Waiting
 from bronze.model.results import StreamResult
 from bronze.postgres.connection import allowance, connect, translation
 from bronze.postgres.connection.connect import Connection
@@ -111,7 +111,7 @@ def stream(
         except Stopped:
             break
         except SourceRewound as error:
-            notify(Notice(f"{error.message} {error.hint}"))
+            notify(Rewound(f"{error.message} {error.hint}"))
         except BronzeError as error:
             can_pass = error.retry or isinstance(error, LakeUnreachable)
             steady = totals.batches > batches or time.monotonic() - since > _STEADY
@@ -121,7 +121,7 @@ def stream(
                 raise
             pause = min(_LONGEST_PAUSE, settings.run.retry_delay * 2 ** (failures - 1))
             pause *= uniform(0.5, 1)  # noqa: S311 - so that many do not come back at once
-            notify(Waiting(error.message, pause))
+            notify(Waiting(error.message, pause, error.failure()))
             stop.wait(pause)
     return StreamResult(
         stream=settings.stream.names(name)[0],
@@ -239,9 +239,7 @@ def _streamed_targets(stream: StreamContext, names: Sequence[str]) -> list[Targe
         )
     if not names:
         for error in selection.missing_tables(stream.settings, chosen, streamed=True):
-            stream.notify(
-                Notice(f"{error.message} It is followed once it is created. {error.hint}")
-            )
+            stream.notify(TableMissing(error.table, error.failure()))
     return streamed
 
 
@@ -321,7 +319,7 @@ def _resume(stream: StreamContext, targets: Sequence[Target], confirmed: int) ->
             )
             if plan.mode != "changes" or plan.state is None or position is None:
                 for note in plan.notes if plan.state else ():
-                    stream.notify(Notice(f"{target.label}: {note}"))
+                    stream.notify(TableNote(target.label, note))
                 to_resync.append(target)
                 continue
             floor = checkpoints.floor(records, stream_id, oid, position, stream.progress.done)

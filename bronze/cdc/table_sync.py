@@ -27,7 +27,13 @@ from bronze.governance import lineage
 from bronze.governance.lineage import LineageEntry
 from bronze.ingest import pipeline
 from bronze.ingest.table_run import TableRun
-from bronze.model.events import LoadEvent, Notice, TableFailed, Waiting
+from bronze.model.events import (
+    LoadEvent,
+    QualityUnrecorded,
+    Rewound,
+    TableFailed,
+    Waiting,
+)
 from bronze.postgres.catalog.types import TypeOptions
 from bronze.postgres.connection import translation
 from bronze.postgres.connection.connect import Connection
@@ -217,7 +223,7 @@ def _load(
             if result.error:
                 stream.notify(TableFailed(result.table, result.error))
     if failure := pipeline.record_quality(stream.settings, tables):
-        stream.notify(Notice(f"Quality figures were not recorded: {failure.message}"))
+        stream.notify(QualityUnrecorded(failure))
     stream.record_lineage([*failed, *(f.entry for f in joined.values())], begins=True)
     return joined
 
@@ -267,7 +273,7 @@ def plan_tables(
     known.append(checkpoints.position(records, f"{history}/{stream.slot}"))
     if max(known) <= slot.server_position(stream.control).written:
         return placed, records, tables
-    stream.notify(Notice(rewind.rewound_error().message))
+    stream.notify(Rewound(rewind.rewound_error().message))
     checkpoints.give_up_positions(stream.settings, source_snapshot.timeline, stream.slot)
     return plan_tables(stream, source_snapshot, targets)
 

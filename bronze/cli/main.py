@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli import operate
+from bronze.cli import operate, service
 from bronze.cli.failures import exit_codes, stop_on_signals
+from bronze.cli.status import status
 
 app = typer.Typer(
     name="bronze",
@@ -221,6 +222,8 @@ def forget(
         raise typer.Exit(done.exit_code)
 
 
+service.add_to(app)
+app.command()(status)
 app.add_typer(operate.alerts_app, name="alerts")
 app.command()(operate.doctor)
 app.command()(operate.runbook)

@@ -127,7 +127,7 @@ def silence(
     from bronze.operate.alerts import requests
 
     with exit_codes(as_json):
-        end = _end(until)
+        end = end_of(until)
         record = requests.silence(Settings.from_file(config), alerts, end, reason)
         if as_json:
             print_result(record)
@@ -148,7 +148,12 @@ def try_channels(config: Config = _DEFAULT, as_json: AsJson = False) -> None:
         raise typer.Exit(result.exit_code)
 
 
-def _end(text: str) -> datetime:
+def end_of(text: str) -> datetime:
+    """The time that an option like "2h" or an ISO date means.
+
+    Raises:
+        ConfigError: it is not a time.
+    """
     from datetime import timedelta
 
     from bronze.config.fields import to_seconds

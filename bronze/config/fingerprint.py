@@ -17,9 +17,10 @@ _HIDDEN = ("password", "sslpassword")
 def imprint(settings: Settings) -> dict[str, str]:
     """A short hash of each value that the config gives, by its place (``tables.orders.pattern``).
 
-    Passwords that stand in the config are left out; of others the name is part of it.
+    Passwords that stand in the config are left out; of others the name is part of it. The share of
+    memory that a work has is no part of it.
     """
-    document = settings.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    document = settings.whole.model_dump(mode="json", by_alias=True, exclude_unset=True)
     for source in document["source"].values():
         if isinstance(source.get("dsn"), str):
             source["dsn"] = _without_password(source["dsn"])

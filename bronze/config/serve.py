@@ -186,7 +186,7 @@ class WebSettings(Section):
             raise ValueError('listen is host:port, such as "127.0.0.1:8080", or "" for none')
         if bool(self.certificate) != bool(self.key):
             raise ValueError("certificate and key are set together, or neither")
-        if self.is_local:
+        if self.is_local and not self.behind_proxy:
             return self
         if not self.certificate and not self.behind_proxy:
             raise ValueError(
@@ -195,8 +195,9 @@ class WebSettings(Section):
                 " before it has TLS"
             )
         if self.tokens.operator is None and self.tokens.viewer is None:
+            way = " by the proxy" if self.behind_proxy else ""
             raise ValueError(
-                f"listen = {self.listen!r} is reached from other machines: set tokens.viewer,"
+                f"listen = {self.listen!r} is reached from other machines{way}: set tokens.viewer,"
                 " tokens.operator, or both"
             )
         return self

@@ -13,7 +13,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    model_validator,
+)
 
 from bronze.config.alerts import AlertSettings
 from bronze.config.fields import (
@@ -151,12 +158,14 @@ class StreamSettings(Section):
 class MaintainSettings(Section):
     """[maintain]: how tables are optimized and vacuumed, after runs and by ``bronze maintain``.
 
-    ``file_size`` is in bytes, ``retention`` in seconds.
+    ``file_size`` is in bytes, ``retention`` in seconds; ``history`` are the seconds for which the
+    records of runs, alerts, requests and checkpoints are kept.
     """
 
     auto: bool = True
     file_size: Bytes = 128 * 2**20
     retention: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 30 * 86400
+    history: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 90 * 86400
 
     @model_validator(mode="after")
     def _check_file_size(self) -> MaintainSettings:
@@ -278,6 +287,8 @@ class Settings(Section):
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
     added: Mapping[str, tuple[ResolvedRule, ...]] = Field(default={}, exclude=True)
+    _whole: Settings | None = PrivateAttr(default=None)
+    _parts: int = PrivateAttr(default=1)
 
     @model_validator(mode="after")
     def _check_streamed_tables(self) -> Settings:
@@ -322,6 +333,43 @@ class Settings(Section):
         from bronze.config import loading
 
         return loading.load(path)
+
+    def with_memory(self, memory: int, parts: int) -> Settings:
+        """The config for a work that has a share of the process's memory.
+
+        Args:
+            memory: what the work has instead of [run] memory, in bytes.
+            parts: as how many parts of the process's memory it counts (`memory_parts`).
+        """
+        run = self.run.model_copy(update={"memory": memory})
+        copy = self.model_copy(update={"run": run})
+        copy._whole, copy._parts = self.whole, parts
+        return copy
+
+    def for_work(self, source: str = "", workers: int = 0) -> Settings:
+        """The config for a work on one source alone, or with another number of workers."""
+        update: dict[str, object] = {}
+        if source and len(self.source) > 1:
+            update["source"] = {source: self.source[source]}
+        if workers and workers != self.run.workers:
+            update["run"] = self.run.model_copy(update={"workers": workers})
+        if not update:
+            return self
+        copy = self.model_copy(update=update)
+        copy._whole = self.whole
+        return copy
+
+    @property
+    def whole(self) -> Settings:
+        """The config as it was read, where this one is for a work with a share of its memory."""
+        return self._whole or self
+
+    @property
+    def memory_parts(self) -> int:
+        """How many times as much memory the process needs for a work that needs more; 1 if the
+        process has no other work.
+        """
+        return self._parts
 
     def quality_of(self, table: TableSettings) -> QualitySettings:
         """The quality settings of a table: its own, and those of [quality] for the rest."""

@@ -1,7 +1,8 @@
 """The memory budget of a run: how many readers run at once, and what each may take.
 
-All sizes are in bytes. ``memory`` is the limit of the whole process, ``readers`` the number of
-tasks that read at once.
+All sizes are in bytes. ``memory`` is the limit of the whole process; where it does several works at
+once, that of one work, as if it were alone (`bronze.execution.memory_shares`). ``readers`` is the
+number of tasks that read at once.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ _BASE = 320 * 10**6
 _READER = 24 * 10**6
 # Measured: what the libraries alone take, and the most that a reader takes. At times all readers
 # take the most at once.
-_LIBRARIES = 150 * 10**6
+LIBRARIES = 150 * 10**6
 _MOST = 190 * 10**6
+# Measured: the least with which a work goes on, beside the libraries.
+LEAST_SHARE = 160 * 10**6
+# What a service keeps for its schedules, records and pages.
+SERVICE = 40 * 10**6
 GROWTH = 4
 LARGEST_SPLIT = 12 * 2**20
 # Measured: libpq's buffer, its result, and the values copied from it are each as large as a packed
@@ -37,6 +42,10 @@ _LEAST_CHANGE = 4 * 2**20
 # table together have no more than fits into the memory.
 _MOST_FEW = 4 * 2**20
 _LEAST_FEW = 2**16
+# Changed rows beyond this, and beyond this part of the memory, are written into files before they
+# are merged.
+_MOST_CHANGES = 32 * 2**20
+_CHANGES_PART = 16
 INDEXES = 2
 """How many indexes of fingerprints are in memory at once (`bronze.tables.known_rows`): those of the
 two tables that are being read where one ends and the next begins. Together they take half of what
@@ -52,17 +61,25 @@ _NAMED_ROW = 300
 
 def readers(memory: int, workers: int, slots: int) -> int:
     """How many units run at once, by the workers, the slots of the source and the memory."""
-    return max(1, min(workers, slots, (memory - _LIBRARIES) // _MOST))
+    return max(1, min(workers, slots, (memory - LIBRARIES) // _MOST))
 
 
 def rewrite_memory(memory: int, workers: int) -> int:
     """What each task that rewrites files may take."""
-    return (memory - _BASE) // readers(memory, workers, workers)
+    return (memory - _base(memory)) // readers(memory, workers, workers)
+
+
+def process_memory(memory: int, parts: int) -> int:
+    """The memory of a process of which a work gets ``memory``, as one of ``parts``
+    (`bronze.execution.memory_shares`).
+    """
+    service = SERVICE if parts > 1 else 0
+    return LIBRARIES + service + (memory - LIBRARIES) * parts
 
 
 def beside_large_row(readers: int) -> int:
     """What everything else takes while a large row is read."""
-    return _LIBRARIES + (readers - 1) * _MOST
+    return LIBRARIES + (readers - 1) * _MOST
 
 
 def largest_row(memory: int, readers: int) -> int:
@@ -78,6 +95,11 @@ def largest_change(memory: int, readers: int) -> int:
 def result_bytes(memory: int, units: int) -> int:
     """The most bytes of rows to merge in the result of each of ``units``, rather than in a file."""
     return max(_LEAST_FEW, min(_MOST_FEW, _for_known_rows(memory) // 2 // max(units, 1)))
+
+
+def changes_in_memory(memory: int) -> int:
+    """The most bytes of changed rows in memory before they are merged; the others are in files."""
+    return min(_MOST_CHANGES, (memory - LIBRARIES) // _CHANGES_PART)
 
 
 def beside_known_rows(memory: int) -> int:
@@ -102,7 +124,12 @@ def rounds_of_named_rows(memory: int, rows: int) -> int:
 
 def _for_known_rows(memory: int) -> int:
     """What one index may take."""
-    return (memory - _BASE) // 2 // INDEXES
+    return (memory - _base(memory)) // 2 // INDEXES
+
+
+def _base(memory: int) -> int:
+    """What the process takes before it reads: of a small share, no more than a half."""
+    return min(_BASE, (LIBRARIES + memory) // 2)
 
 
 def largest_split(packed: bool) -> int:
@@ -129,7 +156,7 @@ def split_and_file(
     All files have about the same size, and their number is a multiple of the number of readers, at
     least ``units`` times as many, so that all readers have work until the end.
     """
-    each = (memory - _BASE) // readers - _READER
+    each = (memory - _base(memory)) // readers - _READER
     largest = max(2**20, min(most, each // GROWTH))
     if whole <= largest:
         return largest, largest_file

@@ -231,7 +231,8 @@ class _Driver(Generic[T]):
         """Starts tasks; returns whether there is one that has to wait for a permit."""
         while len(self.flying) < self.limit and (self.waiting or self.begun < len(self.stages)):
             following = self.waiting[0][0] if self.waiting else self.begun
-            if not self.permits.take(claim, self.priorities[following]):
+            ready = min(self.limit - len(self.flying), len(self.waiting) or 1)
+            if not self.permits.take(claim, self.priorities[following], ready):
                 return True
             while not self.waiting and self.begun < len(self.stages):
                 self.begun += 1

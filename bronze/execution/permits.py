@@ -20,13 +20,15 @@ class Claim:
     """A driver that takes permits, one for each of its tasks.
 
     ``wake`` is called, in any thread, when it may be its turn. ``priority`` is that of its next
-    task (1 is the most urgent), None while it wants no permit. Since it got the last one,
-    ``passed`` is how many others got while it wanted one, and ``order`` when it first did.
+    task (1 is the most urgent), None while it wants no permit; ``ready`` how many tasks it could
+    begin now. Since it got the last one, ``passed`` is how many others got while it wanted one, and
+    ``order`` when it first did.
     """
 
     wake: Callable[[], None]
     in_use: int = 0
     priority: int | None = None
+    ready: int = 0
     order: int | None = None
     passed: int = 0
 
@@ -64,6 +66,13 @@ class Permits:
         with self._lock:
             return sum(claim.priority is not None for claim in self._claims)
 
+    @property
+    def wanted(self) -> int:
+        """How many permits all tasks would take that run or could begin now."""
+        with self._lock:
+            ready = sum(claim.ready for claim in self._claims if claim.priority is not None)
+            return self._in_use() + ready
+
     @contextmanager
     def claim(self, wake: Callable[[], None]) -> Iterator[Claim]:
         """A driver's claim, whose permits are given back in the end."""
@@ -77,14 +86,14 @@ class Permits:
                 self._claims.remove(opened)
             self._wake_next()
 
-    def take(self, claim: Claim, priority: int) -> bool:
+    def take(self, claim: Claim, priority: int, ready: int = 1) -> bool:
         """Takes a permit for a task; if there is none for it now, the claim is woken when it is its
-        turn.
+        turn. ``ready`` is how many tasks could begin, this one included.
         """
         with self._lock:
             if claim.order is None:
                 claim.order = next(_order)
-            claim.priority = priority
+            claim.priority, claim.ready = priority, ready
             is_served = self._in_use() < self.limit and self._next() is claim
             if is_served:
                 claim.in_use += 1

@@ -24,14 +24,20 @@ class SharedBuilds(Generic[K, V]):
     """Builds the value of each key once, and keeps the values that were used last.
 
     Threads that need the same value share one build. Values of different keys are built at the
-    same time. Values that are kept or being built are at most ``limit`` together: where all are
-    being built, a further build waits for one of them to end. The lock is free while a value is
-    built.
+    same time. Values of the same ``group`` that are kept or being built are at most ``limit``
+    together: where all are being built, a further build waits for one of them to end. The lock is
+    free while a value is built.
     """
 
-    def __init__(self, build: Callable[[K], V], limit: int) -> None:
+    def __init__(
+        self,
+        build: Callable[[K], V],
+        limit: int,
+        group: Callable[[K], Hashable] = lambda _: None,
+    ) -> None:
         self._build = build
         self._limit = limit
+        self._group = group
         self._changed = threading.Condition()
         # In the order of their use: the first one is dropped first.
         self._kept: dict[K, V] = {}
@@ -45,7 +51,7 @@ class SharedBuilds(Generic[K, V]):
                 builds again.
         """
         with self._changed:
-            while not (self._is_present(key) or self._make_room()):
+            while not (self._is_present(key) or self._make_room(key)):
                 self._changed.wait()
             if key in self._kept:
                 value = self._kept[key] = self._kept.pop(key)
@@ -71,11 +77,16 @@ class SharedBuilds(Generic[K, V]):
     def _is_present(self, key: K) -> bool:
         return key in self._kept or key in self._builds
 
-    def _make_room(self) -> bool:
-        """Drops the values used longest ago until one more fits; returns whether it does."""
-        while self._kept and len(self._kept) + len(self._builds) >= self._limit:
-            del self._kept[next(iter(self._kept))]
-        return len(self._builds) < self._limit
+    def _make_room(self, key: K) -> bool:
+        """Drops values of the key's group, those used longest ago, until one more fits; returns
+        whether it does.
+        """
+        group = self._group(key)
+        kept = [other for other in self._kept if self._group(other) == group]
+        builds = sum(self._group(other) == group for other in self._builds)
+        for other in kept[: max(0, len(kept) + builds + 1 - self._limit)]:
+            del self._kept[other]
+        return builds < self._limit
 
     def _run(self, key: K, build: _Build[V]) -> None:
         """Builds a value, and passes it, or the error, to all that wait for it."""

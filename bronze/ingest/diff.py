@@ -30,8 +30,6 @@ from bronze.model.units import KnownRows, UnitResult
 from bronze.rows.fingerprint import Fingerprints
 from bronze.tables import known_rows
 
-# Up to this many bytes of changes are merged from memory; more are written to a file first.
-_IN_MEMORY = 32 * 2**20
 # How many new rows one task writes.
 _INSERT_ROWS = 1_000_000
 
@@ -78,13 +76,15 @@ class Edit:
         return (*self.change.added, *self.change.feed, *rewritten)
 
 
-def difference_of(plan: Plan, stamp: RowStamp, results: Sequence[UnitResult]) -> Difference:
-    """The difference that the units of a plan read.
+def difference_of(
+    plan: Plan, stamp: RowStamp, results: Sequence[UnitResult], in_memory: int
+) -> Difference:
+    """The difference that the units of a plan read; changes beyond ``in_memory`` bytes are in files.
 
     Raises:
         LakeError, LakeUnreachable: the changes are too large for the memory, and cannot be written.
     """
-    changes = _changes(plan, stamp, results)
+    changes = _changes(plan, stamp, results, in_memory)
     source_rows = sum(result.rows for result in results if _is_first_share(plan, result))
     if plan.target.settings.deletes == "ignore":
         return Difference(changes, source_rows=source_rows)
@@ -98,13 +98,15 @@ def difference_of(plan: Plan, stamp: RowStamp, results: Sequence[UnitResult]) ->
     return Difference(changes, tuple(missing), bronze_rows, source_rows)
 
 
-def _changes(plan: Plan, stamp: RowStamp, results: Sequence[UnitResult]) -> tuple[Changes, ...]:
+def _changes(
+    plan: Plan, stamp: RowStamp, results: Sequence[UnitResult], in_memory: int
+) -> tuple[Changes, ...]:
     """The new and updated rows of all units, in files as soon as they are too large for memory."""
     changes: list[Changes] = [file for result in results for file in result.files]
     frames: list[pl.DataFrame] = []
     for result in results:
         frames += [] if result.frame is None else [result.frame]
-        if portion.size_of(frames) > _IN_MEMORY:
+        if portion.size_of(frames) > in_memory:
             changes += _spill(plan, stamp, frames)
             frames = []
     changes += [pl.concat(frames)] if frames else []

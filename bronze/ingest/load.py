@@ -21,6 +21,7 @@ from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
 from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost, Stopped
+from bronze.execution import budget
 from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage, writer
 from bronze.governance.tables import rejected_values as rejected_table
@@ -191,7 +192,8 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
     there now. Where the table would not get as many rows as the source has, all rows are read and
     compared again.
     """
-    difference = diff.difference_of(plan, table.stamp, table.results)
+    in_memory = budget.changes_in_memory(settings.run.memory)
+    difference = diff.difference_of(plan, table.stamp, table.results, in_memory)
     for attempt in commit.attempts():
         with attempt:
             state = log.refresh(plan.state) if plan.state else log.read(plan.target.place)
@@ -207,7 +209,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
                 plan = table.compare_all_rows(plan)
                 table.results = yield from _read(table, plan)
                 quality_gate.check_quality(settings, table, plan)
-                difference = diff.difference_of(plan, table.stamp, table.results)
+                difference = diff.difference_of(plan, table.stamp, table.results, in_memory)
                 edit = yield from diff.edit_table(plan, table.stamp, difference, state)
                 if _row_counts_differ(table, plan, difference, edit, state):
                     raise _wrong_row_count(table, difference, edit)

@@ -139,6 +139,7 @@ def row_size_limits(
     named = () if any(column.protect for column in key.columns) else key.columns
     key_parts = [f"{statement.literal(column.name)}::text, {column.text}" for column in named]
     heaviest = budget.largest_row(context.run.memory, context.readers)
+    parts = context.settings.memory_parts
     return RowSizeLimits(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
@@ -149,9 +150,9 @@ def row_size_limits(
         ),
         size=min(budget.LARGEST_SPLIT, heaviest),
         heaviest=heaviest,
-        copies=budget.COPIES,
+        copies=budget.COPIES * parts,
         # Memory that suffices for the row is to suffice for the other readers, too.
-        rest=budget.beside_large_row(context.run.workers),
+        rest=budget.process_memory(budget.beside_large_row(context.run.workers), parts),
     )
 
 
@@ -269,6 +270,7 @@ def _known_rows(
         offset=offset,
         shares=shares,
         versions=key if history else (),
+        batch=context.stamp.batch_id,
     )
     return [replace(whole, share=share) for share in range(shares)]
 
@@ -293,6 +295,7 @@ def check_history_fits(context: TableContext, rows: int) -> None:
         TableRefused: they cannot.
     """
     if lacking := budget.lacking_for_history(context.run.memory, rows):
+        lacking *= context.settings.memory_parts
         raise TableRefused(
             f"The history {context.target.name} has {rows:,} versions, too many for the memory.",
             hint=f"Raise [run] memory: about {lacking // 10**6} MB more are needed.",
@@ -333,6 +336,7 @@ def _single_split(context: TableContext) -> Split:
     size = splits.size_of(relation)
     needed = size * budget.GROWTH
     if needed > memory:
+        needed *= context.settings.memory_parts
         raise TableRefused(
             f"Table {relation.label} is too large to be read by one statement, which"
             ' consistency = "per-table" asks for.',

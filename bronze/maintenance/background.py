@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from datetime import UTC, datetime
 from types import TracebackType
 
 from bronze.config.settings import Settings
@@ -20,7 +21,8 @@ from bronze.delta import log
 from bronze.delta.layout import optimize, vacuum
 from bronze.errors import BronzeError
 from bronze.execution import executors
-from bronze.maintenance import maintain
+from bronze.governance.tables import streams
+from bronze.maintenance import expiry, maintain
 from bronze.model.locations import Place
 
 _log = logging.getLogger(__name__)
@@ -113,4 +115,7 @@ class BackgroundMaintenance:
         last = self._vacuumed_at.setdefault(place.url, now)
         if now - last > _VACUUM_INTERVAL:
             self._vacuumed_at[place.url] = now
+            if place == self._checkpoints:
+                history = self._settings.maintain.history
+                expiry.expire_records(place, streams.NAME, history, datetime.now(UTC))
             vacuum.expire(place, self._settings.maintain.retention, (), time.time())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from threading import Event
 
 import uuid_utils
@@ -23,12 +24,15 @@ from bronze.delta.properties import TableProperties
 from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
+from bronze.governance.run_log import RunTable
+from bronze.maintenance import expiry
 from bronze.model.locations import Place
 from bronze.model.results import MaintainedTable, MaintainResult
 from bronze.tables import lake
 from bronze.tables.lake import LakeTable
 
 Notify = Callable[[MaintainedTable], None]
+Planned = Callable[[Sequence[RunTable]], None]
 
 # The number of files at which a governance table is optimized after a run.
 _MANY_FILES = 50
@@ -40,11 +44,13 @@ def maintain(
     *,
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
+    planned: Planned = lambda _: None,
     stop: Event | None = None,
 ) -> MaintainResult:
     """Optimizes tables, and deletes their old files and log entries.
 
-    Governance tables are among them, as each run adds a file to them; their rows do not change.
+    Governance tables are among them, as each run adds a file to them. Their rows do not change, but
+    records of runs, alerts, requests and checkpoints are deleted after ``[maintain] history``.
 
     Args:
         settings: the config.
@@ -52,6 +58,7 @@ def maintain(
             the lake.
         pool: an executor for the tasks, instead of the config's engine.
         notify: is called with the result of each table, in this thread.
+        planned: is called with the tables before they are maintained.
         stop: ends the maintenance when it is set, from any thread: a commit that has begun is
             finished, and the other tables are stopped.
 
@@ -62,14 +69,19 @@ def maintain(
     """
     began = time.monotonic()
     with stopping.scope(stop):
-        results = _maintain_tables(settings, tables, pool, notify)
+        results = _maintain_tables(settings, tables, pool, notify, planned)
     return MaintainResult(time.monotonic() - began, tuple(results))
 
 
 def _maintain_tables(
-    settings: Settings, tables: Sequence[str], pool: Executor | None, notify: Notify
+    settings: Settings,
+    tables: Sequence[str],
+    pool: Executor | None,
+    notify: Notify,
+    planned: Planned,
 ) -> list[MaintainedTable]:
     chosen = lake.find(settings, _in_lake(settings), tables)
+    planned([RunTable(table.source, table.label, table.target) for table in chosen])
     run = settings.run
     limit = budget.readers(run.memory, run.workers, run.workers)
     context = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
@@ -135,6 +147,9 @@ def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[Maintained
         schema, name = TableProperties.read(state.properties).source_table
         own = settings.table(table.source, schema, name) if name else TableSettings()
         wish = layout_wish(settings, own)
+        if table.schema == GOVERNANCE:
+            history = settings.maintain.history
+            expiry.expire_records(state.place, table.name, history, datetime.now(UTC))
         improved = yield from optimize_table(settings, state.place, wish, table.name)
         stopping.check()
         expired = vacuum.expire(state.place, settings.maintain.retention, (), time.time())

@@ -68,6 +68,7 @@ class KnownRows:
     ``share`` of ``shares`` is the part of all fingerprints that is compared. Rows marked as deleted
     are left out; of a table with history, whose key is ``versions``, only last versions count.
     With ``form``, a row that was altered since it was written counts as missing from the source.
+    ``batch`` is the id of the batch that compares: works beside each other share no index.
     """
 
     place: Place
@@ -80,6 +81,7 @@ class KnownRows:
     shares: int = 1
     versions: tuple[str, ...] = ()
     form: RowFormat | None = None
+    batch: str = ""
 
     def __hash__(self) -> int:
         # One of all files would take longer than the rest of a comparison of a small table.

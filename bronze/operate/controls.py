@@ -13,11 +13,11 @@ import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.governance import actor, audit, writer
+from bronze.governance.records import rows_of
 from bronze.governance.tables import controls as controls_table
 from bronze.governance.tables.controls import Action, ControlRecord
 from bronze.model.locations import Place
 from bronze.operate.alerts.life import Key, Silence
-from bronze.operate.records import rows_of
 
 
 def place(settings: Settings) -> Place:
@@ -33,6 +33,7 @@ def request(
     until: datetime | None = None,
     reason: str = "",
     details: Mapping[str, Any] | None = None,
+    by: str = "",
 ) -> ControlRecord:
     """Writes a request, and a record of it in the audit log.
 
@@ -43,6 +44,7 @@ def request(
         until: when it ends, if it does.
         reason: why, in the operator's words.
         details: further JSON values, without secrets.
+        by: who asks, if it is not the user of the operating system.
 
     Raises:
         ConfigError: the key of the audit log does not exist.
@@ -51,7 +53,7 @@ def request(
     record = ControlRecord(
         control_id=str(uuid_utils.uuid7()),
         requested=datetime.now(UTC),
-        actor=actor.user(),
+        actor=by or actor.user(),
         host=actor.host(),
         action=action,
         subject=subject,
@@ -61,7 +63,8 @@ def request(
     )
     # The audit log first: nothing is in force that nobody is known to have asked for.
     end = {"until": until.isoformat()} if until else {}
-    facts = {"reason": reason, "control": record.control_id, **end, **(details or {})}
+    who = {"by": by} if by else {}
+    facts = {"reason": reason, "control": record.control_id, **who, **end, **(details or {})}
     audit.record(settings, action, subject, "requested", facts)
     frame = controls_table.frame([record])
     writer.append_rows(

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Literal
+from datetime import date, datetime
+from typing import Literal, Protocol
 
+from bronze.config.tables import TableSettings
 from bronze.governance.tables.runs import RunRecord
+from bronze.model.results import Failure
 from bronze.operate.alerts.life import Alert, Level
 from bronze.operate.breaker import Breaker
 from bronze.operate.freshness import Late
@@ -34,11 +36,40 @@ MetricState = Literal["ok", "warning", "critical", "unknown"]
 MetricName = Literal["freshness", "quality", "duration", "failed", "resources"]
 
 
+class TableLike(Protocol):
+    """A table of a source, as the view needs it."""
+
+    @property
+    def source(self) -> str:
+        """The name of its source."""
+
+    @property
+    def label(self) -> str:
+        """Its ``schema.name`` in the source."""
+
+    @property
+    def target(self) -> str:
+        """The ``schema.name`` of its Bronze table."""
+
+    @property
+    def key(self) -> str:
+        """Its name among the tables of all sources: ``source.schema.name``."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a request may call it."""
+
+    @property
+    def settings(self) -> TableSettings:
+        """What the config says about it."""
+
+
 @dataclass(frozen=True)
 class Running:
     """A table that is being worked on: by which command and run, since when, and how far it is.
 
-    ``share`` is from 0 to 1, None before anything is known.
+    ``share`` is from 0 to 1, None before anything is known; ``due`` is the due time that it began
+    for, if it did.
     """
 
     command: str
@@ -46,6 +77,7 @@ class Running:
     began: datetime
     rows: int = 0
     share: float | None = None
+    due: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +140,10 @@ class Live:
     """What only the service itself knows; it writes it to the lake from time to time, so that
     ``bronze status`` has it without the service.
 
-    ``at`` is when this was so. ``running`` and ``waiting`` (a sentence why a due table does not
-    run) are by table, ``streams`` by source, ``retries`` when a failed table is tried again.
+    ``at`` is when this was so. ``running``, ``waiting`` (a sentence why a due table does not run)
+    and ``retries`` (when a failed table is tried again) are by `TableLike.key`, ``streams``
+    and ``source_errors`` (why a source cannot be reached) by source, ``breakers`` by their
+    subjects: "lake", "source:NAME", "table:KEY".
     """
 
     service: str
@@ -127,6 +161,7 @@ class Live:
     permits: PermitFacts | None = None
     config_error: str = ""
     lake_error: str = ""
+    source_errors: Mapping[str, Failure] = field(default_factory=dict)
     is_stopping: bool = False
 
 
@@ -144,26 +179,33 @@ class Pause:
 class TableView:
     """One table, now.
 
-    ``table`` is its label in the source, ``target`` its Bronze table's full name. ``sla``,
-    ``slack`` (negative when it is late) and ``expected`` (what a run takes) are in seconds.
-    ``deadline`` is when it is late unless something lands before. ``why`` is a sentence about its
-    state, "" where the state says all. ``score`` is that of the last run that read rows, ``failed``
-    the share of its rows that were quarantined or had a rejected value, None where unknown.
+    ``table`` is its label in the source, ``target`` its Bronze table's full name, ``key`` as of
+    `TableLike`. ``sla`` is its
+    own, or [alerts] freshness; it, ``age`` (see `bronze.operate.metrics`), ``slack`` (negative when
+    it is late) and ``expected`` (what a run takes) are in seconds. ``deadline`` is when it is late
+    unless something lands before; ``late`` is its present lateness, ``lates`` are those of the last
+    day that have ended, of a scheduled table. ``why`` says why it is in its state, "" where the
+    state says all. ``score`` is that of the last run that read rows, ``failed`` the share of its
+    rows that were quarantined or had a rejected value, None where unknown. ``last`` is the last run
+    that has ended, ``died`` one since that never ended, ``verified`` the last verification.
     """
 
     table: str
     source: str
     target: str
+    key: str
     pattern: str
     priority: int
     schedule: str
     state: TableState
     why: str = ""
-    sla: float | None = None
+    sla: float = 0.0
     as_of: datetime | None = None
+    age: float | None = None
     deadline: datetime | None = None
     slack: float | None = None
     late: Late | None = None
+    lates: tuple[Late, ...] = ()
     next_due: datetime | None = None
     expected: float | None = None
     expected_end: datetime | None = None
@@ -171,8 +213,41 @@ class TableView:
     score: float | None = None
     failed: float | None = None
     last: RunRecord | None = None
+    last_read: RunRecord | None = None
+    died: RunRecord | None = None
+    verified: RunRecord | None = None
     pause: Pause | None = None
     breaker: Breaker | None = None
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """A source, now: ``error`` is why it cannot be reached, "" if it answered last; ``since`` when
+    it first failed. ``tables`` are how many tables it has.
+    """
+
+    source: str
+    tables: int
+    error: str = ""
+    error_kind: str = ""
+    since: datetime | None = None
+    breaker: Breaker | None = None
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day of one table: how many ``runs`` ended and how many of them ``failed``, the ``seconds``
+    of the longest, the ``rows`` that landed, the lowest ``score`` of those that read rows, and for
+    how many seconds it was ``late``.
+    """
+
+    day: date
+    runs: int = 0
+    failed: int = 0
+    seconds: float | None = None
+    rows: int = 0
+    score: float | None = None
+    late: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -181,8 +256,8 @@ class Metric:
 
     ``value`` and ``threshold`` have the unit of the name: freshness and duration seconds, quality a
     score from 0 to 100, failed and resources shares from 0 to 1. ``worst`` says of which table the
-    value is. ``why`` says why it is unknown or beyond its threshold. ``recent`` are values of the
-    last 24 hours with their times.
+    value is. ``why`` says why it is unknown or beyond its threshold. ``recent`` are the worst
+    values of the half hours of the last day that have one, with the beginning of each.
     """
 
     name: MetricName
@@ -210,6 +285,7 @@ class View:
     alerts: tuple[Alert, ...]
     live: Live | None
     is_alive: bool
+    sources: tuple[SourceView, ...] = ()
 
     @property
     def is_well(self) -> bool:

@@ -6,10 +6,10 @@ sorted fingerprints of its live rows, or of their keys. `KnownRows` says which o
 - Built: `_build_index` reads the columns it needs of all files of the table, a part at a time. The
   index takes 8 bytes a row. A table that is too large for the memory is compared in several
   rounds, each with the index of one share of all fingerprints (see `in_share`).
-- Shared: the workers of a process that compare with the same table share one index. Tables do not
-  wait for each other (see `SharedBuilds`).
-- Freed: the indexes used last are kept, at most as many as `bronze.execution.budget` has reserved
-  memory for; `drop_index` frees those of a table whose load has ended.
+- Shared: the workers of a process that compare with the same table for the same batch share one
+  index. Tables do not wait for each other (see `SharedBuilds`).
+- Freed: of each batch the indexes used last are kept, at most as many as `bronze.execution.budget`
+  has reserved memory for; `drop_index` frees those of a table whose load has ended.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _build_index(known: KnownRows) -> Fingerprints:
     return index
 
 
-_indexes = SharedBuilds(_build_index, budget.INDEXES)
+_indexes = SharedBuilds(_build_index, budget.INDEXES, lambda known: known.batch)
 
 
 # Comparison of rows with an index

@@ -22,7 +22,7 @@ from bronze.execution.executors import Task, Workflow
 from bronze.ingest.pipeline import Notify, worker_pool
 from bronze.model.events import TableProgress
 from bronze.tables import evolution, row_format
-from bronze.verify import file_check, inventory
+from bronze.verify import file_check
 from bronze.verify.digests import Basis
 from bronze.verify.file_check import CheckedFile, FileCheckTask
 from bronze.verify.inventory import ExpectedTable
@@ -32,15 +32,9 @@ from bronze.verify.row_diff import MAX_LISTED
 
 
 def verify_at_rest(
-    settings: Settings, names: Sequence[str], pool: Executor | None, notify: Notify
+    settings: Settings, tables: Sequence[ExpectedTable], pool: Executor | None, notify: Notify
 ) -> list[VerifiedTable]:
-    """The result of each table; see `bronze.verify.verify.verify`.
-
-    Raises:
-        ConfigError: there is no such table.
-        LakeError, LakeUnreachable: the lake cannot be read.
-    """
-    tables = inventory.expected_tables(settings, names)
+    """The result of each table; see `bronze.verify.verify.verify`."""
     run = settings.run
     limit = budget.readers(run.memory, run.workers, run.workers)
     sizes = [_size(table) for table in tables]

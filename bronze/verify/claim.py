@@ -18,6 +18,7 @@ from bronze.delta import log, positions, properties
 from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.execution import budget
+from bronze.governance.run_log import RunTable
 from bronze.ingest import pipeline, shape, units
 from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, DeltaType, RowKey
@@ -63,6 +64,12 @@ class Claim:
     def target(self) -> str:
         """The Bronze table's ``schema.name``."""
         return self.context.target.full_name
+
+    @property
+    def run_table(self) -> RunTable:
+        """The table in the records of ``governance.runs``."""
+        target = self.context.target
+        return RunTable(target.source, target.label, target.full_name, target.settings.pattern)
 
     @property
     def key_names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ After a repair the tables are verified again, in the same snapshot of the source
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,16 +14,20 @@ from threading import Event
 
 import uuid_utils
 
-from bronze import stopping
+from bronze import failpoint, stopping
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, TableRefused
+from bronze.governance.run_log import RunTable
 from bronze.ingest.pipeline import Notify
 from bronze.verify import at_rest as rest
+from bronze.verify import inventory
 from bronze.verify import repair as repairs
 from bronze.verify.claim import Claim, claims_of_bronze, claims_of_source
 from bronze.verify.comparison import Comparison, Options, compare_tables
 from bronze.verify.repair import RepairResult
 from bronze.verify.results import VerifiedTable, VerifyResult
+
+Planned = Callable[[Sequence[RunTable]], None]
 
 
 def verify(
@@ -35,6 +39,7 @@ def verify(
     trust_hashes: bool = False,
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
+    planned: Planned = lambda _: None,
     stop: Event | None = None,
 ) -> VerifyResult:
     """Compares Bronze tables with the source, or with ``at_rest`` checks them without it.
@@ -49,6 +54,7 @@ def verify(
             their values.
         pool: where to do the work instead of the config's engine.
         notify: is called with progress, in this thread.
+        planned: is called with the tables before they are verified.
         stop: ends the verification when it is set, from any thread: what is read is canceled, and
             the tables that were not verified before are stopped.
 
@@ -58,31 +64,46 @@ def verify(
     """
     began = time.monotonic()
     with stopping.scope(stop):
-        results = _verify_tables(settings, tables, repair, at_rest, trust_hashes, pool, notify)
+        results = (
+            _verify_at_rest(settings, tables, repair, pool, notify, planned)
+            if at_rest
+            else _compare(settings, tables, Options(repair, trust_hashes), pool, notify, planned)
+        )
     return VerifyResult(at_rest, time.monotonic() - began, tuple(results))
 
 
-def _verify_tables(
+def _verify_at_rest(
     settings: Settings,
     tables: Sequence[str],
     repair: bool,
-    at_rest: bool,
-    trust_hashes: bool,
     pool: Executor | None,
     notify: Notify,
+    planned: Planned,
 ) -> Sequence[VerifiedTable]:
-    if at_rest:
-        results = rest.verify_at_rest(settings, tables, pool, notify)
-        if repair and not stopping.is_requested():
-            results = _repair_at_rest(settings, results, pool, notify)
-        return results
+    expected = inventory.expected_tables(settings, tables)
+    planned([RunTable(table.source, table.label, table.target) for table in expected])
+    results = rest.verify_at_rest(settings, expected, pool, notify)
+    if repair and not stopping.is_requested():
+        results = _repair_at_rest(settings, results, pool, notify)
+    return results
+
+
+def _compare(
+    settings: Settings,
+    tables: Sequence[str],
+    options: Options,
+    pool: Executor | None,
+    notify: Notify,
+    planned: Planned,
+) -> Sequence[VerifiedTable]:
     with ExitStack() as stack:
         batch_id = str(uuid_utils.uuid7())
         claims = claims_of_source(settings, tables, batch_id, stack)
-        options = Options(repair, trust_hashes)
+        planned([claim.run_table for claim in claims])
+        failpoint.reach("planned")
         comparisons = compare_tables(settings, claims, options, pool, notify)
         results = [comparison.result for comparison in comparisons]
-        if repair and not stopping.is_requested():
+        if options.repair and not stopping.is_requested():
             damaged = {result.target for result in results if result.status == "differs"}
             results = _repair_and_compare(settings, claims, comparisons, damaged, pool, notify)
         return results
@@ -150,7 +171,8 @@ def _repair_at_rest(
         ]
     names = [target.removeprefix(f"{settings.lake.schema_}.") for target in repaired]
     try:
-        checked = rest.verify_at_rest(settings, names, pool, notify) if names else []
+        expected = inventory.expected_tables(settings, names) if names else []
+        checked = rest.verify_at_rest(settings, expected, pool, notify)
     except BronzeError as error:
         checked = [replace(r, error=error.failure()) for r in results if r.target in repaired]
     after = {result.target: result for result in checked}

@@ -94,6 +94,7 @@ def job(
         "into": Destination(place, layout, ROW_KEY.names, STATS, NOW),
         "stored": tuple(stored),
         "base": len(COLUMNS),
+        "in_memory": 2**25,
     }
     return NetTask(**(given | more))
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import unicodedata
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -63,7 +64,7 @@ def test_printed_results_have_no_control_characters(capsys: pytest.CaptureFixtur
         notify(TableLanded(tables[1]))
     steps = progress.stream_log(False)
     steps(Notice(EVIL))
-    steps(BatchApplied(1, 1, 1, 0, 0.0, (EVIL,)))
+    steps(BatchApplied(1, 1, 1, 0, 0.0, (EVIL,), datetime.now(UTC)))
     reports.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "")
     reports.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "json")
     out = capsys.readouterr()

@@ -1,6 +1,7 @@
-"""``governance.runs``: what each run did to each table, and how long it took.
+"""``governance.runs``: what each run, verification and maintenance did to each table, and how long
+it took.
 
-A run appends a record of each table when it begins and one when the table has ended, under the same
+It appends a record of each table when it begins and one when the table has ended, under the same
 ``run_id``: the one with the later ``recorded_timestamp`` counts. A record that stays ``began`` is
 of a run that goes on, or whose process died.
 """
@@ -63,12 +64,14 @@ NAME = "runs"
 class RunRecord:
     """One record, without the time at which it is written.
 
-    ``source_table`` is "" for what is about all tables, such as a source that is down.
-    ``batch_id`` is that of the rows: a run that began again from a new snapshot has a new one.
+    ``source_table`` and ``target_table`` are "" for what is about all tables, such as a source that
+    is down; a governance table that is maintained has no ``source_table``. ``batch_id`` is that of
+    the rows: a run that began again from a new snapshot has a new one.
     ``reason`` says what began the run: a ``command``, a ``schedule`` whose due time is
     ``scheduled``, or a ``retry`` of it, the ``attempt`` counting from 1. ``as_of`` is the moment of
     the snapshot that the table has now. ``seconds`` are those of the table's own work, ``stages``
-    a JSON object of its parts.
+    a JSON object of its parts. A verification has no counts but ``rows_read``, and in
+    ``error_message`` how the table differs; maintenance none but the ``bytes`` it has rewritten.
     """
 
     run_id: str

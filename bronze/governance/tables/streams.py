@@ -51,6 +51,11 @@ class Checkpoint:
     tables: str
 
 
+def moment(microseconds: int) -> datetime:
+    """The time that is so many microseconds after 1970."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
 def frame(record: Checkpoint) -> pl.DataFrame:
     """The record as a frame with `COLUMNS`."""
     committed = record.committed
@@ -58,7 +63,7 @@ def frame(record: Checkpoint) -> pl.DataFrame:
         record.stream,
         record.source,
         record.position,
-        None if committed is None else _EPOCH + timedelta(microseconds=committed),
+        None if committed is None else moment(committed),
         datetime.now(UTC),
         record.batch_id,
         record.transactions,

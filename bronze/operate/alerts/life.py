@@ -18,7 +18,7 @@ messages are sent after the alerts were stored, and a restart neither repeats no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -180,8 +180,7 @@ def step(alerts: Mapping[Key, Alert], evaluation: Evaluation) -> dict[Key, Alert
     """The alerts after an evaluation; those that were resolved long ago are left out."""
     wrong = {condition.key: condition for condition in evaluation.conditions}
     after: dict[Key, Alert] = {}
-    # Causes first, so that an effect at the same evaluation finds its cause.
-    for key in sorted({*alerts, *wrong}, key=lambda key: key in wrong and bool(wrong[key].causes)):
+    for key in _causes_first({**dict.fromkeys(alerts), **dict.fromkeys(wrong)}, wrong):
         alert = _next(alerts.get(key), wrong.get(key), evaluation, after)
         if alert is not None:
             after[key] = alert
@@ -192,6 +191,25 @@ def step(alerts: Mapping[Key, Alert], evaluation: Evaluation) -> dict[Key, Alert
         key: _with_messages(replace(alert, effects=explained.count(key)), evaluation)
         for key, alert in after.items()
     }
+
+
+def _causes_first(keys: Iterable[Key], wrong: Mapping[Key, Condition]) -> Iterator[Key]:
+    """The keys, each after those that explain it: an effect at the same evaluation finds its cause,
+    also where that has a cause itself.
+    """
+    done: set[Key] = set()
+
+    def visit(key: Key) -> Iterator[Key]:
+        if key in done:
+            return
+        done.add(key)
+        for cause in wrong[key].causes if key in wrong else ():
+            if cause in wrong:
+                yield from visit(cause)
+        yield key
+
+    for key in keys:
+        yield from visit(key)
 
 
 def acknowledge(alert: Alert, by: str, now: datetime) -> Alert:

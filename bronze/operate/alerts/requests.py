@@ -71,13 +71,14 @@ def _report(settings: Settings, alert: Alert, silences: Sequence[Silence]) -> Al
     )
 
 
-def acknowledge(settings: Settings, name: str, reason: str = "") -> ControlRecord:
+def acknowledge(settings: Settings, name: str, reason: str = "", *, by: str = "") -> ControlRecord:
     """Says that the caller sees to an open alert: nobody else is told of it.
 
     Args:
         settings: the config.
         name: the alert, as ``kind:subject`` or by its id.
         reason: what is done about it.
+        by: who, if it is not the user of the operating system.
 
     Raises:
         ConfigError: no alert of this name is open.
@@ -91,10 +92,14 @@ def acknowledge(settings: Settings, name: str, reason: str = "") -> ControlRecor
     (report,) = chosen
     # It is about this opening: one that comes later is told again.
     details = {"alert_id": report.id}
-    return controls.request(settings, "acknowledge", report.alert, reason=reason, details=details)
+    return controls.request(
+        settings, "acknowledge", report.alert, reason=reason, details=details, by=by
+    )
 
 
-def silence(settings: Settings, pattern: str, until: datetime, reason: str) -> ControlRecord:
+def silence(
+    settings: Settings, pattern: str, until: datetime, reason: str, *, by: str = ""
+) -> ControlRecord:
     """Has nobody told of alerts until a time; what is still open then is told.
 
     Args:
@@ -102,6 +107,7 @@ def silence(settings: Settings, pattern: str, until: datetime, reason: str) -> C
         pattern: which alerts, as ``kind:subject`` with ``*`` for anything.
         until: when it ends.
         reason: why.
+        by: who asks, if it is not the user of the operating system.
 
     Raises:
         ConfigError: no kind is like the pattern, the end is not in the future, or has no reason.
@@ -117,5 +123,10 @@ def silence(settings: Settings, pattern: str, until: datetime, reason: str) -> C
     if not reason.strip():
         raise ConfigError("A silence needs a reason.", hint="Say it with --reason.")
     return controls.request(
-        settings, "silence", ":".join(controls.key_of(pattern)), until=until, reason=reason
+        settings,
+        "silence",
+        ":".join(controls.key_of(pattern)),
+        until=until,
+        reason=reason,
+        by=by,
     )

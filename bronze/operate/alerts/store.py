@@ -12,12 +12,12 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import commit, log
 from bronze.errors import TableVanished
 from bronze.governance import actor, writer
+from bronze.governance.records import rows_of
 from bronze.governance.tables import alerts as alerts_table
 from bronze.governance.tables.alerts import AlertRecord
 from bronze.model.locations import Place
 from bronze.operate.alerts.life import Alert, Condition, Key, Message, Receipt
 from bronze.operate.alerts.notices import alert_id
-from bronze.operate.records import rows_of
 from bronze.version import VERSION
 
 
@@ -74,7 +74,8 @@ def append(settings: Settings, alerts: Iterable[Alert], *, create: bool) -> None
         )
     records = [_record(settings.lake.root, alert) for alert in alerts]
     frame = alerts_table.frame(records)
-    writer.commit_rows(table, state, alerts_table.COLUMNS, frame, {})
+    stats = ["recorded_timestamp"]
+    writer.commit_rows(table, state, alerts_table.COLUMNS, frame, {}, stats=stats)
 
 
 def load(settings: Settings) -> dict[Key, Alert] | None:

@@ -106,6 +106,7 @@ class Receiver:
         self._flushed = self._idle = 0
         self._last_status, self._status_interval = 0.0, _STATUS_INTERVAL
         self._server_timeout, self._last_received, self._on_lost = 0.0, 0.0, lost
+        self._heard_at = 0.0
         self._thread = threading.Thread(target=self._run, name="bronze receiver", daemon=True)
 
     def __enter__(self) -> Receiver:
@@ -212,6 +213,11 @@ class Receiver:
         with self._lock:
             return 0 if self._ready else self._idle
 
+    @property
+    def heard_at(self) -> float:
+        """The monotonic time of the last message of the server; 0 if there was none."""
+        return self._heard_at
+
     def want(self, tables: Iterable[int]) -> None:
         """Receives later changes of these tables, too; ``tables`` are oids."""
         self._builder.tables |= frozenset(tables)
@@ -268,7 +274,7 @@ class Receiver:
         views = self._read()
         if not views:
             return False
-        self._last_received = time.monotonic()
+        self._last_received = self._heard_at = time.monotonic()
         arrived, start = messages_of(views, self._largest), 0
         for keepalive in np.flatnonzero(arrived.kinds == KEEPALIVE).tolist():
             self._process(arrived.between(start, keepalive))

@@ -156,10 +156,8 @@ def test_net_changes_lead_to_the_source_rows(
             seen["spooled"] += sum(piece.spooled is not None for piece in one.pieces)
             seen["pieces"] += len(one.pieces) > 1
             seen["unsent"] += unchanged_toast_values(one)
-            with pytest.MonkeyPatch.context() as patch:
-                if staged:
-                    patch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0)
-                netted = net_changes(job(one, place, stored, floor=floor))
+            in_memory = 0 if staged else 2**25
+            netted = net_changes(job(one, place, stored, floor=floor, in_memory=in_memory))
             after = applied(after, netted, place)
             place = Place(str(tmp_path / f"{identity}{next(numbers)}"))
             stored = table(place, list(after.values()))

@@ -108,7 +108,7 @@ def test_a_transaction_larger_than_memory_is_applied_as_a_whole(
     monkeypatch.setattr(apply_loop, "_SHARE", 10**6)
     monkeypatch.setattr(apply_loop, "_LEAST_BATCH", 2**16)
     monkeypatch.setattr("bronze.postgres.replication.batch_builder._PIECE", 2**15)
-    monkeypatch.setattr("bronze.cdc.net_changes._IN_MEMORY", 2**16)
+    monkeypatch.setattr(budget, "_MOST_CHANGES", 2**16)
     source.execute(TABLE)
     given = settings(source)
     caught_up(given)

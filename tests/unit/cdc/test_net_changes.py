@@ -204,10 +204,10 @@ def test_an_unsent_value_of_a_duplicate_row_is_a_mismatch(place: Place) -> None:
         net_changes(job(changes_of([update("a", SAME, "1", "w")]), place, stored))
 
 
-def test_many_deletes_are_written_to_a_file(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_deletes_are_written_to_a_file(place: Place) -> None:
     """Although the table has statistics of columns that are not in its key."""
-    monkeypatch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0)
-    result = net_changes(job(changes_of([delete("a", "1"), delete("b", "2")]), place, ()))
+    changes = changes_of([delete("a", "1"), delete("b", "2")])
+    result = net_changes(job(changes, place, (), in_memory=0))
     assert [type(one).__name__ for one in result.deletes] == ["WrittenFile"]
     assert deleted_keys(result, place) == [("a", 1), ("b", 2)]
 

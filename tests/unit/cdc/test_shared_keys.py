@@ -212,16 +212,15 @@ def test_net_changes_lead_to_the_models_rows(
             place = Place(str(tmp_path / f"{identity}{next(numbers)}"))
             stored = marked_table(place, list(rows.values()), sorted(gone - rows.keys()))
             batch = gathered(pieces, emptied, spool if filed else None)
-            given = job(batch, place, stored, row_key=BY_K, identity=identity)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("bronze.cdc.net_changes._IN_MEMORY", 0 if staged else 2**25)
-                if model.shared:
-                    event("shared")
-                    with pytest.raises(Mismatch, match="share the key k"):
-                        net_changes(given)
-                    return
-                gone |= rows.keys()
-                rows = applied(rows, given, place)
+            in_memory = 0 if staged else 2**25
+            given = job(batch, place, stored, row_key=BY_K, identity=identity, in_memory=in_memory)
+            if model.shared:
+                event("shared")
+                with pytest.raises(Mismatch, match="share the key k"):
+                    net_changes(given)
+                return
+            gone |= rows.keys()
+            rows = applied(rows, given, place)
             assert rows == {one.k: one.values for one in model.rows}
 
     with closing(Spool()) as spool:

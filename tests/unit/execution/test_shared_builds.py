@@ -175,3 +175,21 @@ def test_concurrent_builds_never_exceed_the_limit() -> None:
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(shared.get, keys, timeout=TIMEOUT)) == [key.upper() for key in keys]
     assert builder.most <= 2
+
+
+def test_groups_do_not_take_room_from_each_other() -> None:
+    """Each group keeps as many values as the limit, those that it used last."""
+    builder = Builder("b3")
+    shared = SharedBuilds(builder, 2, lambda key: key[0])
+    for key in ("a1", "b1", "a2", "b2", "a1", "b1"):
+        shared.get(key)
+    assert builder.builds == {"a1": 1, "a2": 1, "b1": 1, "b2": 1}
+    with ThreadPoolExecutor() as pool:
+        building = pool.submit(shared.get, "b3")
+        assert builder.begun["b3"].wait(TIMEOUT)
+        for key in ("a1", "a2", "a3", "a3", "a2", "b1"):
+            shared.get(key)
+        builder.gates["b3"].set()
+        building.result(TIMEOUT)
+    shared.get("b2")
+    assert builder.builds == {"a1": 1, "a2": 1, "a3": 1, "b1": 1, "b2": 2, "b3": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import permutations
 
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -334,3 +335,19 @@ TestLiving = Living.TestCase
 TestLiving.settings = hypothesis_settings(
     max_examples=examples(100), stateful_step_count=60, deadline=None
 )
+
+
+def test_a_cause_that_could_have_a_cause_explains_its_effects_at_once() -> None:
+    """In whatever order the conditions come."""
+    source = Condition("source_unreachable", "shop", "critical", NOON, "down")
+    stream = replace(source, kind="stream_down", causes=(source.key,))
+    late = replace(source, kind="freshness", subject="orders", causes=(stream.key, source.key))
+    for conditions in permutations([late, stream, source]):
+        alerts: dict[Key, Alert] = {}
+        for seconds in (0, 10):
+            moment = NOON + timedelta(seconds=seconds)
+            alerts = step(alerts, Evaluation(moment, conditions))
+        assert {key for key, alert in alerts.items() if alert.is_open} == {source.key}
+    for conditions in permutations([late, stream]):
+        alerts = step({}, Evaluation(NOON, conditions))
+        assert set(alerts) == {stream.key}

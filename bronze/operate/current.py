@@ -1,0 +1,236 @@
+"""What an operator sees now, from the config, the history, the service's own facts and the time.
+
+`view_of` reads nothing and changes nothing; it is made each second, also for 1,000 tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from bronze.config.settings import Settings
+from bronze.governance.tables.controls import ControlRecord
+from bronze.operate import metrics
+from bronze.operate.alerts.life import Alert
+from bronze.operate.breaker import Breaker
+from bronze.operate.facts import first_sentence
+from bronze.operate.facts.half_hours import failed_share
+from bronze.operate.facts.outlook import Outlook, Outlooks
+from bronze.operate.facts.source_state import source_views
+from bronze.operate.facts.table_state import Facts, Times, reason_of, state_of
+from bronze.operate.freshness import expected_end, late_stream
+from bronze.operate.history import History, TableHistory
+from bronze.operate.view import Live, Pause, Running, TableLike, TableView, View
+
+ALIVE = timedelta(seconds=60)
+"""How long ago the service was heard at most while it lives."""
+_DIED_AFTER = 600.0
+
+
+def view_of(
+    settings: Settings,
+    tables: Sequence[TableLike],
+    history: History | None,
+    live: Live | None,
+    controls: Sequence[ControlRecord],
+    alerts: Iterable[Alert],
+    now: datetime,
+    outlooks: Outlooks | None = None,
+) -> View:
+    """Everything, now.
+
+    Args:
+        settings: the config.
+        tables: the tables that exist; the same objects from call to call save time.
+        history: what the governance tables tell; None if they cannot be read.
+        live: what the service told last; None if none has ever run.
+        controls: what operators have asked.
+        alerts: the alerts; those that are open are seen.
+        now: an aware time.
+        outlooks: kept from call to call, as it remembers what does not change with the time alone.
+    """
+    outlooks = outlooks or Outlooks()
+    outlooks.use(settings)
+    is_alive = live is not None and not live.is_stopping and now - live.at <= ALIVE
+    context = _Context(
+        settings, history, live, is_alive, pauses_of(controls, tables, now), outlooks, now
+    )
+    sources = source_views(settings, tables, history, live if is_alive else None)
+    by_source = {source.source: source for source in sources}
+    views = [context.view(table, by_source[table.source].error) for table in tables]
+    # What has no deadline comes after what is late.
+    views.sort(key=lambda view: (view.slack if view.slack is not None else 0.0, view.key))
+    ordered = sorted(
+        (alert for alert in alerts if alert.is_open),
+        key=lambda alert: (alert.condition.level != "critical", alert.opened or now, alert.key),
+    )
+    figures = metrics.metrics_of(
+        settings, views, history, live if is_alive else None, outlooks, now
+    )
+    view = View(now, "", figures, tuple(views), tuple(ordered), live, is_alive, sources)
+    return first_sentence.with_sentence(view, settings.serve.timezone)
+
+
+def pauses_of(
+    controls: Sequence[ControlRecord], tables: Iterable[TableLike], now: datetime
+) -> Mapping[str, Pause]:
+    """The tables that are paused now, by their keys: the last request about a table counts."""
+    last: dict[str, ControlRecord] = {}
+    for record in controls:
+        if record.action in ("pause", "resume"):
+            last[record.subject] = record
+    if not last:
+        return {}
+    found = {}
+    for table in tables:
+        requests = [last[name] for name in table.names if name in last]
+        if requests:
+            request = max(requests, key=lambda record: record.requested)
+            has_ended = request.until is not None and request.until <= now
+            if request.action == "pause" and not has_ended:
+                found[table.key] = Pause(
+                    request.actor, request.requested, request.until, request.reason
+                )
+    return found
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What the views of all tables have in common."""
+
+    settings: Settings
+    history: History | None
+    live: Live | None
+    is_alive: bool
+    pauses: Mapping[str, Pause]
+    outlooks: Outlooks
+    now: datetime
+
+    def view(self, table: TableLike, source_error: str) -> TableView:
+        """The view of a table."""
+        key, own = table.key, table.settings
+        known = self.history.tables.get(key) if self.history else None
+        # Without its history a table is not known to be late.
+        began = self.live.began if self.live and self.history else None
+        outlook = self.outlooks.of(self.settings, table, known, began)
+        running = self._running(key, known, outlook.expected)
+        times = self._times(table, outlook, running)
+        last_read = known.last_read if known else None
+        facts = Facts(
+            table=table,
+            times=times,
+            running=running,
+            known=known,
+            waiting=self._waiting(key),
+            pause=self.pauses.get(key),
+            breaker=self._breaker(key),
+            source_error=source_error,
+            has_history=self.history is not None,
+            is_alive=self.is_alive,
+            now=self.now,
+            zone=self.settings.serve.timezone,
+        )
+        state = state_of(facts)
+        return TableView(
+            table=table.label,
+            source=table.source,
+            target=table.target,
+            key=key,
+            pattern=own.pattern,
+            priority=own.priority,
+            schedule=outlook.schedule.text,
+            state=state,
+            why=reason_of(state, facts),
+            sla=outlook.limit.total_seconds(),
+            as_of=times.as_of,
+            age=times.age,
+            deadline=times.deadline,
+            slack=None if times.deadline is None else (times.deadline - self.now).total_seconds(),
+            late=times.late,
+            lates=outlook.lates,
+            next_due=times.next_due,
+            expected=outlook.expected,
+            expected_end=times.expected_end,
+            running=running,
+            score=last_read.score if last_read else None,
+            failed=failed_share(last_read) if last_read else None,
+            last=known.last if known else None,
+            last_read=last_read,
+            died=facts.died,
+            verified=known.verified if known else None,
+            pause=facts.pause,
+            breaker=facts.breaker,
+        )
+
+    def _waiting(self, key: str) -> str:
+        return self.live.waiting.get(key, "") if self.live and self.is_alive else ""
+
+    def _breaker(self, key: str) -> Breaker | None:
+        return self.live.breakers.get(f"table:{key}") if self.live else None
+
+    def _running(
+        self, key: str, known: TableHistory | None, expected: float | None
+    ) -> Running | None:
+        """The run that goes on: as the service says, or else one that has begun lately."""
+        if self.live and self.is_alive and key in self.live.running:
+            return self.live.running[key]
+        begun = known.open[-1] if known and known.open else None
+        if begun is None or self._has_died(begun.began, expected):
+            return None
+        return Running(begun.command, begun.run_id, begun.began, due=begun.scheduled)
+
+    def _has_died(self, began: datetime, expected: float | None) -> bool:
+        longest = max(_DIED_AFTER, 3 * (expected or 0))
+        return (self.now - began).total_seconds() > longest
+
+    def _times(self, table: TableLike, outlook: Outlook, running: Running | None) -> Times:
+        if table.settings.pattern == "streaming":
+            return self._stream_times(table, outlook)
+        now, due = self.now, outlook.due
+        next_due = self.outlooks.times.around(outlook.schedule, now)[1]
+        is_late = outlook.deadline is not None and outlook.deadline < now
+        is_due = due is not None and due <= now
+        end = None
+        if outlook.expected is not None:
+            begin = running.began if running else None if is_due else next_due
+            end = expected_end(begin, outlook.expected, now)
+        will_be_late = (
+            not is_late
+            and end is not None
+            and outlook.deadline is not None
+            and (is_due or running is not None)
+            and end > outlook.deadline
+        )
+        return Times(
+            as_of=outlook.as_of,
+            due=due,
+            age=max(0.0, (now - due).total_seconds()) if due else None,
+            deadline=outlook.deadline,
+            late=outlook.late if is_late else None,
+            will_be_late=will_be_late,
+            next_due=next_due,
+            expected_end=end,
+        )
+
+    def _stream_times(self, table: TableLike, outlook: Outlook) -> Times:
+        stream = self.live.streams.get(table.source) if self.live and self.is_alive else None
+        point = self.history.streams.get(table.source) if self.history else None
+        as_of, is_quiet = None, False
+        if stream and (not stream.tables or {table.key, table.label} & set(stream.tables)):
+            as_of = stream.as_of
+            is_quiet = not stream.error and not stream.changes_per_second
+        if as_of is None and point and table.target in point.targets:
+            as_of = point.as_of
+        if as_of is None:
+            return Times(is_stream_known=stream is not None or point is not None)
+        age = (self.now - as_of).total_seconds()
+        late = late_stream(as_of, outlook.limit, self.now)
+        return Times(
+            as_of=as_of,
+            age=age,
+            deadline=as_of + outlook.limit,
+            late=late,
+            is_quiet=is_quiet,
+            is_stream_known=True,
+        )

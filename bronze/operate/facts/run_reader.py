@@ -1,0 +1,162 @@
+"""Reads ``governance.runs`` with little memory: the last records of each table, however many there
+are.
+
+First only the columns that tell records, tables and times apart are read, of the newest files
+first: most tables have their last records after a few of them, and of older records only those of
+other tables are looked at. Then the chosen records are read whole, in the order of their times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from bronze.delta import files
+from bronze.governance.tables import runs
+from bronze.governance.tables.runs import RunRecord
+from bronze.model.files import StoredFile
+from bronze.model.locations import Place
+
+LAST = 100
+"""How many records of each table and command are kept."""
+
+_TABLE = ("command", "source_system", "target_table")
+_RUN = ("run_id", "source_table", *_TABLE)
+_TIME = "recorded_timestamp"
+_NAMES = [name for name, _ in runs.COLUMNS]
+_COLUMNS = [name for name in _NAMES if name != _TIME]
+_FIELDS = [name.removesuffix("_timestamp") for name in _COLUMNS]
+_MERGED_ROWS = 40_000
+_Group = tuple[StoredFile, int]
+"""A row group of a file."""
+
+
+def last_records(place: Place, stored: Sequence[StoredFile]) -> Iterator[pl.DataFrame]:
+    """The last `LAST` records of each table and command, with all columns, in the order in which
+    they were written; of a run of a table only the last record.
+
+    Args:
+        place: the table.
+        stored: its files, the newest first.
+
+    Raises:
+        FileDamaged, LakeUnreachable: it cannot be read.
+    """
+    last, groups = _Last(), list[_Group]()
+    for file in stored:
+        parquet = files.open_parquet(place, file)
+        for group in range(parquet.num_row_groups):
+            last.add(_keys(parquet, group, len(groups), last.floors))
+            groups.append((file, group))
+    chosen = last.keys().partition_by("group", as_dict=True)
+    begins = sorted((keys[_TIME].min(), number) for (number,), keys in chosen.items())
+    parts = (_chosen(place, groups[number], chosen[number,]["row"]) for _, number in begins)
+    yield from _in_order(parts)
+
+
+def of_rows(rows: pl.DataFrame) -> list[RunRecord]:
+    """The rows as records, in their order."""
+    return [
+        RunRecord(**dict(zip(_FIELDS, row, strict=True))) for row in rows.select(_COLUMNS).rows()
+    ]
+
+
+def merge(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """The records that count of rows with all columns, in the order in which they were written."""
+    rows = pl.concat(frames).sort(_TIME, maintain_order=True)
+    return rows.unique(_RUN, keep="last", maintain_order=True)
+
+
+class _Last:
+    """Collects the keys of the last records of each table."""
+
+    def __init__(self) -> None:
+        self._kept: list[pl.DataFrame] = []
+        self._new_rows = 0
+        self.floors: pl.DataFrame | None = None
+        """The time of the earliest record of each table that has `LAST`: earlier ones are out."""
+
+    def add(self, keys: pl.DataFrame) -> None:
+        self._kept.append(keys)
+        self._new_rows += keys.height
+        if self._new_rows >= _MERGED_ROWS:
+            self._merge()
+
+    def keys(self) -> pl.DataFrame:
+        self._merge()
+        return self._kept[0]
+
+    def _merge(self) -> None:
+        empty = pl.DataFrame(schema=_KEY_SCHEMA)
+        kept = (
+            pl.concat([empty, *self._kept])
+            .sort(_TIME, maintain_order=True)
+            .unique("run", keep="last", maintain_order=True)
+            .filter(pl.int_range(pl.len()).reverse().over("table") < LAST)
+        )
+        counts = kept.group_by("table").agg(pl.col(_TIME).min().alias("floor"), pl.len())
+        self.floors = counts.filter(pl.col("len") >= LAST).drop("len")
+        self._kept, self._new_rows = [kept], 0
+
+
+_KEY_SCHEMA = {
+    "group": pl.UInt32(),
+    "row": pl.UInt32(),
+    "run": pl.UInt64(),
+    "table": pl.UInt64(),
+    _TIME: pl.Datetime("us", "UTC"),
+}
+
+
+def _keys(
+    parquet: pq.ParquetFile, group: int, number: int, floors: pl.DataFrame | None
+) -> pl.DataFrame:
+    """The keys of the rows of a row group that may be among the last ones."""
+    table = _read(parquet, group, (*_TABLE, _TIME))
+    keys = table.select(
+        pl.int_range(pl.len(), dtype=pl.UInt32()).alias("row"), _hash(_TABLE).alias("table"), _TIME
+    )
+    if floors is not None:
+        keys = keys.join(floors, on="table", how="left", maintain_order="left").filter(
+            pl.col("floor").is_null() | (pl.col(_TIME) >= pl.col("floor"))
+        )
+    if not keys.height:
+        return pl.DataFrame(schema=_KEY_SCHEMA)
+    runs_of_rows = _read(parquet, group, _RUN).select(_hash(_RUN).alias("run"))["run"]
+    return keys.with_columns(
+        pl.lit(number, pl.UInt32()).alias("group"), runs_of_rows[keys["row"]].alias("run")
+    ).select(list(_KEY_SCHEMA))
+
+
+def _hash(names: Sequence[str]) -> pl.Expr:
+    return pl.concat_str(*names, separator="\0").hash()
+
+
+def _chosen(place: Place, group: _Group, rows: pl.Series) -> pl.DataFrame:
+    file, number = group
+    # The parts that are not chosen are not kept in memory.
+    return _read(files.open_parquet(place, file), number, _NAMES)[rows.sort()]
+
+
+def _in_order(parts: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The rows of parts in the order of their times; the parts are in the order of their first."""
+    waiting: pl.DataFrame | None = None
+    for part in parts:
+        if waiting is not None:
+            is_before = pl.col(_TIME) < part[_TIME].min()
+            yield waiting.filter(is_before)
+            part = pl.concat([waiting.filter(~is_before), part])
+        waiting = part.sort(_TIME, maintain_order=True)
+    if waiting is not None:
+        yield waiting
+
+
+def _read(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> pl.DataFrame:
+    layout = [column for column in runs.COLUMNS if column[0] in columns]
+    parts = [
+        pl.DataFrame(part)
+        for _, part in files.parts(parquet, layout, columns=columns, groups=[group])
+    ]
+    return pl.concat(parts)

@@ -1,0 +1,1 @@
+"""The service itself: its loop, and what it runs."""

@@ -1,0 +1,198 @@
+"""What the threads of the service share: what is known, what runs, and what is wrong."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import uuid4
+
+from bronze.config.serve import BreakerSettings
+from bronze.config.settings import Settings
+from bronze.execution.memory_shares import MemoryShares
+from bronze.execution.permits import Permits
+from bronze.governance import actor
+from bronze.governance.tables.controls import ControlRecord
+from bronze.model.results import Failure
+from bronze.operate.service.streams import Stream
+from bronze.operate.service.timing import Clock
+from bronze.operate.service.windows import Limit
+from bronze.operate.service.works import Work
+from bronze.operate.tables import requests
+from bronze.operate.tables.catalog import ServedTable
+from bronze.operate.tables.guards import Guards
+from bronze.operate.tables.requests import TableRequests
+from bronze.operate.tables.states import TableState
+from bronze.operate.view import Live, PermitFacts, Resources, Running, StreamFacts
+from bronze.version import VERSION
+
+UNREAD = "what ran before has not been read from the lake yet"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that only the service itself knows to be wrong: since when, until when it is told,
+    and a sentence.
+    """
+
+    since: datetime
+    until: datetime
+    text: str
+
+
+def streaming_sources(settings: Settings) -> set[str]:
+    """The sources that may have streamed tables, by the config."""
+    found: set[str] = set()
+    for key, table in settings.tables.items():
+        if table.pattern == "streaming":
+            named = {name for name in settings.source if key.startswith(f"{name}.")}
+            found |= named or set(settings.source)
+    return found
+
+
+@dataclass(eq=False)
+class Board:
+    """What is known. Whoever reads or changes it has the lock of ``changed``, and notifies it.
+
+    ``tables`` are by source, None for a source that was not listed yet; ``states`` by key, those of
+    chores by name. ``streams`` are by source, ``retries`` when a stream begins again, by the
+    monotonic clock. ``unread`` says why nothing begins, "" if it may. ``troubles`` are by the kind
+    of their alert. ``outcomes`` are the errors of what has ended, for ``--once``.
+    """
+
+    settings: Settings
+    clock: Clock
+    once: bool
+    began: datetime
+    service: str = field(default_factory=lambda: uuid4().hex)
+    changed: threading.Condition = field(
+        default_factory=lambda: threading.Condition(threading.RLock())
+    )
+    permits: Permits = field(default_factory=lambda: Permits(1))
+    shares: MemoryShares = field(init=False)
+    guards: Guards = field(default_factory=lambda: Guards(BreakerSettings()))
+    tables: dict[str, tuple[ServedTable, ...] | None] = field(default_factory=dict)
+    source_errors: dict[str, Failure] = field(default_factory=dict)
+    states: dict[str, TableState] = field(default_factory=dict)
+    controls: list[ControlRecord] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
+    streams: dict[str, Stream] = field(default_factory=dict)
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    resources: Resources | None = None
+    limit: Limit | None = None
+    unread: str = UNREAD
+    config_error: str = ""
+    lake_error: str = ""
+    lake_seen: bool = False
+    troubles: dict[str, Trouble] = field(default_factory=dict)
+    outcomes: list[Failure | None] = field(default_factory=list)
+    is_dirty: bool = True
+    is_stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.divide_memory()
+
+    def divide_memory(self) -> None:
+        """Divides the memory among streams and works, as the config has it now.
+
+        Raises:
+            ConfigError: it is too small.
+        """
+        serve = self.settings.serve
+        chores = bool(serve.schedule.maintain) + bool(serve.schedule.verify)
+        streams = len(streaming_sources(self.settings))
+        self.shares = MemoryShares(self.settings.run.memory, streams, serve.runs + chores)
+
+    def touch(self) -> None:
+        """Has the loop look again; under the lock."""
+        self.is_dirty = True
+        self.changed.notify_all()
+
+    @property
+    def now(self) -> datetime:
+        """The time of the wall clock."""
+        return self.clock.now()
+
+    def state(self, key: str) -> TableState:
+        """The state of a table or chore."""
+        return self.states.setdefault(key, TableState())
+
+    def all_tables(self) -> list[ServedTable]:
+        """The tables of all sources that are known."""
+        return [table for tables in self.tables.values() for table in tables or ()]
+
+    def requests(self, tables: Iterable[ServedTable]) -> dict[str, TableRequests]:
+        """What operators have asked of tables, by key."""
+        by_subject: dict[str, list[ControlRecord]] = {}
+        for record in self.controls:
+            by_subject.setdefault(record.subject, []).append(record)
+        now, found = self.now, {}
+        for table in tables:
+            names = [name for name in dict.fromkeys(table.names) if name in by_subject]
+            if names:
+                records = [record for name in names for record in by_subject[name]]
+                records.sort(key=lambda record: (record.requested, record.control_id))
+                found[table.key] = requests.of_table(table, records, now)
+        return found
+
+    def live(self) -> Live:
+        """What the service knows now, as a value."""
+        with self.changed:
+            now = self.now
+            return Live(
+                service=self.service,
+                host=actor.host(),
+                pid=os.getpid(),
+                version=VERSION,
+                began=self.began,
+                at=now,
+                running=self._running(),
+                waiting={**self.waiting, **self._not_followed()},
+                retries={
+                    key: state.retry_at
+                    for key, state in self.states.items()
+                    if state.retry_at and not state.running
+                },
+                streams=self._stream_facts(),
+                breakers=dict(self.guards.breakers),
+                resources=self.resources,
+                permits=self._permit_facts(),
+                config_error=self.config_error,
+                lake_error=self.lake_error,
+                source_errors=dict(self.source_errors),
+                is_stopping=self.is_stopping,
+            )
+
+    def _running(self) -> dict[str, Running]:
+        found: dict[str, Running] = {}
+        for work in self.works:
+            found.update(work.progress)
+        for stream in self.streams.values():
+            for table in stream.tables:
+                if table.label in stream.progress:
+                    found[table.key] = stream.progress[table.label]
+        return found
+
+    def _not_followed(self) -> dict[str, str]:
+        return {
+            table.key: f"it is not followed: {stream.failed[table.label].message}"
+            for stream in self.streams.values()
+            for table in stream.tables
+            if table.label in stream.failed
+        }
+
+    def _stream_facts(self) -> dict[str, StreamFacts]:
+        return {source: stream.facts for source, stream in self.streams.items()}
+
+    def _permit_facts(self) -> PermitFacts | None:
+        if self.limit is None:
+            return None
+        return PermitFacts(
+            self.permits.in_use,
+            self.permits.limit,
+            self.permits.wanted,
+            self.limit.cap,
+            self.limit.window,
+        )

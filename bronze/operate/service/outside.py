@@ -1,0 +1,191 @@
+"""What the service looks at again and again, each in a thread of its own: sources, lake, requests.
+
+A source is listed each half minute, which is also how it is known to be reachable. After a failure
+it is asked every few seconds until its breaker opens, and then after each rest.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+
+from bronze.api.progress import LOG
+from bronze.config.settings import Settings
+from bronze.errors import BronzeError, ConfigError
+from bronze.model.results import Failure
+from bronze.operate import beat, controls
+from bronze.operate.breaker import Outcome
+from bronze.operate.service.board import Board
+from bronze.operate.service.timing import Routine
+from bronze.operate.tables import catalog, probes, requests
+from bronze.operate.tables.guards import LAKE, source_subject, table_subject
+
+_LISTED_EVERY = 30.0
+_AGAIN = 5.0
+_BEAT_EVERY = 15.0
+_SOON = 1.0
+_CONTROLS_EVERY = 3.0
+_OTHER_LOOKS = 4.0
+_TOLD_FOR = timedelta(minutes=10)
+
+
+class Outside:
+    """The routines that look at sources and at the lake."""
+
+    def __init__(self, board: Board) -> None:
+        """Routines for a board; `start` begins them."""
+        self._board = board
+        self._version: int | None = -1
+        self.lake = Routine("lake", self._look_at_lake)
+        self.controls = Routine("controls", self._read_controls)
+        self.sources: dict[str, Routine] = {}
+
+    @property
+    def routines(self) -> list[Routine]:
+        """All that run."""
+        return [self.lake, self.controls, *self.sources.values()]
+
+    def start(self) -> None:
+        """Begins to look."""
+        self.lake.start()
+        self.controls.start()
+        self.follow_sources(self._board.settings)
+
+    def follow_sources(self, settings: Settings) -> None:
+        """Looks at the sources that a config has, and at no other."""
+        for name in [name for name in self.sources if name not in settings.source]:
+            self.sources.pop(name).stop()
+            with self._board.changed:
+                self._board.tables.pop(name, None)
+                self._board.source_errors.pop(name, None)
+        for name in settings.source:
+            if name not in self.sources:
+                with self._board.changed:
+                    self._board.tables.setdefault(name, None)
+                look = partial(self._look_at_source, name)
+                self.sources[name] = Routine(f"source {name}", look)
+                self.sources[name].start()
+
+    # Sources
+
+    def _look_at_source(self, name: str) -> float | None:
+        board, subject = self._board, source_subject(name)
+        with board.changed:
+            settings, began = board.settings, board.now
+            known = board.guards.of(subject)
+            if known.until and began < known.until:
+                return min(_LISTED_EVERY, (known.until - began).total_seconds())
+            board.guards.begin(subject, began)
+        tables, failure, mistake = None, None, ""
+        try:
+            tables = catalog.listed(settings, name)
+        except ConfigError as error:
+            mistake = f"{error.message} {error.hint}".strip()
+        except BronzeError as error:
+            failure = error.failure()
+        with board.changed:
+            if name not in board.settings.source or board.settings is not settings:
+                board.guards.give_up(subject)
+                return 0.0
+            self._note_source(name, tables, failure, mistake)
+            board.guards.end(subject, Outcome(began, board.now, failure is not None))
+            board.touch()
+            return _AGAIN if failure or mistake else _LISTED_EVERY
+
+    def _note_source(
+        self,
+        name: str,
+        tables: tuple[catalog.ServedTable, ...] | None,
+        failure: Failure | None,
+        mistake: str,
+    ) -> None:
+        board = self._board
+        before = board.source_errors.get(name)
+        error = failure or (Failure("ConfigError", mistake, "") if mistake else None)
+        if error is not None:
+            board.source_errors[name] = error
+            if before is None or before.message != error.message:
+                LOG.error("source cannot be read", source=name, error=error.message)
+            return
+        if board.source_errors.pop(name, None):
+            LOG.info("source is back", source=name)
+        known = {table.key for table in board.tables.get(name) or ()}
+        listed = {table.key for table in tables or ()}
+        if board.tables.get(name) is not None:
+            for key in sorted(listed - known):
+                LOG.info("table is new", table=key)
+            for key in sorted(known - listed):
+                LOG.warning("table is gone from the source", table=key)
+        board.tables[name] = tables
+
+    # The lake
+
+    def _look_at_lake(self) -> float | None:
+        board = self._board
+        with board.changed:
+            settings, began, seen = board.settings, board.now, board.lake_seen
+            known = board.guards.of(LAKE)
+            if known.until and began < known.until:
+                return min(_BEAT_EVERY, (known.until - began).total_seconds())
+            board.guards.begin(LAKE, began)
+        failure = probes.lake_failure(settings, has_been=seen)
+        if failure is None and not board.unread:
+            failure = self.write_beat()
+        with board.changed:
+            message = failure.message if failure else ""
+            if message and not board.lake_error:
+                LOG.error("lake cannot be written", error=message)
+            elif board.lake_error and not message:
+                LOG.info("lake is back")
+            board.lake_error = message
+            board.lake_seen = board.lake_seen or failure is None
+            board.guards.end(LAKE, Outcome(began, board.now, failure is not None))
+            board.touch()
+            # The first beat comes as soon as it is known what ran before.
+            return _AGAIN if failure else _SOON if board.unread else _BEAT_EVERY
+
+    def write_beat(self) -> Failure | None:
+        """Writes what the service knows into the lake; why that is not possible."""
+        try:
+            beat.write(self._board.settings, self._board.live())
+        except BronzeError as error:
+            return error.failure()
+        return None
+
+    def _read_controls(self) -> float | None:
+        board = self._board
+        with board.changed:
+            settings = board.settings
+            if board.lake_error:
+                return _CONTROLS_EVERY
+        with suppress(BronzeError):
+            version = requests.version(settings)
+            if version != self._version:
+                records = controls.read(settings)
+                self._version = version
+                with board.changed:
+                    board.controls = records
+                    self._reset_breakers()
+                    board.touch()
+        return _CONTROLS_EVERY
+
+    def _reset_breakers(self) -> None:
+        board = self._board
+        for key, asked in board.requests(board.all_tables()).items():
+            subject = table_subject(key)
+            known = board.guards.of(subject)
+            if asked.reset and known.failed_at and known.failed_at < asked.reset:
+                board.guards.reset(subject)
+                state = board.state(key)
+                state.died = 0
+                state.retry_at = board.now
+                LOG.info("breaker is closed by request", table=key)
+
+
+MAINTAIN = "maintain"
+
+
+def verify_name(source: str) -> str:
+    """The name of the verification of a source."""
+    return f"verify {source}"

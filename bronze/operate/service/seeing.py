@@ -1,0 +1,223 @@
+"""Reads the records of the lake, has the tables go on after their last runs, and makes the view
+that the dashboard and the alerts are made from.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from bronze.api.progress import LOG
+from bronze.errors import BronzeError
+from bronze.governance import actor
+from bronze.governance.tables.controls import ControlRecord
+from bronze.governance.tables.runs import Command, RunRecord
+from bronze.operate import beat, controls
+from bronze.operate.alerts.life import Alert
+from bronze.operate.current import view_of
+from bronze.operate.facts.outlook import Outlooks
+from bronze.operate.history import History
+from bronze.operate.service.board import Board, Trouble
+from bronze.operate.service.outside import MAINTAIN, verify_name
+from bronze.operate.service.timing import Routine
+from bronze.operate.tables import catalog, states
+from bronze.operate.view import Live, View
+
+_SEEN_EVERY = 1.0
+_LONGEST = 5.0
+_SHARE = 0.01
+_READ_EVERY = 5.0
+_SOON = 0.1
+_AGAIN = 5.0
+_OTHER_LOOKS = 4.0
+_TOLD_FOR = timedelta(minutes=10)
+_Runs = Mapping[str, Sequence[RunRecord]]
+
+
+class Seeing:
+    """The history of the lake, and the view of now."""
+
+    def __init__(self, board: Board) -> None:
+        """Nothing is read yet."""
+        self._board = board
+        self.alerts: Callable[[], Iterable[Alert]] = lambda: ()
+        self._history = History(board.settings)
+        self._outlooks = Outlooks()
+        self._lock = threading.Lock()
+        self._read_at = 0.0
+        self._other: Live | None = None
+        self._view: View | None = None
+        self.routine = Routine("records", self._look)
+
+    @property
+    def view(self) -> View:
+        """What is so now, or was a moment ago."""
+        return self._view or self._make_view(None)
+
+    def runs(self, key: str) -> tuple[RunRecord, ...]:
+        """The last runs of a table, the newest first."""
+        with self._lock:
+            return self._history.runs(key)[::-1]
+
+    def _look(self) -> float | None:
+        board = self._board
+        if board.unread:
+            pause = self._begin()
+            if board.unread:
+                self._view = self._make_view(None)
+                return pause
+        elif time.monotonic() - self._read_at >= _READ_EVERY and not board.lake_error:
+            self._read()
+        began = time.monotonic()
+        with self._lock:
+            self._know_tables()
+            self._view = self._make_view(self._history)
+        # With thousands of tables it is made less often, so that it takes little of a processor.
+        return max(_SEEN_EVERY, min(_LONGEST, (time.monotonic() - began) / _SHARE))
+
+    def _know_tables(self) -> None:
+        """Has tables known by their records while the source has not been reached yet."""
+        board = self._board
+        with board.changed:
+            for name in board.settings.source:
+                if board.tables.get(name) is None and name in board.source_errors:
+                    names = [(t.source, t.label) for t in self._history.tables.values()]
+                    tables = catalog.recorded(board.settings, names)
+                    board.tables[name] = tuple(t for t in tables if t.source == name)
+                    board.touch()
+
+    def _make_view(self, history: History | None) -> View:
+        board = self._board
+        with board.changed:
+            tables, records = board.all_tables(), list(board.controls)
+            settings, now = board.settings, board.now
+        live, alerts = board.live(), self.alerts()
+        return view_of(settings, tables, history, live, records, alerts, now, self._outlooks)
+
+    def _read(self) -> None:
+        self._read_at = time.monotonic()
+        try:
+            with self._lock:
+                self._history.refresh()
+        except BronzeError as error:
+            LOG.warning("records of runs cannot be read", error=error.message)
+
+    def _begin(self) -> float:
+        """Reads once what ran before, again and again until that succeeds."""
+        board = self._board
+        if not board.lake_seen:
+            # A lake that does not exist yet is made by the first look at it.
+            return _AGAIN if board.lake_error else _SOON
+        try:
+            is_alone = self._is_alone()
+            if is_alone is None:
+                return _OTHER_LOOKS
+            with self._lock:
+                self._history.refresh()
+                known = {**self._history.all_runs()}
+                chores = [*self._all_runs("verify"), *self._all_runs("maintain")]
+            if not is_alone:
+                # What has only begun may be the other's, and go on.
+                known = {k: [r for r in runs if r.status != "began"] for k, runs in known.items()}
+            records = controls.read(board.settings)
+        except BronzeError as error:
+            if not board.lake_error:
+                LOG.warning("records of runs cannot be read", error=error.message)
+            with board.changed:
+                board.unread = f"what ran before cannot be read from the lake: {error.message}"
+                board.touch()
+            return _AGAIN
+        with board.changed:
+            self._begin_after(known, chores, records)
+            board.unread = ""
+            board.touch()
+        self._read_at = time.monotonic()
+        return _SEEN_EVERY
+
+    def _all_runs(self, command: Command) -> list[RunRecord]:
+        found = self._history.all_runs(command)
+        return [record for records in found.values() for record in records]
+
+    def _begin_after(
+        self, known: _Runs, chores: Sequence[RunRecord], records: list[ControlRecord]
+    ) -> None:
+        """Has the tables go on after their last runs."""
+        board, now = self._board, self._board.now
+        board.controls = records
+        resets: dict[str, datetime] = {
+            key: asked.reset
+            for key, asked in board.requests(board.all_tables()).items()
+            if asked.reset
+        }
+        since = {
+            key: [r for r in runs if key not in resets or r.began > resets[key]]
+            for key, runs in known.items()
+        }
+        board.guards.rebuild(since, now)
+        first = min((r.began for runs in known.values() for r in runs), default=None)
+        for key, runs in since.items():
+            board.states[key] = states.state_of(runs, now)
+        by_name = _by_chore(chores)
+        for name in (MAINTAIN, *map(verify_name, board.settings.source)):
+            board.states[name] = states.chore_state(by_name.get(name, ()), first, now)
+
+    def _is_alone(self) -> bool | None:
+        """Whether no other service has this lake; None while that is not known.
+
+        What the last service wrote is read. If it has not ended, but does not write any more, its
+        process has died.
+        """
+        board, now = self._board, self._board.now
+        last = beat.read(board.settings)
+        if last is None or last.is_stopping or last.service == board.service:
+            return True
+        if _is_alive_here(last) and now - last.at < 2 * beat.ALIVE:
+            self._warn_of(last)
+            return False
+        if last.host != actor.host() and now - last.at < beat.ALIVE:
+            if self._other and self._other.service == last.service and self._other.at != last.at:
+                self._warn_of(last)
+                return False
+            self._other = self._other or last
+            return None
+        text = f"The service on {last.host} ended without a stop at about {last.at:%H:%M:%S} UTC"
+        in_flight = ", ".join(sorted(last.running))
+        text += f", while these tables ran: {in_flight}." if in_flight else "."
+        LOG.error("process crashed", host=last.host, at=last.at.isoformat(), tables=in_flight)
+        with board.changed:
+            board.troubles["process_crashed"] = Trouble(last.at, now + _TOLD_FOR, text)
+        return True
+
+    def _warn_of(self, other: Live) -> None:
+        LOG.warning(
+            "another service works for this lake: each table may be read twice",
+            host=other.host,
+            pid=other.pid,
+        )
+
+
+def _by_chore(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """The records of verifications and maintenance that the service has begun, by name."""
+    found: dict[str, list[RunRecord]] = {}
+    for record in records:
+        if record.scheduled is not None:
+            is_verify = record.command == "verify"
+            name = verify_name(record.source_system) if is_verify else MAINTAIN
+            found.setdefault(name, []).append(record)
+    return found
+
+
+def _is_alive_here(other: Live) -> bool:
+    """Whether the process of another service lives on this machine."""
+    if other.host != actor.host() or other.pid == os.getpid():
+        return False
+    try:
+        os.kill(other.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

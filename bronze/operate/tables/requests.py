@@ -1,0 +1,124 @@
+"""What operators ask of tables: to pause and resume them, to run them now, to close breakers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from bronze.config.settings import Settings
+from bronze.delta import log, store
+from bronze.errors import BronzeError, ConfigError
+from bronze.governance.tables.controls import Action, ControlRecord
+from bronze.operate import controls
+from bronze.operate.history import History
+from bronze.operate.tables import catalog
+from bronze.operate.tables.catalog import ServedTable
+
+
+@dataclass(frozen=True)
+class TableRequests:
+    """What is asked of one table: the ``pause`` in force, when it was last to run ``now``, and when
+    its breaker was last to be closed.
+    """
+
+    pause: ControlRecord | None = None
+    now: datetime | None = None
+    reset: datetime | None = None
+
+
+def of_table(table: ServedTable, records: Iterable[ControlRecord], now: datetime) -> TableRequests:
+    """What is asked of a table, by all requests in their order."""
+    pause, asked, reset = None, None, None
+    for record in records:
+        if record.subject not in table.names:
+            continue
+        if record.action == "pause":
+            pause = record
+        elif record.action == "resume":
+            pause = None
+        elif record.action == "now":
+            asked = record.requested
+        elif record.action == "reset":
+            reset = record.requested
+    if pause and pause.until and pause.until <= now:
+        pause = None
+    return TableRequests(pause, asked, reset)
+
+
+def version(settings: Settings) -> int | None:
+    """The version of the table of requests, to know cheaply whether there are new ones.
+
+    Raises:
+        LakeError, LakeUnreachable: it cannot be read.
+    """
+    place = controls.place(settings)
+    if store.is_missing(place):
+        return None
+    state = log.read(place)
+    return state.version if state else None
+
+
+def request(
+    settings: Settings,
+    action: Action,
+    tables: Sequence[str],
+    *,
+    until: datetime | None = None,
+    reason: str = "",
+) -> list[ControlRecord]:
+    """Asks something of tables, with a record of each in the audit log.
+
+    Args:
+        settings: the config.
+        action: what is asked.
+        tables: their names.
+        until: when a pause ends, if it does.
+        reason: why.
+
+    Raises:
+        ConfigError: there is no such table, or the end of a pause is not in the future.
+        LakeError, LakeUnreachable: it cannot be written.
+    """
+    if until is not None and until <= datetime.now(UTC):
+        raise ConfigError(f"The pause would have ended at {until.isoformat()} already.")
+    if action == "pause" and not reason.strip():
+        raise ConfigError("A pause needs a reason.", hint="Say it with --reason.")
+    known = known_tables(settings)
+    chosen = [catalog.named(known, name) for name in tables]
+    if action == "now":
+        for table in chosen:
+            if table.is_streamed:
+                raise ConfigError(
+                    f"Table {table.label} is streamed: its changes are applied all the time.",
+                    hint="`bronze now` is for tables of the other patterns.",
+                )
+    return [
+        controls.request(settings, action, key, until=until, reason=reason)
+        for key in dict.fromkeys(table.key for table in chosen)
+    ]
+
+
+def known_tables(settings: Settings) -> list[ServedTable]:
+    """The tables of all sources, from their catalogs; of those that cannot be reached, the tables
+    that the lake knows.
+
+    Raises:
+        ConfigError: a schema of the config does not exist.
+        LakeError, LakeUnreachable: the lake cannot be read.
+    """
+    tables: list[ServedTable] = []
+    known: tuple[ServedTable, ...] | None = None
+    for source in settings.source:
+        try:
+            tables += catalog.listed(settings, source)
+        except ConfigError:
+            raise
+        except BronzeError:
+            if known is None:
+                history = History(settings)
+                history.refresh()
+                names = [(table.source, table.label) for table in history.tables.values()]
+                known = catalog.recorded(settings, names)
+            tables += [table for table in known if table.source == source]
+    return tables

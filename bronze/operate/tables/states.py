@@ -1,0 +1,195 @@
+"""What the service knows of each table between two runs, and what the scheduler makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from random import uniform
+
+from bronze.config.settings import Settings
+from bronze.governance.tables.runs import RunRecord
+from bronze.model.results import Failure
+from bronze.operate import freshness
+from bronze.operate.scheduler import TableClock
+from bronze.operate.tables import guards
+from bronze.operate.tables.catalog import ServedTable
+from bronze.operate.tables.guards import LAKE, Guards, source_subject, table_subject
+from bronze.operate.tables.requests import TableRequests
+
+CHORE_PRIORITY = 9
+_USUAL = freshness.USUAL_RUNS
+
+
+@dataclass
+class TableState:
+    """A table: ``begun_for`` is the due time that its last run began for, ``attempt`` which attempt
+    that was, ``retry_at`` when it is tried again. ``durations`` are the seconds of its last runs.
+    ``died`` is in how many runs in a row the process has died.
+    """
+
+    begun_for: datetime | None = None
+    running: bool = False
+    attempt: int = 0
+    retry_at: datetime | None = None
+    failure: Failure | None = None
+    durations: list[float] = field(default_factory=list)
+    died: int = 0
+
+    def add_duration(self, seconds: float) -> None:
+        """Adds that of a run that has landed."""
+        self.durations = [*self.durations, seconds][-_USUAL:]
+
+
+def state_of(records: Sequence[RunRecord], now: datetime) -> TableState:
+    """What the records of a table's runs tell when the service begins.
+
+    A run that was stopped, whose process died or whose error passes is tried again at once.
+    """
+    own = [record for record in records if record.command == "run"]
+    if not own:
+        return TableState()
+    last = own[-1]
+    begun = max(record.scheduled or record.began for record in own)
+    landed = [r for r in own if r.status in ("landed", "unchanged") and r.ended]
+    state = TableState(begun, attempt=last.attempt, died=len(guards.crashes(own)))
+    state.durations = [(r.ended - r.began).total_seconds() for r in landed[-_USUAL:] if r.ended]
+    has_died = last.status == "began" and guards.is_of_service(last)
+    can_pass = last.status == "failed" and guards.can_pass(last.error_kind)
+    if has_died or can_pass or (last.status == "stopped" and guards.is_of_service(last)):
+        state.retry_at = now
+    return state
+
+
+def retry_pause(attempt: int, delay: float, longest: float) -> timedelta:
+    """How long a failed table waits for its next attempt: up to twice as long each time, at random
+    (full jitter), so that many that failed together do not come back together.
+    """
+    most = min(longest, max(delay, 1.0) * 2.0 ** min(attempt, 16))
+    return timedelta(seconds=uniform(0, most))  # noqa: S311 - no secret depends on it
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What decides about all tables at one moment.
+
+    ``requests`` are by key. ``room`` says why a source has no connection for a further run, "" if
+    it has. ``unread`` is why nothing can run yet, ``ending`` whether nothing begins any more.
+    """
+
+    now: datetime
+    guards: Guards
+    requests: Mapping[str, TableRequests]
+    room: Mapping[str, str]
+    unread: str = ""
+
+
+def clocks_of(
+    settings: Settings,
+    tables: Iterable[ServedTable],
+    states: Mapping[str, TableState],
+    outlook: Outlook,
+) -> list[TableClock]:
+    """The clocks of all tables that are not streamed, for the scheduler.
+
+    What runs alone (a table whose breaker is half-open, or in whose run the process has died) has
+    a ``source`` of its own there, so that no other table is in its run.
+    """
+    clocks = []
+    suspect = _first_suspect(states)
+    for table in tables:
+        if table.is_streamed:
+            continue
+        state = states.get(table.key, TableState())
+        asked = outlook.requests.get(table.key, TableRequests())
+        blocked, until = _blocked(table, state, asked, outlook)
+        if not blocked and state.died and suspect not in (None, table.key):
+            blocked = f"{suspect} runs alone first, because the process ended in its run"
+        is_new = asked.now and (state.begun_for is None or asked.now > state.begun_for)
+        alone = state.died or outlook.guards.of(table_subject(table.key)).until is not None
+        clocks.append(
+            TableClock(
+                table=table.key,
+                source=table.key if alone else table.source,
+                schedule=settings.schedule_of(table.settings),
+                priority=table.settings.priority,
+                sla=table.settings.sla,
+                expected=freshness.expected_seconds(state.durations) or 0.0,
+                begun_for=state.begun_for,
+                running=state.running,
+                retry_at=state.retry_at,
+                requested=asked.now if is_new else None,
+                blocked=blocked,
+                blocked_until=until,
+            )
+        )
+    return clocks
+
+
+def _first_suspect(states: Mapping[str, TableState]) -> str | None:
+    """The table that runs now of those in whose runs the process died, if one does."""
+    return next((key for key, state in states.items() if state.died and state.running), None)
+
+
+def _blocked(
+    table: ServedTable, state: TableState, asked: TableRequests, outlook: Outlook
+) -> tuple[str, datetime | None]:
+    """Why a table may not run now, "" if it may; and when this is looked at again."""
+    now, known = outlook.now, outlook.guards
+    if outlook.unread:
+        return outlook.unread, None
+    if asked.pause:
+        by = f"it is paused by {asked.pause.actor}"
+        return f"{by}: {asked.pause.reason}" if asked.pause.reason else by, asked.pause.until
+    lake, source = known.of(LAKE), known.of(source_subject(table.source))
+    if lake.until:
+        return "the lake cannot be reached", None
+    if source.until:
+        return f"source {table.source} cannot be reached", None
+    own = known.of(table_subject(table.key))
+    if not own.may_begin(now) and not state.running:
+        return _rest(own.failures, state, own.until), own.until
+    return outlook.room.get(table.source, ""), None
+
+
+def _rest(failures: int, state: TableState, until: datetime | None) -> str:
+    tried = f"; it is tried alone at {until:%H:%M:%S} UTC" if until else ""
+    if state.died >= guards.POISON:
+        return f"it is quarantined: the process ended in {state.died} of its runs{tried}"
+    return f"it is quarantined after {failures} failures in a row{tried}"
+
+
+def chore_clock(
+    settings: Settings, name: str, source: str, text: str, state: TableState, blocked: str
+) -> TableClock:
+    """The clock of a verification of a source, or of the maintenance of the lake."""
+    return TableClock(
+        table=name,
+        source=source,
+        schedule=settings.serve.schedule_of(text),
+        priority=CHORE_PRIORITY,
+        begun_for=state.begun_for,
+        running=state.running,
+        retry_at=state.retry_at,
+        blocked=blocked,
+    )
+
+
+def chore_state(records: Iterable[RunRecord], first: datetime | None, now: datetime) -> TableState:
+    """When a chore was last begun for.
+
+    Args:
+        records: its own.
+        first: when the first run of the lake began: before, there was nothing to do.
+        now: the time.
+    """
+    begun = [record.scheduled or record.began for record in records]
+    return TableState(max(begun, default=first or now))
+
+
+def ended(state: TableState, failure: Failure | None, seconds: float) -> TableState:
+    """The state after a run has ended; what failed is tried again by the caller's decision."""
+    state = replace(state, running=False, retry_at=None, failure=failure, died=0)
+    if failure is None:
+        state.add_duration(seconds)
+    return state

@@ -1,0 +1,147 @@
+"""What pages show beside the view and have to read from the lake. It is kept for a while, and read
+by one thread at a time; an error is a sentence on the page.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Any, Generic, TypeVar
+
+from bronze.config.settings import Settings
+from bronze.delta import log
+from bronze.delta.commit import facts_of
+from bronze.errors import BronzeError
+from bronze.governance import audit_state
+from bronze.governance.tables.audit_log import AuditRecord
+from bronze.operate import controls
+from bronze.operate.alerts import store
+from bronze.operate.alerts.life import Alert, Silence
+
+KEPT = 15.0
+"""For how many seconds something that was read is shown."""
+_VERSIONS = 20
+_RECORDS = 200
+_ENTRIES = 100
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reading(Generic[T]):
+    """Something that was read, or the sentence why it was not."""
+
+    value: T
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a Bronze table: what was committed, when, how many rows it changed."""
+
+    number: int
+    at: datetime | None
+    operation: str
+    batch_id: str
+    rows: int
+    changes: tuple[str, ...]
+
+
+@dataclass
+class Facts:
+    """Reads of one lake."""
+
+    settings: Settings
+    clock: Callable[[], float] = time.monotonic
+    _kept: dict[Hashable, tuple[float, Reading[Any]]] = field(default_factory=dict)
+    _locks: dict[Hashable, Lock] = field(default_factory=dict)
+    _guard: Lock = field(default_factory=Lock)
+
+    def versions(self, target: str) -> Reading[tuple[Version, ...]]:
+        """The last versions of a Bronze table, the newest first."""
+        return self._read(("versions", target), lambda: _versions(self.settings, target), ())
+
+    def silences(self) -> Reading[tuple[Silence, ...]]:
+        """The silences that have not ended."""
+
+        def read() -> tuple[Silence, ...]:
+            now = datetime.now(UTC)
+            silences = controls.silences(controls.read(self.settings))
+            return tuple(silence for silence in silences if silence.until > now)
+
+        return self._read("silences", read, ())
+
+    def resolved(self) -> Reading[tuple[Alert, ...]]:
+        """The last resolved alert of each kind and subject, the newest first."""
+
+        def read() -> tuple[Alert, ...]:
+            known = (store.load(self.settings) or {}).values()
+            resolved = [(alert.resolved, alert) for alert in known if alert.resolved]
+            resolved.sort(key=lambda pair: pair[0], reverse=True)
+            return tuple(alert for _, alert in resolved if alert.state == "resolved")[:_ENTRIES]
+
+        return self._read("resolved", read, ())
+
+    def audit(self) -> Reading[tuple[AuditRecord, ...]]:
+        """The latest records of the audit log, the newest first."""
+
+        def read() -> tuple[AuditRecord, ...]:
+            state = log.read(audit_state.place(self.settings))
+            records = audit_state.records_of(state)[0] if state else []
+            return tuple(reversed(records[-_RECORDS:]))
+
+        return self._read("audit", read, ())
+
+    def _read(self, key: Hashable, read: Callable[[], T], nothing: T) -> Reading[T]:
+        with self._guard:
+            lock = self._locks.setdefault(key, Lock())
+        with lock:
+            known = self._kept.get(key)
+            if known and self.clock() - known[0] < KEPT:
+                return known[1]
+            try:
+                reading = Reading(read())
+            except BronzeError as error:
+                # What was read before is better than nothing.
+                reading = Reading(known[1].value if known else nothing, error.message)
+            self._kept[key] = (self.clock(), reading)
+            return reading
+
+
+def _versions(settings: Settings, target: str) -> tuple[Version, ...]:
+    schema, _, name = target.partition(".")
+    place = settings.place(schema, name)
+    state = log.read(place)
+    if state is None:
+        return ()
+    first = max(state.version - _VERSIONS + 1, 0)
+    entries = log.entries(place, range(state.version, first - 1, -1))
+    return tuple(_version(number, actions) for number, actions in entries if actions is not None)
+
+
+def _version(number: int, actions: Any) -> Version:
+    info = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+    facts = facts_of(info)
+    at = info.get("timestamp")
+    counts = [facts.get(name) for name in ("inserted", "updated", "deleted")]
+    return Version(
+        number,
+        datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int | float) else None,
+        str(info.get("operation", "")),
+        str(facts.get("batch_id", "")),
+        sum(count for count in counts if isinstance(count, int)),
+        _changes(facts.get("schema_changes")),
+    )
+
+
+def _changes(value: object) -> tuple[str, ...]:
+    """The schema changes of a commit, which may be of another writer."""
+    try:
+        changes = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return ()
+    return tuple(map(str, changes)) if isinstance(changes, list) else ()

@@ -1,0 +1,1 @@
+"""What pages are written with: tags that escape, charts, Markdown, the frame around a page."""

@@ -1,0 +1,1 @@
+"""The pages of the dashboard: each makes its content from a visit."""

@@ -1,0 +1,99 @@
+"""The service tells people: one outage is one message, and its notice says what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import urllib.request
+
+import pytest
+
+from bronze.config.settings import Settings
+from bronze.demo.server import Server
+from bronze.operate.service import alarms, outside, service
+from tests.conftest import Source
+from tests.integration.operate.test_service import config, make
+from tests.integration.operate.test_service_failures import stopped
+from tests.support.receiver import receiver
+from tests.support.serving import serving, until
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, seconds in (
+        (outside, "_LISTED_EVERY", 0.5),
+        (outside, "_AGAIN", 0.2),
+        (alarms, "_EVALUATED_EVERY", 0.3),
+        (alarms, "_BEAT_EVERY", 0.3),
+    ):
+        monkeypatch.setattr(module, name, seconds)
+
+
+def with_channel(source: Source, url: str, **alerts: object) -> Settings:
+    """A config with a channel, and tables that are due all the time."""
+    channel = {"kind": "webhook", "name": "own", "url": url}
+    return config(
+        source,
+        alerts={"channels": [channel], **alerts},
+        serve={"schedule": {"full_refresh": "every 10s", "maintain": "", "verify": ""}},
+        breaker={"threshold": 2, "pause": 1, "longest": 1},
+    )
+
+
+def test_an_outage_of_a_source_is_one_message(server: Server, source: Source) -> None:
+    """However many tables suffer: about the source, with its cause and the first steps."""
+    make(source, *(f"t{number}" for number in range(12)))
+    with receiver() as inbox:
+        settings = with_channel(source, inbox.url)
+        with serving(settings) as own:
+            until(lambda: own.landed("public.t11"))
+            with stopped(server, source):
+                (message,) = inbox.wait(1)
+                until(lambda: len(own.service.board.waiting) == 12)
+                opened = own.service.seeing.view.alerts
+    assert len(inbox.requests) == 1
+    notice = json.loads(message.body)
+    assert notice["kind"] == "source_unreachable"
+    assert notice["subject"] == "test"
+    assert [alert.key for alert in opened] == [("source_unreachable", "test")]
+
+
+def test_the_heartbeat_is_fetched_while_alerts_could_be_told(source: Source) -> None:
+    """Not once the lake cannot store them."""
+    make(source, "word")
+    with receiver() as inbox:
+        settings = with_channel(source, inbox.url, heartbeat=f"{inbox.url}/alive")
+        with serving(settings) as own:
+            until(lambda: [r for r in inbox.requests if r.path == "/alive"])
+            own.service._alarms.error = "the lake is away"
+            assert not own.service._alarms._is_well()
+    assert alarms.fetch("http://127.0.0.1:1/") != ""
+
+
+def test_the_dashboard_shows_what_the_service_knows(source: Source) -> None:
+    """It is served by the service's process, and ends with it."""
+    make(source, "word")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = config(source, web={"listen": f"127.0.0.1:{port}"})
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: service.serve(settings, stop=stop))
+    thread.start()
+
+    def get(path: str) -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    try:
+        until(lambda: "alive" in get("/live"))
+        until(lambda: "public.word" in get("/"))
+        until(lambda: "bronze_" in get("/metrics"))
+    finally:
+        stop.set()
+        thread.join(20)
+    assert get("/live") == ""
