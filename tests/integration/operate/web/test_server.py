@@ -136,7 +136,8 @@ def test_it_starts_again_at_once(tmp_path: Path) -> None:
             assert listener.recv(100).startswith(b"HTTP/1.1 200")
             began = time.monotonic()
             running.stop()
-            assert time.monotonic() - began < 8
+            # Listeners are told to go: after three seconds they would be cut off.
+            assert time.monotonic() - began < 2.8
         assert not running.is_alive
 
 
@@ -327,10 +328,11 @@ def test_a_listener_is_ended_with_its_session(
     with _connection(browser.port, head) as listener:
         assert listener.recv(12) == b"HTTP/1.1 200"
         browser.send("/logout", {"csrf": browser.get("/").field("csrf")})
-        text = b""
+        text, end = b"", time.monotonic() + 20
         while not text.endswith(b"0\r\n\r\n"):
             part = listener.recv(65536)
             assert part
+            assert time.monotonic() < end
             text += part
 
 
