@@ -78,13 +78,13 @@ class App:
         facts = self.facts
         routes = [
             self._page("/", overview.page),
-            self._page("/table", lambda visit: table.page(visit, facts)),
+            self._page("/table", lambda visit: table.page(visit, facts), lake=True),
             self._page("/schedule", schedule.page),
             self._page("/streams", streams.page),
-            self._page("/alerts", lambda visit: alerts.page(visit, facts)),
+            self._page("/alerts", lambda visit: alerts.page(visit, facts), lake=True),
             self._page("/system", system.page),
             self._page("/runbooks", documents.runbooks),
-            self._page("/audit", lambda visit: documents.audit(visit, facts)),
+            self._page("/audit", lambda visit: documents.audit(visit, facts), lake=True),
             Route("/login", self.login_form, methods=["GET"]),
             Route("/login", self.login, methods=["POST"]),
             Route("/logout", self.logout, methods=["POST"]),
@@ -155,14 +155,18 @@ class App:
         # The last one is the proxy's own word, those before are the client's.
         return request.headers.get("x-forwarded-for", client).rpartition(",")[2].strip()[:64]
 
-    def _page(self, path: str, make: Callable[[Visit], Page]) -> Route:
+    def _page(self, path: str, make: Callable[[Visit], Page], *, lake: bool = False) -> Route:
         async def endpoint(request: Request) -> Response:
             caller = self.caller(request)
             if not caller.may_look:
                 query = f"?{request.url.query}" if request.url.query else ""
                 after = quote(f"{request.url.path}{query}", safe="")
                 return RedirectResponse(f"/login?next={after}", 303)
-            return HTMLResponse(await self.site.work(lambda: self._render(request, caller, make)))
+
+            def render() -> str:
+                return self._render(request, caller, make)
+
+            return HTMLResponse(await self.site.work(render, lake=lake))
 
         return Route(path, endpoint, methods=["GET"])
 
@@ -294,7 +298,7 @@ class App:
             self.site.act(wish.action, wish.subject, wish.until, wish.reason, by)
             return wish.done
 
-        return await self.site.work(do, LONGEST_ACT)
+        return await self.site.work(do, LONGEST_ACT, lake=True)
 
     async def _form(self, request: Request) -> tuple[Caller, dict[str, str]]:
         """The caller and the fields of a form of this server, sent by the browser that got it."""

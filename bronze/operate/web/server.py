@@ -7,7 +7,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,6 @@ class Server:
     _app: App
     _uvicorn: uvicorn.Server
     _thread: threading.Thread
-    _pool: ThreadPoolExecutor
 
     @property
     def is_alive(self) -> bool:
@@ -47,7 +45,7 @@ class Server:
         """Stops it, within seconds: streams of events end, what is being answered is finished."""
         self._uvicorn.should_exit = True
         self._thread.join(_STOP_SECONDS)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._app.site.stop()
 
 
 def start(
@@ -79,8 +77,7 @@ def start(
     access = Access(web, read_tokens(settings))
     _check_certificate(settings)
     listener = _listen(web)
-    pool = ThreadPoolExecutor(4, "bronze-web")
-    app = App(Site(settings, access, view, runs, act, days, runbook, pool))
+    app = App(Site(settings, access, view, runs, act, days, runbook))
     server = _PulsingServer(_config(settings, app), app)
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [listener]}, name="bronze-web", daemon=True
@@ -93,7 +90,7 @@ def start(
     host, port = web.address
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if web.certificate else "http"
-    return Server(f"{scheme}://{shown}:{port}", app, server, thread, pool)
+    return Server(f"{scheme}://{shown}:{port}", app, server, thread)
 
 
 class _PulsingServer(uvicorn.Server):

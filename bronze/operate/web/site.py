@@ -1,7 +1,8 @@
 """What the dashboard is made from: the config, and the callables by which it asks the service.
 
-A page is made in a thread of a small pool, so that neither a slow lake nor a long page keeps the
-event loop from answering ``/live``.
+A page is made in a thread of a small pool, so that a long page does not keep the event loop from
+answering ``/live``. What reads or writes the lake has a pool of its own: where the lake hangs, the
+first page does not.
 """
 
 from __future__ import annotations
@@ -87,14 +88,24 @@ class Site:
     pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_THREADS, "bronze-web")
     )
+    lake_pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_THREADS, "bronze-web-lake")
+    )
+
+    def stop(self) -> None:
+        """Gives up what is in hand."""
+        for pool in (self.pool, self.lake_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     @property
     def zone(self) -> ZoneInfo:
         """The time zone of the config."""
         return ZoneInfo(self.settings.serve.timezone)
 
-    async def work(self, make: Callable[[], T], longest: float = LONGEST_WORK) -> T:
-        """What a function returns that takes its time.
+    async def work(
+        self, make: Callable[[], T], longest: float = LONGEST_WORK, *, lake: bool = False
+    ) -> T:
+        """What a function returns that takes its time; ``lake`` says that it uses the lake.
 
         Raises:
             Refused: it took too long, or bronze reported an error.
@@ -102,7 +113,7 @@ class Site:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(longest):
-                return await loop.run_in_executor(self.pool, make)
+                return await loop.run_in_executor(self.lake_pool if lake else self.pool, make)
         except TimeoutError:
             raise Refused(
                 503,

@@ -68,7 +68,8 @@ def _heading(level: int, text: str) -> Safe:
     anchor = _ANCHOR.search(text)
     plain = _ANCHOR.sub("", text).strip()
     name = anchor[1] if anchor else slug(re.sub(r"[`*]", "", plain))
-    return tag(f"h{level}", _inline(plain), id=name)
+    # The title of a runbook may be that of a section, too, which is what links mean.
+    return tag(f"h{level}", _inline(plain), id=name if level > 1 else None)
 
 
 def _code(lines: list[str]) -> Safe:
