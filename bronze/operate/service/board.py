@@ -59,7 +59,7 @@ class Board:
     ``tables`` are by source, None for a source that was not listed yet; ``missing`` the names of
     tables that the config has and no source, with when that was noticed; ``states`` are by key,
     those of chores by name, ``streams`` by source. ``unread`` says why nothing begins, "" if it
-    may. ``troubles`` are by the kind of their alert. ``outcomes`` are the errors of what has ended, for
+    may. ``troubles`` are by the kind of their alert, ``outcomes`` the errors of what has ended, for
     ``--once``.
     """
 
