@@ -26,6 +26,7 @@ from bronze.operate.service.timing import Routine
 
 _EVALUATED_EVERY = 5.0
 _SOON = 0.5
+_SENT_WITHIN = 10.0
 _BEAT_EVERY = 60.0
 _FETCH_TIMEOUT = 10.0
 _CURRENT = 60.0
@@ -78,11 +79,19 @@ class Alarms:
         return not self._is_started or self.alerting.stop(grace)
 
     def evaluate_to_the_end(self) -> None:
-        """Evaluates as often as an alert needs to open, for a service that ends by itself."""
+        """Evaluates as often as an alert needs to open, and waits until people are told, within
+        10 s: for a service that ends by itself.
+        """
         self._evaluation.stop()
         self._evaluation.join(_EVALUATED_EVERY)
+        self._seeing.see()
         for _ in range(EVALUATIONS):
             self._evaluate()
+        alerting = self.alerting
+        with alerting.changed:
+            alerting.changed.wait_for(
+                lambda: not any(alert.owed for alert in alerting.alerts.values()), _SENT_WITHIN
+            )
 
     def _evaluate(self) -> float | None:
         if not self._is_started:
@@ -109,6 +118,10 @@ class Alarms:
         board.troubles = {k: t for k, t in board.troubles.items() if t.until > now}
         found = [Finding(k, SERVICE, t.since, t.text) for k, t in board.troubles.items()]
         root = board.settings.lake.root
+        found += [
+            Finding("config_invalid", name, since, f"There is no table {name} in the source")
+            for name, since in board.missing.items()
+        ]
         looks = [("lake_unreachable", root, f"The lake at {root}", self._outside.lake)]
         looks += [
             ("source_unreachable", name, f"Source {name}", routine)

@@ -56,10 +56,11 @@ def streaming_sources(settings: Settings) -> set[str]:
 class Board:
     """What is known. Whoever reads or changes it has the lock of ``changed``, and notifies it.
 
-    ``tables`` are by source, None for a source that was not listed yet; ``states`` by key, those of
-    chores by name. ``streams`` are by source, ``retries`` when a stream begins again, by the
-    monotonic clock. ``unread`` says why nothing begins, "" if it may. ``troubles`` are by the kind
-    of their alert. ``outcomes`` are the errors of what has ended, for ``--once``.
+    ``tables`` are by source, None for a source that was not listed yet; ``missing`` the names of
+    tables that the config has and no source, with when that was noticed; ``states`` are by key,
+    those of chores by name, ``streams`` by source. ``unread`` says why nothing begins, "" if it
+    may. ``troubles`` are by the kind of their alert, ``outcomes`` the errors of what has ended, for
+    ``--once``.
     """
 
     settings: Settings
@@ -75,6 +76,7 @@ class Board:
     guards: Guards = field(default_factory=lambda: Guards(BreakerSettings()))
     tables: dict[str, tuple[ServedTable, ...] | None] = field(default_factory=dict)
     source_errors: dict[str, Failure] = field(default_factory=dict)
+    missing: dict[str, datetime] = field(default_factory=dict)
     states: dict[str, TableState] = field(default_factory=dict)
     controls: list[ControlRecord] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)

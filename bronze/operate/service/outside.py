@@ -118,6 +118,20 @@ class Outside:
             for key in sorted(known - listed):
                 LOG.warning("table is gone from the source", table=key)
         board.tables[name] = tables
+        self._note_missing()
+
+    def _note_missing(self) -> None:
+        """Notes tables that the config has a section for, and no source has."""
+        board = self._board
+        if any(tables is None for tables in board.tables.values()) or board.source_errors:
+            return
+        known = {name for table in board.all_tables() for name in table.names}
+        missing = [name for name in board.settings.tables if name not in known]
+        for name in missing:
+            if name not in board.missing:
+                LOG.warning("the config has a table that no source has", table=name)
+        now = board.now
+        board.missing = {name: board.missing.get(name, now) for name in missing}
 
     # The lake
 

@@ -65,6 +65,13 @@ class Seeing:
         with self._lock:
             return self._history.runs(key)[::-1]
 
+    def see(self) -> None:
+        """Reads what the lake has now, and makes the view."""
+        if not self._board.unread:
+            self._read()
+            with self._lock:
+                self._view = self._make_view(self._history)
+
     def _look(self) -> float | None:
         board = self._board
         if board.unread:

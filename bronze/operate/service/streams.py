@@ -141,43 +141,14 @@ class Stream:
         self, settings: Settings, now: Callable[[], datetime], end: Callable[[Stream], None]
     ) -> threading.Thread:
         """Begins it; ``end`` is called in its thread when it has ended."""
-        show = progress.stream_log(quiet=False)
-
-        def note(event: StreamEvent) -> None:
-            show(event)
-            self.facts = facts_after(self.facts, event, now())
-            if isinstance(event, SlotRetains):
-                self._note_log_kept(event, now())
-            if isinstance(event, TableFailed):
-                self.failed = {**self.failed, event.table: event.error}
-            elif isinstance(event, TableFollowed):
-                self.failed = {k: e for k, e in self.failed.items() if k != event.table}
-
-        def copied(event: LoadEvent) -> None:
-            progress.log_event(event)
-            if isinstance(event, TableProgress):
-                known = self.progress.get(event.table) or Running("stream", "", now())
-                running = replace(known, rows=event.rows, share=event.share)
-                self.progress = {**self.progress, event.table: running}
-            else:
-                self.progress = {k: r for k, r in self.progress.items() if k != event.table}
 
         def perform() -> None:
             try:
-                done = recorded.follow(
-                    only(settings, self.source),
-                    self.names,
-                    until_caught_up=self.until_caught_up,
-                    stop=self.stop,
-                    notify=note,
-                    copied=copied,
-                    share=self.share,
-                )
-                self.exit_code = done.exit_code
-                self.error = next((t.error for t in done.tables if t.error), done.unrecorded)
+                self._follow(only(settings, self.source), now)
             except BronzeError as error:
                 self.error, self.exit_code = error.failure(), error.exit_code
             except BaseException as error:
+                # Messages of libraries may quote values.
                 name = type(error).__name__
                 self.error = Failure(name, f"A fault inside bronze: {name}.", "Report it.")
                 self.exit_code = 70
@@ -188,6 +159,44 @@ class Stream:
         thread = threading.Thread(target=perform, name=f"bronze stream {self.source}", daemon=True)
         thread.start()
         return thread
+
+    def _follow(self, settings: Settings, now: Callable[[], datetime]) -> None:
+        show = progress.stream_log(quiet=False)
+
+        def note(event: StreamEvent) -> None:
+            show(event)
+            self._note(event, now())
+
+        done = recorded.follow(
+            settings,
+            self.names,
+            until_caught_up=self.until_caught_up,
+            stop=self.stop,
+            notify=note,
+            copied=lambda event: self._note_copy(event, now()),
+            share=self.share,
+        )
+        self.exit_code = done.exit_code
+        self.error = next((t.error for t in done.tables if t.error), done.unrecorded)
+
+    def _note(self, event: StreamEvent, now: datetime) -> None:
+        self.facts = facts_after(self.facts, event, now)
+        if isinstance(event, SlotRetains):
+            self._note_log_kept(event, now)
+        elif isinstance(event, TableFailed):
+            self.failed = {**self.failed, event.table: event.error}
+        elif isinstance(event, TableFollowed):
+            self.failed = {k: e for k, e in self.failed.items() if k != event.table}
+
+    def _note_copy(self, event: LoadEvent, now: datetime) -> None:
+        """Notes the progress of a table that is copied or compared, and logs its end."""
+        progress.log_event(event)
+        if isinstance(event, TableProgress):
+            known = self.progress.get(event.table) or Running("stream", "", now)
+            running = replace(known, rows=event.rows, share=event.share)
+            self.progress = {**self.progress, event.table: running}
+        else:
+            self.progress = {k: r for k, r in self.progress.items() if k != event.table}
 
 
 def begin(

@@ -180,6 +180,22 @@ def test_a_table_that_fails_again_and_again_is_quarantined_and_reset(source: Sou
         assert table_subject("test.public.bad") not in board.guards.breakers
 
 
+def test_a_reset_table_is_tried_at_once(source: Source) -> None:
+    """Without waiting for its next due time."""
+    source.execute("CREATE TABLE divisor (by int)")
+    source.execute("INSERT INTO divisor VALUES (0)")
+    source.execute("CREATE VIEW bad AS SELECT 1 / by AS id FROM divisor")
+    settings = config(source, breaker={"threshold": 1, "pause": "1h"}, source={"tables": ["bad"]})
+    with serving(settings, Hands(NOON)) as own:
+        guards = own.service.board.guards
+        until(lambda: guards.of(table_subject("test.public.bad")).until is not None)
+        source.execute("UPDATE divisor SET by = 1")
+        requests.request(settings, "reset", ["bad"])
+        own.look()
+        until(lambda: own.landed("public.bad"))
+    assert [record.reason for record in own.runs()] == ["schedule", "retry"]
+
+
 def test_chores_run_when_they_are_due(source: Source) -> None:
     """Verification and maintenance of the lake, not before something was loaded."""
     make(source, "word")

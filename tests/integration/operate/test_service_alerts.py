@@ -99,3 +99,21 @@ def test_the_dashboard_shows_what_the_service_knows(source: Source) -> None:
         stop.set()
         thread.join(20)
     assert get("/live") == ""
+
+
+def test_once_tells_what_has_failed(source: Source) -> None:
+    """Before it ends: a service that is started by cron evaluates its alerts as well."""
+    make(source, "good")
+    source.execute("CREATE VIEW bad AS SELECT 1 / 0 AS id")
+    with receiver() as inbox:
+        settings = config(
+            source,
+            source={"tables": ["good", "bad"]},
+            tables={"gone": {"priority": 1}},
+            alerts={"channels": [{"kind": "webhook", "name": "own", "url": inbox.url}]},
+        )
+        with serving(settings, once=True) as own:
+            pass
+        kinds = {json.loads(request.body)["kind"] for request in inbox.wait(2)}
+    assert own.code == 1
+    assert kinds == {"table_failed", "config_invalid"}

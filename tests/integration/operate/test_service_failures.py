@@ -25,6 +25,8 @@ from tests.integration.operate.test_service import NOON, config, make
 from tests.support.content import differences
 from tests.support.serving import Hands, runs_of, serving, until
 
+READS = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%slow%' AND pid <> pg_backend_pid()"
+
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +134,54 @@ def test_a_clock_that_jumps_runs_nothing_twice(source: Source) -> None:
     assert len(dues) == len(set(dues)) == 2
 
 
-def test_a_table_that_is_dropped_fails_no_other(source: Source) -> None:
-    """It is known to be gone before its next run; the others of the run land."""
+def test_a_run_that_a_stop_of_the_source_ends_counts_for_no_table(
+    server: Server, source: Source
+) -> None:
+    """It is tried again once the source is back."""
+    source.execute("CREATE TABLE seconds AS SELECT 30 AS s")
+    source.execute("CREATE VIEW slow AS SELECT 1 AS id, pg_sleep(s)::text AS word FROM seconds")
+    settings = config(
+        source,
+        source={"tables": ["slow"]},
+        breaker={"threshold": 1, "pause": 1, "longest": 1},
+    )
+    with serving(settings, Hands(NOON)) as own:
+        board = own.service.board
+        until(lambda: board.live().running)
+        until(lambda: source.execute(READS))
+        with stopped(server, source):
+            until(lambda: not board.works)
+            assert table_subject("test.public.slow") not in board.guards.breakers
+            assert board.state("test.public.slow").retry_at is not None
+        source.execute("UPDATE seconds SET s = 0")
+        until(lambda: own.landed("public.slow"))
+    assert [record.reason for record in own.landed("public.slow")] == ["retry"]
+
+
+def test_a_table_that_ends_its_own_connection_is_no_outage_of_the_source(source: Source) -> None:
+    """A probe tells that the source can be reached: only the table is quarantined."""
+    make(source, "good")
+    source.execute(
+        "CREATE VIEW bad AS SELECT 1 AS id, pg_terminate_backend(pg_backend_pid()) AS ended"
+    )
+    settings = config(
+        source,
+        source={"tables": ["good", "bad"]},
+        tables={"bad": {"schedule": "every 30m"}},
+        breaker={"threshold": 1, "pause": 60},
+    )
+    with serving(settings, Hands(NOON + timedelta(minutes=31))) as own:
+        board = own.service.board
+        until(lambda: table_subject("test.public.bad") in board.guards.breakers)
+        assert source_subject("test") not in board.guards.breakers
+        until(lambda: own.landed("public.good"))
+
+
+def test_a_table_that_is_dropped_fails_no_other(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the service has not listed the tables since: the others of the run land."""
+    monkeypatch.setattr(outside, "_LISTED_EVERY", 60.0)
     make(source, "stays", "goes")
     settings = config(source)
     hands = Hands(NOON + timedelta(minutes=59, seconds=30))
