@@ -17,7 +17,9 @@ def test_the_moment_waits_for_what_was_committed_before_it(
     source.execute("CREATE TABLE t (id int)")
 
     def commit(number: int) -> int:
-        source.execute("INSERT INTO t VALUES (%s)", number)
+        # The servers of the tests flush commits later.
+        insert = f"INSERT INTO t VALUES ({number})"
+        source.execute(f"BEGIN; SET LOCAL synchronous_commit = on; {insert}; COMMIT")
         return slot.committed_position(connection)
 
     landed, position = LandedMoment(connection), slot.committed_position(connection)
