@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -20,11 +19,11 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from bronze.operate.web import api, forms
-from bronze.operate.web.access import Role, Session
+from bronze.operate.web.callers import Caller, Callers
 from bronze.operate.web.events import Pulses
 from bronze.operate.web.exposition import Exposition
-from bronze.operate.web.facts import Facts
 from bronze.operate.web.guard import Guard, read_body
+from bronze.operate.web.lake.facts import Facts
 from bronze.operate.web.markup import layout
 from bronze.operate.web.markup.layout import Page
 from bronze.operate.web.pages import (
@@ -49,26 +48,12 @@ _STATIC = {
 _FIRST = "bronze_form"
 
 
-@dataclass(frozen=True)
-class Caller:
-    """Who sent a request: by a ``bearer`` token, or with the ``cookie`` of a session."""
-
-    role: Role
-    cookie: str = ""
-    session: Session | None = None
-    bearer: bool = False
-
-    @property
-    def may_look(self) -> bool:
-        """Whether the caller gets to see anything."""
-        return self.role != "nobody"
-
-
 class App:
     """The endpoints of one server. ``pulses`` begin in its event loop."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        self.callers = Callers(site.access)
         self.facts = Facts(site.settings)
         self.exposition = Exposition(site.view)
         self.pulses: Pulses | None = None
@@ -110,54 +95,9 @@ class App:
 
         return Guard(with_events, self.site.access, _answer)
 
-    def caller(self, request: Request) -> Caller:
-        """Who sent a request.
-
-        Raises:
-            Refused: the token is wrong, or too many were.
-        """
-        access = self.site.access
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer":
-            return Caller(self._role(request, token.strip()), bearer=True)
-        cookie = request.cookies.get(access.cookie, "")
-        session = access.session(cookie) if cookie else None
-        if session:
-            return Caller(session.role, cookie, session)
-        return Caller("viewer" if access.is_public else "nobody")
-
-    def _role(self, request: Request, token: str) -> Role:
-        """The role of a token.
-
-        Raises:
-            Refused: it is wrong, or too many of this address were.
-        """
-        access, address = self.site.access, self.address(request)
-        wait = access.attempts.wait(address)
-        if wait > 0:
-            raise Refused(
-                429,
-                "Too many wrong tokens were sent from this address.",
-                f"Try again in {wait:.0f} seconds.",
-                {"retry-after": f"{wait:.0f}"},
-            )
-        role = access.tokens.role(token)
-        if role == "nobody":
-            access.attempts.add(address)
-            raise Refused(401, "The token is wrong.", "", {"www-authenticate": "Bearer"})
-        return role
-
-    def address(self, request: Request) -> str:
-        """Where a request comes from; behind a proxy, what the proxy says."""
-        client = request.client.host if request.client else ""
-        if not self.site.settings.web.behind_proxy:
-            return client
-        # The last one is the proxy's own word, those before are the client's.
-        return request.headers.get("x-forwarded-for", client).rpartition(",")[2].strip()[:64]
-
     def _page(self, path: str, make: Callable[[Visit], Page], *, lake: bool = False) -> Route:
         async def endpoint(request: Request) -> Response:
-            caller = self.caller(request)
+            caller = self.callers.caller(request)
             if not caller.may_look:
                 query = f"?{request.url.query}" if request.url.query else ""
                 after = quote(f"{request.url.path}{query}", safe="")
@@ -188,21 +128,12 @@ class App:
 
     def _data(self, path: str, make: Callable[[Any, Any], Any]) -> Route:
         async def endpoint(request: Request) -> Response:
-            self._check_look(request)
+            self.callers.check_look(request)
             query = dict(request.query_params)
             body = await self.site.work(lambda: api.document(make(self.site.view(), query)))
             return Response(body, media_type="application/json")
 
         return Route(path, endpoint, methods=["GET"])
-
-    def _check_look(self, request: Request) -> None:
-        if not self.caller(request).may_look:
-            raise Refused(
-                401,
-                "A token is needed to look.",
-                "Send it as Authorization: Bearer, or sign in at /login.",
-                {"www-authenticate": "Bearer"},
-            )
 
     async def login_form(self, request: Request) -> Response:
         """The form to sign in."""
@@ -222,14 +153,14 @@ class App:
 
     async def login(self, request: Request) -> Response:
         """Begins a session for a right token."""
-        self._check_origin(request)
+        self.callers.check_origin(request)
         fields = forms.fields_of(request.headers.get("content-type", ""), await read_body(request))
         after = forms.own_path(fields.get("next", "/"))
         access = self.site.access
         if not access.is_form_of(request.cookies.get(_FIRST, ""), fields.get("csrf", "")):
             return self._login_form(request, after, "The form was out of date: try again.", 403)
         try:
-            role = self._role(request, fields.get("token", "").strip())
+            role = self.callers.role(request, fields.get("token", "").strip())
         except Refused as refused:
             message = f"{refused.message} {refused.hint}".strip()
             response = self._login_form(request, after, message, refused.status)
@@ -266,7 +197,7 @@ class App:
     async def act(self, request: Request) -> Response:
         """Does what a form asks for."""
         caller, fields = await self._form(request)
-        self._check_act(caller)
+        self.callers.check_act(caller)
         after = forms.own_path(fields.get("next", "/"))
         try:
             notice = ("done", await self._do(request, fields))
@@ -280,18 +211,18 @@ class App:
 
     async def act_by_token(self, request: Request) -> Response:
         """Does what a program asks for, which sends the operator's token."""
-        caller = self.caller(request)
+        caller = self.callers.caller(request)
         if request.headers.get("origin"):
-            self._check_origin(request)
+            self.callers.check_origin(request)
         if not caller.bearer:
             raise Refused(401, "Send the operator's token as Authorization: Bearer.")
-        self._check_act(caller)
+        self.callers.check_act(caller)
         body = await read_body(request)
         fields = forms.json_of(request.headers.get("content-type", ""), body)
         return JSONResponse({"done": await self._do(request, fields)})
 
     async def _do(self, request: Request, fields: dict[str, str]) -> str:
-        by = f"operator at {self.address(request)}"
+        by = f"operator at {self.callers.address(request)}"
 
         def do() -> str:
             wish = forms.wish_of(fields, self.site.view())
@@ -302,31 +233,14 @@ class App:
 
     async def _form(self, request: Request) -> tuple[Caller, dict[str, str]]:
         """The caller and the fields of a form of this server, sent by the browser that got it."""
-        self._check_origin(request)
-        caller = self.caller(request)
+        self.callers.check_origin(request)
+        caller = self.callers.caller(request)
         fields = forms.fields_of(request.headers.get("content-type", ""), await read_body(request))
         if caller.session is None:
             raise Refused(401, "The session has ended.", "Sign in again at /login.")
         if not self.site.access.is_form_of(caller.cookie, fields.get("csrf", "")):
             raise Refused(403, "The form is not of this session.", "Load the page again.")
         return caller, fields
-
-    def _check_origin(self, request: Request) -> None:
-        """Refuses what a page of another server sends."""
-        origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
-        site = request.headers.get("sec-fetch-site", "same-origin")
-        if site not in ("same-origin", "none") or not self.site.access.is_own_origin(origin, host):
-            raise Refused(
-                403,
-                "The request does not come from a page of this server.",
-                "Behind a proxy, have it pass on the Host header, or set [web] host.",
-            )
-
-    def _check_act(self, caller: Caller) -> None:
-        if self.site.settings.web.read_only:
-            raise Refused(403, "This dashboard is read-only.", "See [web] read_only.")
-        if caller.role != "operator":
-            raise Refused(403, "Acting needs the operator's token.")
 
     async def ready(self, request: Request) -> Response:
         """Whether the service works: it was heard, reaches the lake, and is not stopping."""
@@ -342,7 +256,7 @@ class App:
 
     async def metrics(self, request: Request) -> Response:
         """The metrics for Prometheus."""
-        self._check_look(request)
+        self.callers.check_look(request)
         text, kind = await self.site.work(self.exposition.text)
         return Response(text, headers={"content-type": kind})
 
@@ -351,11 +265,11 @@ class App:
         request = Request(scope, receive)
         if scope["method"] != "GET":
             raise Refused(405, "This method is not possible.", headers={"allow": "GET"})
-        if not self.caller(request).may_look:
+        if not self.callers.caller(request).may_look:
             raise Refused(401, "A token is needed to look.")
         if self.pulses is None:
             self.pulses = Pulses(self.site)
-        await self.pulses.listen(receive, send, lambda: self.caller(request).may_look)
+        await self.pulses.listen(receive, send, lambda: self.callers.caller(request).may_look)
 
 
 async def live(request: Request) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bronze.operate.alerts.kinds import KINDS
 from bronze.operate.alerts.life import Silence
-from bronze.operate.web.facts import Facts
+from bronze.operate.web.lake.facts import Facts
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import Page, alert_list, grid, hidden, section
 from bronze.operate.web.markup.tags import Safe, join, tag

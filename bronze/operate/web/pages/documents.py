@@ -7,7 +7,7 @@ from typing import get_args
 
 from bronze.governance.tables.audit_log import AuditRecord
 from bronze.operate.alerts.kinds import Scenario
-from bronze.operate.web.facts import Facts
+from bronze.operate.web.lake.facts import Facts
 from bronze.operate.web.markup import markdown, words
 from bronze.operate.web.markup.layout import Page, bare, grid, hidden, section
 from bronze.operate.web.markup.tags import Safe, join, tag, url

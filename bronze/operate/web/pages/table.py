@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bronze.governance.tables.runs import RunRecord
 from bronze.operate.view import TableView
-from bronze.operate.web.facts import Facts, Reading, Version
+from bronze.operate.web.lake.facts import Facts, Reading, Version
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import (
     Page,

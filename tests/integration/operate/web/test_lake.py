@@ -19,8 +19,9 @@ from bronze.operate import controls
 from bronze.operate.alerts import store
 from bronze.operate.alerts.life import Alert, Condition
 from bronze.operate.freshness import Late
-from bronze.operate.web import acting, daily
-from bronze.operate.web.facts import KEPT, Facts, Reading
+from bronze.operate.web import acting
+from bronze.operate.web.lake import daily
+from bronze.operate.web.lake.facts import KEPT, Facts, Reading
 from tests.conftest import Source
 from tests.support import views
 

@@ -18,7 +18,8 @@ import pytest
 import trustme
 
 from bronze.errors import ConfigError, LakeUnreachable
-from bronze.operate.web import events, facts, guard, server, site
+from bronze.operate.web import events, guard, server, site
+from bronze.operate.web.lake import facts
 from tests.integration.operate.web.conftest import OPERATOR, TOKENS, Begin
 from tests.support import views
 from tests.support.browsing import Browser, free_port

@@ -22,7 +22,7 @@ from bronze.operate import controls
 from bronze.operate.alerts import store
 from bronze.operate.alerts.life import Alert, Silence
 from bronze.operate.view import Day, TableView
-from bronze.operate.web import daily
+from bronze.operate.web.lake import daily
 
 KEPT = 15.0
 """For how many seconds something that was read is shown."""
