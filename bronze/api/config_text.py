@@ -71,6 +71,7 @@ def config_text(survey: DatabaseSurvey, dsn: str, name: str) -> str:
         _source(dsn, name, survey),
         _lake(survey),
         _RUN,
+        _SERVE,
         _tables(name, survey),
     ]
     return "\n".join(parts)
@@ -199,6 +200,24 @@ _RUN = """\
 # engine = "threads"   # or "processes", "dask://scheduler:8786"
 # max_retries = 3
 # retry_delay = "2s"
+"""
+
+_SERVE = """\
+# `bronze serve` keeps every table within its sla: add sla = "2h" to a table, and channels of alerts
+# ([[alerts.channels]]). Tables are due by their pattern, or by a `schedule` of their own.
+[serve.schedule]
+# micro_batch = "hourly"
+# batch = "daily 02:00"
+# full_refresh = "daily 03:00"
+# maintain = "daily 04:30"
+# verify = "weekly Sun 05:00"
+
+# How many tasks run at once, at least and at most, by the hours of [serve] timezone; [run] workers
+# without it. Memory and pool.max limit them too.
+[serve.windows]
+# peak = { when = "Mon-Fri 09:00-18:00", workers = [4, 20] }
+# weekend = { when = "Sat-Sun", workers = [1, 4] }
+# off_peak = { workers = [2, 8] }
 """
 
 _NOTES = (

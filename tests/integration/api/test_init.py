@@ -20,6 +20,7 @@ from bronze.api.config_text import MAX_SECTIONS, PASSWORD_VARIABLE
 from bronze.api.init import propose_config, write_config
 from bronze.config import loading
 from bronze.config.protection import MASTER_KEY
+from bronze.config.serve import ServeSettings
 from bronze.config.settings import RunSettings, Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
@@ -356,11 +357,25 @@ def test_commented_settings_of_a_run_are_the_defaults(source: Source) -> None:
     """The comments under [run] are all its settings, with the defaults except for workers."""
     source.execute("CREATE TABLE t (id int)")
     text = propose_config(source.dsn)
-    section = text[text.index("[run]") : text.index("[tables.")]
+    section = text[text.index("[run]") : text.index("# `bronze serve`")]
     live = section.replace("\n# ", "\n")
     shown = RunSettings.model_validate(tomllib.loads(live)["run"])
     assert shown.model_fields_set == set(RunSettings.model_fields)
     assert shown.model_copy(update={"workers": 1}) == RunSettings(workers=1)
+
+
+def test_commented_settings_of_the_service_are_valid(source: Source) -> None:
+    """The comments under [serve.schedule] are its defaults; the windows are those of an example."""
+    source.execute("CREATE TABLE t (id int)")
+    text = propose_config(source.dsn)
+    section = text[text.index("[serve.schedule]") : text.index("[tables.")]
+    lines = [line.removeprefix("# ") for line in section.splitlines() if " = " in line]
+    titles = [line for line in section.splitlines() if line.startswith("[")]
+    schedule, windows = lines[:5], lines[5:]
+    live = "\n".join([titles[0], *schedule, titles[1], *windows])
+    shown = ServeSettings.model_validate(tomllib.loads(live)["serve"])
+    assert shown.schedule == ServeSettings().schedule
+    assert [window.name for window in shown.hours()] == ["peak", "weekend", "off_peak"]
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
