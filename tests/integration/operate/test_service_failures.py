@@ -134,6 +134,7 @@ def test_a_clock_that_jumps_runs_nothing_twice(source: Source) -> None:
     assert len(dues) == len(set(dues)) == 2
 
 
+@pytest.mark.soak
 def test_a_run_that_a_stop_of_the_source_ends_counts_for_no_table(
     server: Server, source: Source
 ) -> None:
