@@ -299,7 +299,9 @@ def test_a_full_lake_is_retried(source: Source, monkeypatch: pytest.MonkeyPatch)
     proven(source, given)
 
 
-@pytest.mark.parametrize("where", ["in a batch", "after a reconnect"])
+@pytest.mark.parametrize(
+    "where", ["in a batch", pytest.param("after a reconnect", marks=pytest.mark.soak)]
+)
 def test_an_unreachable_lake_is_retried(
     source: Source, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

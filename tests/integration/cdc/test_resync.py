@@ -154,6 +154,7 @@ def test_a_stream_stops_while_a_table_waits(source: Source, server: Server) -> N
     proven(source, given, "t", "u")
 
 
+@pytest.mark.soak
 def test_new_tables_wait_while_the_others_follow(
     source: Source, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

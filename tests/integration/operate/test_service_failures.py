@@ -51,6 +51,7 @@ def stopped(server: Server, source: Source) -> Iterator[None]:
             admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
+@pytest.mark.soak
 def test_a_source_that_stops_and_comes_back(server: Server, source: Source) -> None:
     """Its tables wait with a sentence, none is counted as failing; what was due runs once."""
     make(source, "one", "two")
@@ -91,6 +92,7 @@ def test_a_source_that_is_down_at_the_start_is_no_reason_to_exit(
         until(lambda: own.landed("public.word"))
 
 
+@pytest.mark.soak
 def test_a_lake_that_is_renamed_and_put_back(source: Source) -> None:
     """Nothing is written in its place meanwhile; what was due runs once afterwards."""
     make(source, "word")

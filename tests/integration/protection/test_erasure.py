@@ -379,6 +379,7 @@ def test_models_and_profiles_with_a_value_of_one_person_are_erased(
     assert records(source, "models").height == 2
 
 
+@pytest.mark.soak
 def test_models_and_profiles_with_a_former_column_name_are_erased(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
