@@ -13,6 +13,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 # Without kept bytecode each worker, and each process that a test starts, compiles all anew.
 KEPT = {"PYTHONDONTWRITEBYTECODE": None}
+# Of each property half of its examples: `properties` tries all of them.
+FEW = {**KEPT, "BRONZE_TEST_EFFORT": "0.5"}
 # Of each property so many times more examples than otherwise are tried.
 MANY = {**KEPT, "BRONZE_TEST_EFFORT": "10"}
 
@@ -40,15 +42,23 @@ def tests(session):
     session.run(
         "pytest",
         "-n",
-        # Tests wait for servers and processes: five keep two cores busy.
-        "5",
+        # Tests wait for servers and processes: four keep two cores busy.
+        "4",
         "--dist",
         "worksteal",
         "-m",
         "not interop and not soak and not types",
         *session.posargs,
-        env=KEPT,
+        env=FEW,
     )
+
+
+@nox.session
+def properties(session):
+    """The tests of properties, each with all of its examples."""
+    session.install("-e", ".[test]")
+    marks = "hypothesis and not interop and not soak and not types"
+    session.run("pytest", "-n", "4", "--dist", "worksteal", "-m", marks, *session.posargs, env=KEPT)
 
 
 @nox.session
@@ -191,7 +201,8 @@ def versions(session):
         parts = [*READING, *(STREAMING if streamed else ())]
         parts += [] if short else [*LOADING, *((*ASKING, *RECOVERING) if streamed else ())]
         env = {**KEPT, "BRONZE_POSTGRES": str(server_of(session, version))}
-        session.run("pytest", "-n", "3", "-m", "not interop and not soak", *parts, env=env)
+        marks = f"not interop and not {'soak' if short else 'slow'}"
+        session.run("pytest", "-n", "3", "--timeout", "1800", "-m", marks, *parts, env=env)
         if streamed and not short:
             session.run("pytest", "--timeout", "1800", *LASTING, env=env)
 

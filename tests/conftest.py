@@ -19,12 +19,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import settings as hypothesis_settings
 from psycopg import sql
 
 from bronze.config import loading
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import Settings
 from bronze.demo.server import Server, running
+from tests.support.effort import examples
 from tests.support.features import has
 from tests.support.session import Session, execute_once
 
@@ -58,6 +60,10 @@ rm -rf "$1"
 """
 # Tables of tests are small: more threads to read their logs wait for each other more than they do.
 os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
+
+# Of properties that set no number.
+hypothesis_settings.register_profile("effort", max_examples=examples(100))
+hypothesis_settings.load_profile("effort")
 
 # Imports make objects that stay, which a collection would look through again and again: as often
 # as Python collects, it takes a sixth of the tests' time.
@@ -123,6 +129,8 @@ def server() -> Iterator[Server]:
         _cleaned_up(folder),
         running(Path(folder) / "data", settings={**FAST, **ROOM}) as started,
     ):
+        # The first session in a database builds a cache of its catalog, which copies of it have.
+        psycopg.connect(started.dsn("template1")).close()
         yield started
 
 

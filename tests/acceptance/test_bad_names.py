@@ -264,6 +264,7 @@ def test_a_table_may_become_empty(source: Source) -> None:
     assert pl.read_delta(str(source.table("t")), version=0).height == 1
 
 
+@pytest.mark.soak
 def test_a_huge_row_is_loaded(source: Source) -> None:
     """Text and bytes of 20 MB each, beside a small row."""
     source.execute("""

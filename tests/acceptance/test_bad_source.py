@@ -306,6 +306,7 @@ def _alone(server: Server) -> bool:
     return False
 
 
+@pytest.mark.soak
 def test_a_run_survives_a_server_restart(
     small: Server, fresh: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

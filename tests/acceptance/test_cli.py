@@ -226,6 +226,7 @@ def test_a_relative_lake_root_is_relative_to_the_config(source: Source) -> None:
     assert source.table("t").is_dir()
 
 
+@pytest.mark.soak
 def test_sigterm_leaves_no_partial_table(source: Source) -> None:
     """Committed tables stay, others have no file, and no query runs on at the source."""
     config = gated(source)
@@ -367,6 +368,7 @@ def test_audit_prints_and_verifies_records(source: Source) -> None:
     assert (wrong.exit_code, "is not a time" in wrong.stderr) == (2, True)
 
 
+@pytest.mark.soak
 def test_the_next_run_records_what_a_killed_run_committed(source: Source) -> None:
     """It says so, and the audit log has the record."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")

@@ -29,7 +29,15 @@ def written(source: Source, number: int, ago: str) -> None:
     )
 
 
-@pytest.mark.parametrize("own", [{}, {"deletes": "ignore"}, {"overlap": "1m"}], ids=str)
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        pytest.param({"deletes": "ignore"}, marks=pytest.mark.soak),
+        pytest.param({"overlap": "1m"}, marks=pytest.mark.soak),
+    ],
+    ids=str,
+)
 def test_a_source_clock_that_was_set_back_compares_all_rows(
     source: Source, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
 ) -> None:

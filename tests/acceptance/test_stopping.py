@@ -87,6 +87,7 @@ def test_a_stopped_run_keeps_what_landed(source: Source, engine: str, reader: st
     assert invoke("verify", "-c", config).exit_code == 0
 
 
+@pytest.mark.soak
 def test_a_stopped_run_prints_what_landed(source: Source) -> None:
     """As text, and with one line for all tables that did not land."""
     config = gated(source)
@@ -111,7 +112,7 @@ def table_lock(source: Source) -> Iterator[Callable[[], object]]:
         yield lambda: source.execute(waits)
 
 
-@pytest.mark.parametrize("command", ["run", "verify"])
+@pytest.mark.parametrize("command", ["verify", pytest.param("run", marks=pytest.mark.soak)])
 def test_a_command_that_waits_for_a_lock_is_stopped(source: Source, command: str) -> None:
     """Before its tables are planned: it is an error, and the record of a run says so."""
     config = gated(source)
@@ -125,6 +126,7 @@ def test_a_command_that_waits_for_a_lock_is_stopped(source: Source, command: str
         assert latest(source)[""]["status"] == "stopped"
 
 
+@pytest.mark.soak
 def test_a_command_that_connects_is_stopped(source: Source) -> None:
     """To a server that takes the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -139,6 +141,7 @@ def test_a_command_that_connects_is_stopped(source: Source) -> None:
     assert json.loads(output)["error"]["kind"] == "Stopped"
 
 
+@pytest.mark.soak
 def test_a_stopped_verification_names_what_it_did_not_verify(source: Source) -> None:
     """The tables that were compared before have their results."""
     config = gated(source)

@@ -1,4 +1,4 @@
-"""How many examples a property is tried with: few in every run, many where there is time."""
+"""How many examples a property is tried with: few in each run, more where there is time."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import re
 import threading
 
 import polars as pl
+import pytest
 
 from bronze.api import recorded
 from bronze.config.settings import Settings
@@ -38,6 +39,7 @@ def verify(settings: Settings, share: Share) -> VerifyResult:
     )
 
 
+@pytest.mark.soak
 def test_a_row_too_large_for_a_share_names_the_memory_that_the_process_needs(
     source: Source,
 ) -> None:

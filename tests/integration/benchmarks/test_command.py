@@ -28,6 +28,7 @@ with psycopg.connect(sys.argv[1]) as connection:
 """
 
 
+@pytest.mark.soak
 def test_figures_are_those_of_the_command_alone(source: Source, tmp_path: Path) -> None:
     """CPU, peak and written bytes are the command's and its children's, whatever the memory of the
     process that measures; deleted files count; PostgreSQL is counted by itself.

@@ -104,7 +104,7 @@ def receiver(source: Source) -> Iterator[Receiver]:
         yield opened
 
 
-@pytest.mark.parametrize("identity", ["DEFAULT", "FULL"])
+@pytest.mark.parametrize("identity", ["DEFAULT", pytest.param("FULL", marks=pytest.mark.soak)])
 def test_net_changes_lead_to_the_source_rows(
     source: Source,
     receiver: Receiver,

@@ -116,6 +116,7 @@ def move_position(source: Source, place: Place, name: str, change: int) -> None:
     commit.commit(place, state, commit.Change("WRITE"), {}, reached=moved)
 
 
+@pytest.mark.soak
 def test_a_stream_has_caught_up_only_once_the_server_has_sent_what_it_has_to(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,7 +299,9 @@ def test_a_full_lake_is_retried(source: Source, monkeypatch: pytest.MonkeyPatch)
     proven(source, given)
 
 
-@pytest.mark.parametrize("where", ["in a batch", "after a reconnect"])
+@pytest.mark.parametrize(
+    "where", ["in a batch", pytest.param("after a reconnect", marks=pytest.mark.soak)]
+)
 def test_an_unreachable_lake_is_retried(
     source: Source, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -429,6 +432,7 @@ def config_file(source: Source, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.soak
 def test_sigterm_ends_the_stream_after_its_batch(source: Source, tmp_path: Path) -> None:
     """The command ends with exit code 0, after a checkpoint of what it has applied."""
     source.execute(TABLE)

@@ -55,7 +55,9 @@ MOVES: dict[str, tuple[str, str, dict[str, dict[str, str]]]] = {
 }
 
 
-@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize(
+    "move", ["another name", pytest.param("another schema", marks=pytest.mark.soak)]
+)
 def test_changes_before_a_moved_table_joins_again_are_applied(
     source: Source, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, move: str
 ) -> None:
@@ -83,6 +85,7 @@ def test_changes_before_a_moved_table_joins_again_are_applied(
     proven(source, given, "t", "u")
 
 
+@pytest.mark.soak
 def test_retries_of_the_old_name_do_not_disturb_the_new_one(source: Source) -> None:
     """The table follows under its new name, and is not copied again, also if another table fails
     all the time.

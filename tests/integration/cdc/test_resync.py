@@ -154,6 +154,7 @@ def test_a_stream_stops_while_a_table_waits(source: Source, server: Server) -> N
     proven(source, given, "t", "u")
 
 
+@pytest.mark.soak
 def test_new_tables_wait_while_the_others_follow(
     source: Source, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +194,7 @@ def test_new_tables_wait_while_the_others_follow(
     proven(source, given, "t", "u", "w")
 
 
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("stopped", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_changes_received_before_the_slot_is_ready_are_applied(
     source: Source, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:

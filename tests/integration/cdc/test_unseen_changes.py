@@ -134,7 +134,7 @@ def each(changes: Mapping[str, Change]) -> dict[str, Change]:
 
 
 @pytest.mark.usefixtures("watchful")
-@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("running", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_unseen_changes_reach_a_stream(source: Source, running: bool) -> None:
     """All tables equal the source after a check of the catalog, or at the next start."""
     changes = each(UNSEEN)
@@ -167,7 +167,7 @@ def test_unseen_changes_reach_a_stream(source: Source, running: bool) -> None:
 
 
 @pytest.mark.usefixtures("watchful")
-@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("running", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_changes_while_the_publication_was_different_are_resynced(
     source: Source, running: bool
 ) -> None:
@@ -235,7 +235,7 @@ def test_changes_while_the_publication_was_different_are_resynced(
         pytest.param(
             "ALTER PUBLICATION {p} SET TABLE t WHERE (id < 0), u",
             "some rows",
-            marks=since("row filters of publications"),
+            marks=[since("row filters of publications"), pytest.mark.soak],
         ),
         pytest.param(
             "ALTER PUBLICATION {p} SET TABLE t (id, at), u",
@@ -360,7 +360,7 @@ def test_tables_dropped_or_locked_before_they_are_published_are_refused(
     assert rows(source)["id"].to_list() == [1]
 
 
-@pytest.mark.parametrize("back", [True, False])
+@pytest.mark.parametrize("back", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_a_change_of_the_replica_identity_is_resynced(source: Source, back: bool) -> None:
     """It changes which old values are sent: the table is resynced, even if the identity was changed
     back.

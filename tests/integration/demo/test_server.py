@@ -43,6 +43,7 @@ def postmaster(data: Path) -> int:
     return int((data / "postmaster.pid").read_text().split("\n", 1)[0])
 
 
+@pytest.mark.soak
 def test_a_restarted_server_has_its_data(tmp_path: Path) -> None:
     """In a folder with special characters in its name."""
     data = tmp_path / 'a "b" $HOME it\'s Ω'
@@ -199,6 +200,7 @@ def test_an_unknown_program_is_refused() -> None:
         installation.binary("pg_nothing")
 
 
+@pytest.mark.soak
 def test_folders_of_killed_initialisations_are_deleted(tmp_path: Path) -> None:
     """Those older than an hour; one of a running initialisation stays."""
     old, new = tmp_path / ".data.old", tmp_path / ".data.new"

@@ -133,6 +133,7 @@ def test_every_engine_gives_the_same_tables(
 EQUAL = dict.fromkeys(ENGINES, True)
 
 
+@pytest.mark.soak
 def test_a_stream_uses_the_engine_for_the_loads_of_its_tables(source: Source) -> None:
     """A cluster reads a new table in the snapshot of the stream's slot; changes are applied by
     threads of the stream's own process.

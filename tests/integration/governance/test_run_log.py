@@ -198,6 +198,7 @@ def test_verifications_and_maintenance_are_recorded_like_runs(shop: Source) -> N
     assert (runs_table["status"], runs_table["source_table"]) == ("done", "")
 
 
+@pytest.mark.soak
 def test_a_verification_or_maintenance_whose_process_died_stays_begun(shop: Source) -> None:
     """Like a run: it is seen afterwards in which tables it was."""
     settings = shop.settings()
@@ -227,6 +228,7 @@ def test_a_stopped_verification_and_maintenance_are_recorded_as_stopped(shop: So
     assert {row["command"] for row in ended} == {"verify", "maintain"}
 
 
+@pytest.mark.soak
 def test_two_processes_record_their_runs_at_once(shop: Source) -> None:
     """Neither loses a record of the other."""
     config = shop.settings().model_dump_json(by_alias=True, exclude_unset=True)

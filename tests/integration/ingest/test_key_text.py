@@ -135,6 +135,7 @@ def test_rows_with_infinite_keys_are_loaded_like_others(
     assert all("tok_" in text and "inf" not in text for text in hidden)
 
 
+@pytest.mark.soak
 def test_the_first_infinite_key_of_a_stream_resyncs_its_table(source: Source) -> None:
     """The first infinite key of a stream resyncs its table; later ones are merged."""
     settings = source.settings(tables=STREAMED, stream={"interval": 0})

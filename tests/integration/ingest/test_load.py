@@ -39,7 +39,10 @@ def large(source: Source) -> Source:
     return source
 
 
-@pytest.mark.parametrize(("own", "operations"), [({}, 1), ({"partition_by": "at"}, 2)])
+@pytest.mark.parametrize(
+    ("own", "operations"),
+    [({}, 1), pytest.param({"partition_by": "at"}, 2, marks=pytest.mark.soak)],
+)
 def test_a_load_writes_its_bytes_once(large: Source, own: dict[str, Any], operations: int) -> None:
     """One file for each reader. Only where a table with partitions is to be clustered, its files
     are optimized afterwards.
@@ -106,7 +109,8 @@ pipeline.run(loading.parse(json.loads(sys.argv[1])))
 """
 
 
-@pytest.mark.parametrize("engine", ["threads", pytest.param("processes", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("engine", ["threads", "processes"])
 def test_a_clustered_load_that_is_killed_leaves_nothing(
     large: Source, tmp_path: Path, engine: str
 ) -> None:

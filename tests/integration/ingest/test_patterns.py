@@ -864,6 +864,7 @@ def test_keys_of_any_type_identify_rows(source: Source) -> None:
     assert {r.table: counts(r) for r in results} == dict.fromkeys(every, (0, 0, 0))
 
 
+@pytest.mark.soak
 def test_a_key_may_be_nan(source: Source) -> None:
     """A row with the key NaN is inserted, updated and deleted, also as the only row."""
     tables = {

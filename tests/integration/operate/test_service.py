@@ -37,6 +37,7 @@ def config(database: Source, **sections: Any) -> Settings:
     return database.settings(serve=serve, **sections)
 
 
+@pytest.mark.soak
 def test_due_tables_run_once_and_the_urgent_one_first(source: Source) -> None:
     """One run at once: three tables that were due at different times run by priority."""
     make(source, "low", "urgent", "usual")

@@ -51,6 +51,7 @@ def stopped(server: Server, source: Source) -> Iterator[None]:
             admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
+@pytest.mark.soak
 def test_a_source_that_stops_and_comes_back(server: Server, source: Source) -> None:
     """Its tables wait with a sentence, none is counted as failing; what was due runs once."""
     make(source, "one", "two")
@@ -91,6 +92,7 @@ def test_a_source_that_is_down_at_the_start_is_no_reason_to_exit(
         until(lambda: own.landed("public.word"))
 
 
+@pytest.mark.soak
 def test_a_lake_that_is_renamed_and_put_back(source: Source) -> None:
     """Nothing is written in its place meanwhile; what was due runs once afterwards."""
     make(source, "word")
@@ -134,6 +136,7 @@ def test_a_clock_that_jumps_runs_nothing_twice(source: Source) -> None:
     assert len(dues) == len(set(dues)) == 2
 
 
+@pytest.mark.soak
 def test_a_run_that_a_stop_of_the_source_ends_counts_for_no_table(
     server: Server, source: Source
 ) -> None:

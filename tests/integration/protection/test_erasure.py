@@ -288,7 +288,9 @@ def test_finding_nothing_is_not_a_proof(source: Source, tmp_path: Path) -> None:
         erasure.forget(given, "t", {"id": "2"})
 
 
-@pytest.mark.parametrize("own", [{}, {"history": True, "pattern": "batch"}])
+@pytest.mark.parametrize(
+    "own", [{"history": True, "pattern": "batch"}, pytest.param({}, marks=pytest.mark.soak)]
+)
 def test_erasure_by_a_renamed_key_covers_its_former_names(
     source: Source, own: dict[str, Any]
 ) -> None:
@@ -377,6 +379,7 @@ def test_models_and_profiles_with_a_value_of_one_person_are_erased(
     assert records(source, "models").height == 2
 
 
+@pytest.mark.soak
 def test_models_and_profiles_with_a_former_column_name_are_erased(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ def recorded(source: Source) -> list[str]:
     return sorted([*keys, *records(source, "quality")["examples"].to_list()])
 
 
-@pytest.mark.parametrize("kind", ["text", "int"])
+@pytest.mark.parametrize("kind", ["text", pytest.param("int", marks=pytest.mark.soak)])
 def test_a_token_that_is_the_value_of_another_row_does_not_match_it(
     source: Source, kind: str
 ) -> None:

@@ -188,7 +188,7 @@ def streamed(given: Settings) -> None:
     assert [table.error for table in result.tables if table.error] == []
 
 
-@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("deferred", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_a_stream_protects_its_changes(
     source: Source, monkeypatch: pytest.MonkeyPatch, deferred: bool
 ) -> None:
@@ -604,7 +604,7 @@ def test_reveal_decrypts_rows_and_is_audited(
 
 
 FORGETTING = [
-    {},
+    pytest.param({}, marks=pytest.mark.soak),
     pytest.param({"on_delete": "remove"}, marks=pytest.mark.soak),
     {"history": True},
     {"protect": {"id": "tokenize", "a": "encrypt"}, "pattern": "batch"},

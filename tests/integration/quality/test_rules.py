@@ -161,6 +161,7 @@ def test_every_kind_of_rule_finds_the_rows_that_break_it(source: Source) -> None
     }
 
 
+@pytest.mark.soak
 def test_rules_are_evaluated_in_other_processes(source: Source) -> None:
     """Units are pickled with their rules."""
     source.execute(TABLE)

@@ -144,7 +144,13 @@ def test_commits_of_a_lake_without_marks_are_read_once(
     assert not +read
 
 
-@pytest.mark.parametrize("own", [{"pattern": "batch"}, {"pattern": "batch", "history": True}])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"pattern": "batch"},
+        pytest.param({"pattern": "batch", "history": True}, marks=pytest.mark.soak),
+    ],
+)
 def test_a_run_is_retried_when_maintenance_rewrites_a_file_to_compare(
     source: Source, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]
 ) -> None:

@@ -561,7 +561,7 @@ def test_a_value_altered_without_its_hash_is_detected_at_rest(source: Source) ->
     assert verify(settings).status == "equal"
 
 
-@pytest.mark.parametrize("table", [TABLE, KEYLESS])
+@pytest.mark.parametrize("table", [TABLE, pytest.param(KEYLESS, marks=pytest.mark.soak)])
 def test_flipped_bytes_are_detected(source: Source, table: str) -> None:
     """The file is unreadable, or rows have wrong checksums; or else no value has changed."""
     settings = loaded(source, table)
@@ -639,7 +639,7 @@ def test_a_file_with_a_read_error_is_not_removed(
     assert verify(settings, at_rest=at_rest).status == "equal"
 
 
-@pytest.mark.parametrize("at_rest", [True, False])
+@pytest.mark.parametrize("at_rest", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_versions_lost_from_a_history_are_reported(source: Source, at_rest: bool) -> None:
     """A repair removes altered versions and missing files, and reloads the last versions."""
     settings = loaded(source, history=True, pattern="batch")
@@ -847,7 +847,7 @@ def failing_load(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fail", "at_rest", "kind"),
     [
-        (failing_removal, False, "LakeUnreachable"),
+        pytest.param(failing_removal, False, "LakeUnreachable", marks=pytest.mark.soak),
         (failing_removal, True, "LakeUnreachable"),
         (failing_plan, False, "SourceUnreachable"),
         (failing_load, True, "SnapshotLost"),

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from bronze.execution import permits as shared
 from bronze.execution.executors import Task, Workflow, drive
 from bronze.execution.permits import Claim, Permits
+from tests.support.effort import examples
 
 TABLE = "public.t"
 
@@ -83,7 +84,7 @@ class PermitsMachine(RuleBasedStateMachine):
 
 
 TestPermits = PermitsMachine.TestCase
-TestPermits.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPermits.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 def opened(stack: ExitStack, permits: Permits, count: int) -> list[Claim]:

@@ -67,7 +67,7 @@ def expected(settings: Settings, per_table: int) -> list[tuple[str, str]]:
     return last.select("run_id", "status").rows()
 
 
-@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("joined", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_the_last_runs_of_each_table_are_read(settings: Settings, joined: bool) -> None:
     """The latest record of each, also of tables with few runs, whether files are joined or not."""
     written = history(120)

@@ -237,6 +237,7 @@ def test_requests_are_bounded(begin: Begin) -> None:
     assert browser.get("/").status == 200
 
 
+@pytest.mark.soak
 def test_slow_clients_are_ended(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that sends no request, one that drips its headers, one whose body does not come, and one
     that does not take the page.

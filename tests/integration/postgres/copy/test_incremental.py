@@ -142,6 +142,7 @@ def wrapping(tmp_path: Path) -> Iterator[Source]:
             server.stop()
 
 
+@pytest.mark.soak
 @with_program("pg_resetwal")
 def test_changes_are_loaded_across_the_xid_wraparound(wrapping: Source) -> None:
     """After the wraparound old rows are not read again and new ones are not missed."""

@@ -249,7 +249,10 @@ def test_configured_decimals_are_not_rounded(source: Source) -> None:
         assert [text is not None for text in rejected] == [False, True, True, False]
 
 
-@pytest.mark.parametrize("kinds", [("int",), ("text", "bytea", "date", "text[]")])
+@pytest.mark.parametrize(
+    "kinds",
+    [("text", "bytea", "date", "text[]"), pytest.param(("int",), marks=pytest.mark.soak)],
+)
 def test_tables_of_1600_columns_are_equal(source: Source, kinds: tuple[str, ...]) -> None:
     """As many columns as a table can have, whose values come in more than a SELECT can return."""
     names = [f"c{i}" for i in range(1600)]

@@ -572,6 +572,7 @@ def test_wal_level_and_limits_of_the_server_are_checked(tmp_path: Path) -> None:
         assert problem.mend.startswith("ALTER SYSTEM SET max_replication_slots = 3;")
 
 
+@pytest.mark.soak
 def test_a_wal_sender_in_use_counts(tmp_path: Path) -> None:
     """Two WAL senders are too few if another slot uses one, and enough if our slot does."""
     with started(tmp_path / "data", {"max_wal_senders": "2"}) as connection:

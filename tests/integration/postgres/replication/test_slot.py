@@ -435,6 +435,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
+@pytest.mark.soak
 def test_a_slot_beyond_the_size_limit_is_lost(narrow: Server) -> None:
     """After more log than max_slot_wal_keep_size and a checkpoint."""
     origin = Origin("test", narrow.dsn())
@@ -491,6 +492,7 @@ def _patiently(origin: Origin) -> connect.Connection:
     return slot.walsender(origin)
 
 
+@pytest.mark.soak
 def test_a_slot_needs_wal_level_logical(tmp_path: Path) -> None:
     """The hint names the setting."""
     settings = {**FAST, "wal_level": "replica", "shared_buffers": "16MB"}

@@ -233,7 +233,7 @@ def test_optimize_never_changes_rows(
     [
         pytest.param(40_000, 2**24, marks=pytest.mark.soak),
         (100_000, 2**24),
-        (400_000, 2**24),
+        pytest.param(400_000, 2**24, marks=pytest.mark.soak),
         (100_000, 3_000),
     ],
 )
@@ -591,7 +591,7 @@ def test_a_wrong_row_count_in_the_log_stops_the_rewrite(place: Place) -> None:
     assert unlisted(place) == set()
 
 
-@pytest.mark.parametrize("kill", ["spread", "write"])
+@pytest.mark.parametrize("kill", ["spread", pytest.param("write", marks=pytest.mark.soak)])
 def test_files_of_a_killed_optimization_are_swept(
     place: Place, monkeypatch: pytest.MonkeyPatch, kill: str
 ) -> None:

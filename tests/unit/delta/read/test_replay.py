@@ -33,6 +33,7 @@ from bronze.errors import FileDamaged, LakeError, LakeUnreachable
 from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
+from tests.support.effort import examples
 
 UTC = dt.UTC
 VALUES: dict[str, tuple[DeltaType, Any, st.SearchStrategy[Any]]] = {
@@ -92,7 +93,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_a_replayed_log_says_what_deltalake_says(steps: list[tuple[str, Any]]) -> None:
     """After any additions, removals, positions, properties and checkpoints, to the last digit."""
     with tempfile.TemporaryDirectory() as folder:
