@@ -1,7 +1,8 @@
 """What the governance tables tell of runs and streams, read once and then kept up.
 
 Of each table only what is needed all the time lies in memory as values; its last records do so
-compressed. A `History` belongs to one thread; the values that it hands out may go to any.
+compressed. One thread at a time may refresh a `History`; any thread may read it meanwhile, and sees
+what was known before.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _LANDINGS = 100
 _LANDED_WITHIN = timedelta(hours=25)
 _SLICE_ROWS = 2_000
 _COMPRESSED_AFTER = 4_000
+_JOINED_AFTER = 20
 _MOST_PARTS = 100
 _AT_ONCE = timedelta(minutes=1)
 _TABLE_PARTS = 8
@@ -155,15 +157,34 @@ class _Table:
         )
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Rows of records: many of them compressed, the newest as they are."""
+
+    packed: tuple[bytes, ...] = ()
+    unpacked: tuple[pl.DataFrame, ...] = ()
+
+    def with_rows(self, rows: pl.DataFrame) -> _Kept:
+        """These rows and more."""
+        unpacked = (*self.unpacked, rows)
+        if sum(frame.height for frame in unpacked) > _COMPRESSED_AFTER:
+            buffer = BytesIO()
+            pl.concat(unpacked).write_ipc(buffer, compression="zstd")
+            return _Kept((*self.packed, buffer.getvalue()))
+        if len(unpacked) > _JOINED_AFTER:
+            # Each frame of a few rows takes as much memory and time as one of hundreds.
+            unpacked = (pl.concat(unpacked, rechunk=True),)
+        return _Kept(self.packed, unpacked)
+
+
 class _Runs:
     """What records of runs tell, while they are added in the order in which they were written."""
 
     def __init__(self, sources: Sequence[str]) -> None:
         self._names = sources
         self._building: dict[str, _Table] = {}
-        self._packed: list[bytes] = []
-        self._unpacked: list[pl.DataFrame] = []
         # Other threads read these: they are replaced, never changed.
+        self._kept = _Kept()
         self.tables: Mapping[str, TableHistory] = {}
         self.sources: Mapping[str, SourceHistory] = {}
         self.half_hours = HalfHours()
@@ -171,7 +192,7 @@ class _Runs:
     @property
     def is_scattered(self) -> bool:
         """Whether it keeps many small parts: to read all anew makes them few."""
-        return len(self._packed) > _MOST_PARTS
+        return len(self._kept.packed) > _MOST_PARTS
 
     def add(self, parts: Iterable[pl.DataFrame]) -> frozenset[str]:
         """Adds rows with the columns of ``governance.runs``; the keys of their tables."""
@@ -180,27 +201,19 @@ class _Runs:
             for rows in part.iter_slices(_SLICE_ROWS):
                 for record in run_reader.of_rows(rows):
                     changed |= self._add_record(record)
-            self._keep(part)
+            self._kept = self._kept.with_rows(part)
         self.tables = {**self.tables, **{key: self._building[key].history() for key in changed}}
         return frozenset(changed)
 
     def records(self, wanted: pl.Expr, most: int) -> tuple[RunRecord, ...]:
         """The records that count and are wanted, the last of each table, the earliest first."""
-        frames = [pl.read_ipc(BytesIO(packed)).filter(wanted) for packed in self._packed]
-        frames += [frame.filter(wanted) for frame in self._unpacked]
+        kept = self._kept
+        frames = [pl.read_ipc(BytesIO(packed)).filter(wanted) for packed in kept.packed]
+        frames += [frame.filter(wanted) for frame in kept.unpacked]
         if not frames:
             return ()
         is_last = pl.int_range(pl.len()).reverse().over(_NAME, "target_table") < most
         return tuple(run_reader.of_rows(run_reader.merge(frames).filter(is_last)))
-
-    def _keep(self, rows: pl.DataFrame) -> None:
-        """Keeps rows for `records`: compressed, when there are many."""
-        self._unpacked.append(rows)
-        if sum(frame.height for frame in self._unpacked) > _COMPRESSED_AFTER:
-            buffer = BytesIO()
-            pl.concat(self._unpacked).write_ipc(buffer, compression="zstd")
-            self._packed.append(buffer.getvalue())
-            self._unpacked = []
 
     def _add_record(self, record: RunRecord) -> set[str]:
         answers = self._answers(record)
