@@ -86,9 +86,8 @@ def test_a_history_that_is_kept_up_knows_what_a_new_one_knows(tmp_path: Path) ->
         if number == 2:
             optimize.optimize_table(place, TableLayout(), batch_id="0" * 32, memory=10**9, each=map)
         if number == 4:
-            for entry in (tmp_path / "governance/runs/_delta_log").glob("0*[0-4].json"):
-                assert log.entry(place, int(entry.stem)) is not None
-                DeltaTable(place.url).create_checkpoint()
+            DeltaTable(place.url).create_checkpoint()
+            for entry in (tmp_path / "governance/runs/_delta_log").glob("0*.json"):
                 entry.unlink()
         kept_up.refresh()
         fresh = History(settings)
