@@ -7,10 +7,9 @@ what was known before.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from io import BytesIO
 from typing import Any
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta.log import State
+from bronze.governance.frames import frame_of
 from bronze.governance.tables import runs as runs_table
 from bronze.governance.tables import streams as streams_table
 from bronze.governance.tables.runs import Command, RunRecord
@@ -39,7 +39,7 @@ _MOST_PARTS = 100
 _AT_ONCE = timedelta(minutes=1)
 _TABLE_PARTS = 8
 _NAME = pl.concat_str("source_system", "source_table", separator=".")
-_LAST_FILES = 50
+_LAST_FILES = 100
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SourceHistory:
 @dataclass(frozen=True)
 class StreamPoint:
     """The last checkpoint of a source's stream. All that was committed up to ``as_of`` has landed
-    in the Bronze tables ``targets``, by their full names.
+    in the Bronze tables ``targets``, by their full names; those of all records of its ``series``.
     """
 
     source: str
@@ -90,6 +90,7 @@ class StreamPoint:
     lag_bytes: int
     lag_seconds: float
     targets: frozenset[str] = frozenset()
+    series: str | None = None
 
 
 @dataclass
@@ -353,16 +354,28 @@ class History:
         added = additions.added_since(self._streams_place, self._streams_state)
         self._streams_state = added.state
         known = {} if added.is_whole else dict(self._points)
-        # Checkpoints are made each second, and the newest files come first.
-        for file in added.files[:_LAST_FILES]:
-            for rows in additions.parts_of(self._streams_place, file, streams_table.COLUMNS):
-                for point in map(_point, rows.rows(named=True)):
-                    before = known.get(point.source)
-                    if before is None or point.recorded >= before.recorded:
-                        known[point.source] = point
-            if set(self._names) <= set(known):
-                break
+        for record, versions in streams_table.with_versions(self._checkpoints(added, known)):
+            point = _point(record, versions)
+            before = known.get(point.source)
+            if before and before.series == point.series and point.series is not None:
+                point = replace(point, targets=before.targets | point.targets)
+            if before is None or point.recorded >= before.recorded:
+                known[point.source] = point
         self._points = known
+
+    def _checkpoints(self, added: Added, known: Mapping[str, StreamPoint]) -> pl.DataFrame:
+        """The newest records of each source, back to one from which all tables are known."""
+        rows = frame_of(streams_table.COLUMNS, [])
+        # One is made each second. Every hundredth has all tables, and the newest files come first.
+        for file in added.files[:_LAST_FILES]:
+            parts = additions.parts_of(self._streams_place, file, streams_table.COLUMNS)
+            rows = pl.concat([rows, *parts])
+            last = rows.sort("recorded_timestamp").group_by("source_system").last()
+            begun = {*rows.filter(pl.col("number") == 1)["series"], None}
+            begun |= {point.series for point in known.values()}
+            if set(self._names) <= set(last["source_system"]) and set(last["series"]) <= begun:
+                break
+        return rows
 
 
 SOURCE_KINDS = {
@@ -385,7 +398,7 @@ def _start(record: RunRecord) -> datetime:
     return due if due and record.began - due < _AT_ONCE else record.began
 
 
-def _point(row: Mapping[str, Any]) -> StreamPoint:
+def _point(row: Mapping[str, Any], versions: Iterable[str]) -> StreamPoint:
     recorded, committed = row["recorded_timestamp"], row["source_commit_timestamp"]
     # Without a transaction it is a heartbeat: there was nothing left to apply.
     has_caught_up = not row["lag_bytes"] or committed is None
@@ -395,5 +408,6 @@ def _point(row: Mapping[str, Any]) -> StreamPoint:
         as_of=recorded if has_caught_up else committed,
         lag_bytes=row["lag_bytes"] or 0,
         lag_seconds=row["lag_seconds"] or 0.0,
-        targets=frozenset(json.loads(row["tables"] or "{}")),
+        targets=frozenset(versions),
+        series=row["series"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -9,11 +10,13 @@ import pytest
 from deltalake import DeltaTable
 from numpy.random import default_rng
 
+from bronze.config.settings import GOVERNANCE
 from bronze.delta import files, log
 from bronze.delta.layout import optimize
 from bronze.delta.layout.optimize import TableLayout
 from bronze.governance import run_log, writer
-from bronze.governance.tables import runs
+from bronze.governance.tables import runs, streams
+from bronze.governance.tables.streams import Checkpoint
 from bronze.operate.facts import run_reader
 from bronze.operate.history import History
 from tests.support.operators import config, rows_of, run, table
@@ -107,3 +110,31 @@ def test_many_small_parts_take_little_memory(tmp_path: Path) -> None:
     whole = History(config(lake={"root": str(tmp_path)}))
     whole.add(rows)
     assert history.all_runs() == whole.all_runs()
+
+
+def test_a_checkpoint_is_of_all_tables_of_its_series(tmp_path: Path) -> None:
+    """A later record has only those that have changed, and none if the source was idle."""
+    settings = config(lake={"root": str(tmp_path)})
+    (source,) = settings.source
+    place, kept_up = settings.place(GOVERNANCE, streams.NAME), History(settings)
+
+    def write(series: str, number: int, *tables: str) -> None:
+        versions = json.dumps(dict.fromkeys(tables, number))
+        point = Checkpoint("s", source, 1, None, "b", 0, 0, 0, 0.0, versions, series, number)
+        writer.append_rows(place, streams.COLUMNS, streams.frame(point), "")
+
+    expected = frozenset[str]()
+    for series, number, tables in (
+        ("one", 1, ["b.x", "b.y"]),
+        ("one", 2, []),
+        ("one", 3, ["b.z"]),
+        ("one", 4, []),
+        ("two", 1, ["b.x"]),
+        ("two", 2, []),
+    ):
+        write(series, number, *tables)
+        expected = frozenset(tables) | (expected if number > 1 else frozenset())
+        fresh = History(settings)
+        for history in (fresh, kept_up):
+            history.refresh()
+            assert history.streams[source].targets == expected
