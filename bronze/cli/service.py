@@ -31,9 +31,14 @@ _DEFAULT = Path("bronze.toml")
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
-    for command in (serve, pause, resume, reset):
-        app.command()(command)
-    app.command("now")(run_now)
+    for name, command in (
+        ("serve", serve),
+        ("pause", pause),
+        ("resume", resume),
+        ("now", run_now),
+        ("reset", reset),
+    ):
+        app.command(name)(command)
 
 
 def serve(

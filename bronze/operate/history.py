@@ -1,15 +1,15 @@
 """What the governance tables tell of runs and streams, read once and then kept up.
 
 Of each table only what is needed all the time lies in memory as values; its last records do so
-compressed. A `History` belongs to one thread; the values that it hands out may go to any.
+compressed. One thread at a time may refresh a `History`; any thread may read it meanwhile, and sees
+what was known before.
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from io import BytesIO
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta.log import State
+from bronze.governance.frames import frame_of
 from bronze.governance.tables import runs as runs_table
 from bronze.governance.tables import streams as streams_table
 from bronze.governance.tables.runs import Command, RunRecord
@@ -33,11 +34,12 @@ _LANDINGS = 100
 _LANDED_WITHIN = timedelta(hours=25)
 _SLICE_ROWS = 2_000
 _COMPRESSED_AFTER = 4_000
+_JOINED_AFTER = 20
 _MOST_PARTS = 100
 _AT_ONCE = timedelta(minutes=1)
 _TABLE_PARTS = 8
 _NAME = pl.concat_str("source_system", "source_table", separator=".")
-_LAST_FILES = 50
+_LAST_FILES = 100
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class SourceHistory:
 @dataclass(frozen=True)
 class StreamPoint:
     """The last checkpoint of a source's stream. All that was committed up to ``as_of`` has landed
-    in the Bronze tables ``targets``, by their full names.
+    in the Bronze tables ``targets``, by their full names; those of all records of its ``series``.
     """
 
     source: str
@@ -88,6 +90,7 @@ class StreamPoint:
     lag_bytes: int
     lag_seconds: float
     targets: frozenset[str] = frozenset()
+    series: str | None = None
 
 
 @dataclass
@@ -155,15 +158,34 @@ class _Table:
         )
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Rows of records: many of them compressed, the newest as they are."""
+
+    packed: tuple[bytes, ...] = ()
+    unpacked: tuple[pl.DataFrame, ...] = ()
+
+    def with_rows(self, rows: pl.DataFrame) -> _Kept:
+        """These rows and more."""
+        unpacked = (*self.unpacked, rows)
+        if sum(frame.height for frame in unpacked) > _COMPRESSED_AFTER:
+            buffer = BytesIO()
+            pl.concat(unpacked).write_ipc(buffer, compression="zstd")
+            return _Kept((*self.packed, buffer.getvalue()))
+        if len(unpacked) > _JOINED_AFTER:
+            # Each frame of a few rows takes as much memory and time as one of hundreds.
+            unpacked = (pl.concat(unpacked, rechunk=True),)
+        return _Kept(self.packed, unpacked)
+
+
 class _Runs:
     """What records of runs tell, while they are added in the order in which they were written."""
 
     def __init__(self, sources: Sequence[str]) -> None:
         self._names = sources
         self._building: dict[str, _Table] = {}
-        self._packed: list[bytes] = []
-        self._unpacked: list[pl.DataFrame] = []
         # Other threads read these: they are replaced, never changed.
+        self._kept = _Kept()
         self.tables: Mapping[str, TableHistory] = {}
         self.sources: Mapping[str, SourceHistory] = {}
         self.half_hours = HalfHours()
@@ -171,7 +193,7 @@ class _Runs:
     @property
     def is_scattered(self) -> bool:
         """Whether it keeps many small parts: to read all anew makes them few."""
-        return len(self._packed) > _MOST_PARTS
+        return len(self._kept.packed) > _MOST_PARTS
 
     def add(self, parts: Iterable[pl.DataFrame]) -> frozenset[str]:
         """Adds rows with the columns of ``governance.runs``; the keys of their tables."""
@@ -180,27 +202,19 @@ class _Runs:
             for rows in part.iter_slices(_SLICE_ROWS):
                 for record in run_reader.of_rows(rows):
                     changed |= self._add_record(record)
-            self._keep(part)
+            self._kept = self._kept.with_rows(part)
         self.tables = {**self.tables, **{key: self._building[key].history() for key in changed}}
         return frozenset(changed)
 
     def records(self, wanted: pl.Expr, most: int) -> tuple[RunRecord, ...]:
         """The records that count and are wanted, the last of each table, the earliest first."""
-        frames = [pl.read_ipc(BytesIO(packed)).filter(wanted) for packed in self._packed]
-        frames += [frame.filter(wanted) for frame in self._unpacked]
+        kept = self._kept
+        frames = [pl.read_ipc(BytesIO(packed)).filter(wanted) for packed in kept.packed]
+        frames += [frame.filter(wanted) for frame in kept.unpacked]
         if not frames:
             return ()
         is_last = pl.int_range(pl.len()).reverse().over(_NAME, "target_table") < most
         return tuple(run_reader.of_rows(run_reader.merge(frames).filter(is_last)))
-
-    def _keep(self, rows: pl.DataFrame) -> None:
-        """Keeps rows for `records`: compressed, when there are many."""
-        self._unpacked.append(rows)
-        if sum(frame.height for frame in self._unpacked) > _COMPRESSED_AFTER:
-            buffer = BytesIO()
-            pl.concat(self._unpacked).write_ipc(buffer, compression="zstd")
-            self._packed.append(buffer.getvalue())
-            self._unpacked = []
 
     def _add_record(self, record: RunRecord) -> set[str]:
         answers = self._answers(record)
@@ -340,16 +354,28 @@ class History:
         added = additions.added_since(self._streams_place, self._streams_state)
         self._streams_state = added.state
         known = {} if added.is_whole else dict(self._points)
-        # Checkpoints are made each second, and the newest files come first.
-        for file in added.files[:_LAST_FILES]:
-            for rows in additions.parts_of(self._streams_place, file, streams_table.COLUMNS):
-                for point in map(_point, rows.rows(named=True)):
-                    before = known.get(point.source)
-                    if before is None or point.recorded >= before.recorded:
-                        known[point.source] = point
-            if set(self._names) <= set(known):
-                break
+        for record, versions in streams_table.with_versions(self._checkpoints(added, known)):
+            point = _point(record, versions)
+            before = known.get(point.source)
+            if before and before.series == point.series and point.series is not None:
+                point = replace(point, targets=before.targets | point.targets)
+            if before is None or point.recorded >= before.recorded:
+                known[point.source] = point
         self._points = known
+
+    def _checkpoints(self, added: Added, known: Mapping[str, StreamPoint]) -> pl.DataFrame:
+        """The newest records of each source, back to one from which all tables are known."""
+        rows = frame_of(streams_table.COLUMNS, [])
+        # One is made each second. Every hundredth has all tables, and the newest files come first.
+        for file in added.files[:_LAST_FILES]:
+            parts = additions.parts_of(self._streams_place, file, streams_table.COLUMNS)
+            rows = pl.concat([rows, *parts])
+            last = rows.sort("recorded_timestamp").group_by("source_system").last()
+            begun = {*rows.filter(pl.col("number") == 1)["series"], None}
+            begun |= {point.series for point in known.values()}
+            if set(self._names) <= set(last["source_system"]) and set(last["series"]) <= begun:
+                break
+        return rows
 
 
 SOURCE_KINDS = {
@@ -372,7 +398,7 @@ def _start(record: RunRecord) -> datetime:
     return due if due and record.began - due < _AT_ONCE else record.began
 
 
-def _point(row: Mapping[str, Any]) -> StreamPoint:
+def _point(row: Mapping[str, Any], versions: Iterable[str]) -> StreamPoint:
     recorded, committed = row["recorded_timestamp"], row["source_commit_timestamp"]
     # Without a transaction it is a heartbeat: there was nothing left to apply.
     has_caught_up = not row["lag_bytes"] or committed is None
@@ -382,5 +408,6 @@ def _point(row: Mapping[str, Any]) -> StreamPoint:
         as_of=recorded if has_caught_up else committed,
         lag_bytes=row["lag_bytes"] or 0,
         lag_seconds=row["lag_seconds"] or 0.0,
-        targets=frozenset(json.loads(row["tables"] or "{}")),
+        targets=frozenset(versions),
+        series=row["series"],
     )

@@ -67,11 +67,21 @@ class Alerting:
         terms: Terms = TERMS,
         advisors: Advisors = _NO_ADVISORS,
         only: Callable[[Key], bool] = lambda key: key[0] != kinds.TEST,
+        known: Mapping[Key, Alert] | None = None,
     ) -> None:
-        """Alerts of a config; ``only`` says which stored alerts are those of this process."""
+        """Alerts of a config.
+
+        Args:
+            settings: the config.
+            terms: when messages are tried again.
+            advisors: what notices say beside what is wrong.
+            only: which stored alerts are those of this process.
+            known: the alerts of this process under the config before, stored or not.
+        """
         self._settings, self._advisors, self._only = settings, advisors, only
         self._paths = kinds.paths(settings.alerts)
-        self._alerts: dict[Key, Alert] = {}
+        channels = tuple(channel.name for channel in settings.alerts.channels)
+        self._alerts = life.only_for(known or {}, channels)
         self._first: dict[tuple[Key, Message], bool] = {}
         self._advice: dict[tuple[Key, datetime], tuple[str, ...]] = {}
         self.changed = threading.Condition(threading.RLock())
@@ -80,6 +90,7 @@ class Alerting:
             channel.name: Courier(channel.name, sender(settings, channel), self, terms)
             for channel in settings.alerts.channels
         }
+        self._storage.put(store.changes({}, self._alerts))
 
     @property
     def alerts(self) -> Mapping[Key, Alert]:

@@ -150,8 +150,9 @@ class Courier:
         while (work := self._next()) is not None:
             try:
                 self._deliver(*work)
-            except Exception as error:
-                # A fault of ours must not end the courier: nobody would be told any more.
+            except BaseException as error:
+                # Neither a fault of ours nor a panic of a library, which is no Exception, must end
+                # the courier: nobody would be told any more.
                 fault = f"{type(error).__name__} inside bronze"
                 self._postpone(*work, ChannelError(fault, retry=True, uncertain=True))
             with self._changed:

@@ -272,15 +272,23 @@ def merge(
     merged = {key: restart(alert, now) for key, alert in stored.items()}
     for key, alert in current.items():
         earlier = merged.get(key)
-        if earlier and earlier.is_open and not alert.is_open:
+        if earlier and earlier.is_open and not alert.is_open and alert.opened != earlier.opened:
+            continue
+        if earlier and alert.opened and alert.opened == earlier.opened:
+            merged[key] = alert
             continue
         ends: tuple[Message, ...] = ()
         if earlier:
             ends = _ends(earlier, now) if earlier.is_open else earlier.owed
         merged[key] = replace(alert, owed=(*ends, *alert.owed))
+    return only_for(merged, channels)
+
+
+def only_for(alerts: Mapping[Key, Alert], channels: Collection[str]) -> dict[Key, Alert]:
+    """The alerts without messages to channels that no longer exist."""
     return {
         key: replace(alert, owed=tuple(m for m in alert.owed if m.channel in channels))
-        for key, alert in merged.items()
+        for key, alert in alerts.items()
     }
 
 

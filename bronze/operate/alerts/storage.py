@@ -90,8 +90,9 @@ class Storage:
                 self._has_table = True
         except BronzeError as failure:
             error = failure.message
-        except Exception as fault:
-            # A fault of ours must not end the thread: nothing would be stored any more.
+        except BaseException as fault:
+            # Neither a fault of ours nor a panic of a library, which is no Exception, must end the
+            # thread: nothing would be stored any more.
             error = f"{type(fault).__name__} inside bronze"
         with self._changed:
             if error:

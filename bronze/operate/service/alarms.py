@@ -1,8 +1,9 @@
 """Evaluates what is wrong every few seconds, has people told, and keeps a dead man's switch.
 
 The heartbeat URL is fetched each minute while the service could tell of trouble: not when its loop
-stands still, alerts are not evaluated or cannot be stored, or a channel fails. Who misses it knows
-that no alert may come. While alerts are open it goes on, as somebody is told of these.
+stands still, one of its threads has a fault, alerts are not evaluated or cannot be stored, or a
+channel fails. Who misses it knows that no alert may come. While alerts are open it goes on, as
+somebody is told of these.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _SENT_WITHIN = 10.0
 _BEAT_EVERY = 60.0
 _FETCH_TIMEOUT = 10.0
 _CURRENT = 60.0
+# Longer than two evaluations take.
+_TOLD_FOR = 20.0
 _ALERT_SECTIONS = ("alerts", "secrets", "lake")
 
 
@@ -54,6 +57,7 @@ class Alarms:
         self._missed = ""
         self._began = time.monotonic()
         self._is_started = False
+        self._known_at: float | None = None
         self.looped_at = time.monotonic()
         self.error = ""
 
@@ -107,7 +111,11 @@ class Alarms:
             # What is wrong is not known yet: nothing must seem to be right again.
             return _SOON
         self.alerting.follow(records)
-        found = conditions_of(settings, self._seeing.view, findings)
+        if self._known_at is None:
+            self._known_at = time.monotonic()
+        is_new = time.monotonic() - self._known_at < _TOLD_FOR
+        unseen = self._seeing.unseen_since if is_new else None
+        found = conditions_of(settings, self._seeing.view, findings, unseen)
         self.alerting.evaluate(found, controls.silences(records))
         self._note_storage()
         return _EVALUATED_EVERY
@@ -147,8 +155,11 @@ class Alarms:
         if settings is self._settings:
             return
         if any(getattr(settings, n) != getattr(self._settings, n) for n in _ALERT_SECTIONS):
-            self.alerting.stop(_EVALUATED_EVERY)
-            self.alerting = Alerting(settings, terms=self._terms, advisors=self._advisors)
+            before = self.alerting
+            before.stop(_EVALUATED_EVERY)
+            self.alerting = Alerting(
+                settings, terms=self._terms, advisors=self._advisors, known=before.alerts
+            )
             self.alerting.start()
         self._settings = settings
 
@@ -156,7 +167,9 @@ class Alarms:
         now = time.monotonic()
         is_current = now - max(self._evaluation.done_at, 0.0) < _CURRENT
         is_looping = now - self.looped_at < _CURRENT
-        return is_current and is_looping and not self.error and not self.alerting.troubles()
+        is_whole = not any(r.fault for r in (*self._outside.routines, self._seeing.routine))
+        can_tell = not self.error and not self.alerting.troubles()
+        return is_current and is_looping and is_whole and can_tell
 
     def _beat(self) -> float | None:
         url = self._board.settings.alerts.heartbeat
@@ -165,7 +178,7 @@ class Alarms:
             if missed and missed != self._missed:
                 LOG.warning("heartbeat was not accepted", error=missed)
             self._missed = missed
-        return _BEAT_EVERY if self._evaluation.done_at else 1.0
+        return _BEAT_EVERY if self._evaluation.done_at or self._evaluation.fault else 1.0
 
 
 def fetch(url: str) -> str:

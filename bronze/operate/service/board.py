@@ -60,7 +60,7 @@ class Board:
     tables that the config has and no source, with when that was noticed; ``states`` are by key,
     those of chores by name, ``streams`` by source. ``unread`` says why nothing begins, "" if it
     may. ``troubles`` are by the kind of their alert, ``outcomes`` the errors of what has ended, for
-    ``--once``.
+    ``--once``. ``has_new_records`` says that work has ended since its records were last read.
     """
 
     settings: Settings
@@ -90,6 +90,7 @@ class Board:
     lake_seen: bool = False
     troubles: dict[str, Trouble] = field(default_factory=dict)
     outcomes: list[Failure | None] = field(default_factory=list)
+    has_new_records: bool = False
     is_dirty: bool = True
     is_stopping: bool = False
 
@@ -110,6 +111,11 @@ class Board:
         chores = bool(serve.schedule.maintain) + bool(serve.schedule.verify)
         streams = len(streaming_sources(self.settings))
         return self.settings.run.memory, streams, serve.runs + chores
+
+    def note_outcomes(self, errors: Iterable[Failure | None]) -> None:
+        """Notes how work has ended, for ``--once``; a service would collect them for ever."""
+        if self.once:
+            self.outcomes.extend(errors)
 
     def touch(self) -> None:
         """Has the loop look again; under the lock."""

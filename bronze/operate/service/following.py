@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from bronze.api.progress import LOG
@@ -27,7 +27,6 @@ class _Plan:
     began_at: float = 0.0
     failures: int = 0
     dropped: frozenset[str] = frozenset()
-    threads: list[threading.Thread] = field(default_factory=list)
     was_begun: bool = False
 
 
@@ -57,12 +56,14 @@ class Following:
         if stream and not stream.has_ended:
             if self._is_outdated(stream, tables, followed):
                 LOG.info("stream begins again", source=source, tables=len(followed))
-                stream.is_replaced = True
                 stream.stop.set()
             return
         if not followed:
             if tables and plan.dropped != {table.key for table in tables}:
                 self._drop_slot(source, tables, plan)
+            elif not tables and board.tables.get(source, ()) is not None:
+                # Otherwise what it suffered last would be an alert for ever.
+                board.streams.pop(source, None)
             return
         is_away = board.guards.of(LAKE).until or board.guards.of(source_subject(source)).until
         if is_away or board.source_errors.get(source):
@@ -101,12 +102,15 @@ class Following:
     def _drop_slot(self, source: str, tables: list[ServedTable], plan: _Plan) -> None:
         plan.dropped = frozenset(table.key for table in tables)
         settings = self._board.settings
-        drop = threading.Thread(
-            target=lambda: streams.drop_slot(settings, source, tables),
-            name=f"bronze drop {source}",
-            daemon=True,
-        )
-        drop.start()
+
+        def drop() -> None:
+            if streams.drop_slot(settings, source, tables):
+                with self._board.changed:
+                    stream = self._board.streams.get(source)
+                    if stream and stream.has_ended:
+                        del self._board.streams[source]
+
+        threading.Thread(target=drop, name=f"bronze drop {source}", daemon=True).start()
 
     def _end(self, stream: Stream) -> None:
         """Notes how a stream has ended, in its thread."""
@@ -125,7 +129,7 @@ class Following:
                 if routine:
                     routine.kick()
             if stream.stop.is_set() or board.once:
-                board.outcomes.append(error)
+                board.note_outcomes([error])
                 plan.begins_at = 0.0
             else:
                 self._begin_later(stream, plan)
@@ -146,13 +150,6 @@ class Following:
             error_kind=error.kind if error else "",
             retry_at=board.now + timedelta(seconds=pause),
         )
-
-    @property
-    def wake(self) -> float | None:
-        """When the next stream begins, by the monotonic clock."""
-        now = self._board.clock.monotonic()
-        times = [plan.begins_at for plan in self._plans.values() if plan.begins_at > now]
-        return min(times, default=None)
 
     @property
     def is_idle(self) -> bool:

@@ -7,11 +7,11 @@ it is asked every few seconds until its breaker opens, and then after each rest.
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
+from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError
 from bronze.model.results import Failure
 from bronze.operate import beat, controls
@@ -25,9 +25,7 @@ _LISTED_EVERY = 30.0
 _AGAIN = 5.0
 _BEAT_EVERY = 15.0
 _SOON = 1.0
-_CONTROLS_EVERY = 3.0
-_OTHER_LOOKS = 4.0
-_TOLD_FOR = timedelta(minutes=10)
+_CONTROLS_EVERY = 5.0
 
 
 class Outside:
@@ -36,7 +34,7 @@ class Outside:
     def __init__(self, board: Board) -> None:
         """Routines for a board; `start` begins them."""
         self._board = board
-        self._version: int | None = -1
+        self._requests: State | None = None
         self.lake = Routine("lake", self._look_at_lake)
         self.controls = Routine("controls", self._read_controls)
         self.sources: dict[str, Routine] = {}
@@ -174,10 +172,10 @@ class Outside:
             if board.lake_error:
                 return _CONTROLS_EVERY
         with suppress(BronzeError):
-            version = requests.version(settings)
-            if version != self._version:
+            latest = requests.latest_state(settings, self._requests)
+            if latest is not self._requests:
                 records = controls.read(settings)
-                self._version = version
+                self._requests = latest
                 with board.changed:
                     board.controls = records
                     self._reset_breakers()

@@ -180,9 +180,10 @@ class Running:
                     self._end_table(work, table, ended.failures.get(table.key), now)
             else:
                 self._end_chore(work, now)
-            board.outcomes.extend(ended.failures.get(table.key) for table in work.tables)
+            board.note_outcomes(ended.failures.get(table.key) for table in work.tables)
             if not work.tables or (ended.error and not ended.failures):
-                board.outcomes.append(ended.error)
+                board.note_outcomes([ended.error])
+            board.has_new_records = True
             board.touch()
 
     def _note_blames(self, work: Work, now: datetime) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from bronze.api.progress import LOG
 from bronze.errors import BronzeError
@@ -31,7 +31,7 @@ from bronze.operate.view import Live, View
 _SEEN_EVERY = 1.0
 _LONGEST = 5.0
 _SHARE = 0.01
-_READ_EVERY = 5.0
+_READ_EVERY = 15.0
 _SOON = 0.1
 _AGAIN = 5.0
 _OTHER_LOOKS = 4.0
@@ -50,6 +50,8 @@ class Seeing:
         self._outlooks = Outlooks()
         self._lock = threading.Lock()
         self._read_at = 0.0
+        self.unseen_since: datetime | None = None
+        """When the service before this one was last heard: nobody saw what was late since then."""
         self._other: Live | None = None
         self._crashed: Live | None = None
         self._view: View | None = None
@@ -61,9 +63,8 @@ class Seeing:
         return self._view or self._make_view(None)
 
     def runs(self, key: str) -> tuple[RunRecord, ...]:
-        """The last runs of a table, the newest first."""
-        with self._lock:
-            return self._history.runs(key)[::-1]
+        """The last runs of a table that are known, the newest first."""
+        return self._history.runs(key)[::-1]
 
     def see(self) -> None:
         """Reads what the lake has now, and makes the view."""
@@ -79,7 +80,7 @@ class Seeing:
             if board.unread:
                 self._view = self._make_view(None)
                 return pause
-        elif time.monotonic() - self._read_at >= _READ_EVERY and not board.lake_error:
+        elif self._is_time_to_read():
             self._read()
         began = time.monotonic()
         with self._lock:
@@ -87,6 +88,12 @@ class Seeing:
             self._view = self._make_view(self._history)
         # With thousands of tables it is made less often, so that it takes little of a processor.
         return max(_SEEN_EVERY, min(_LONGEST, (time.monotonic() - began) / _SHARE))
+
+    def _is_time_to_read(self) -> bool:
+        """Whether this process has new records, or another one may have."""
+        board = self._board
+        is_time = time.monotonic() - self._read_at >= _READ_EVERY
+        return (board.has_new_records or is_time) and not board.lake_error
 
     def _know_tables(self) -> None:
         """Has tables known by their records while the source has not been reached yet."""
@@ -108,7 +115,7 @@ class Seeing:
         return view_of(settings, tables, history, live, records, alerts, now, self._outlooks)
 
     def _read(self) -> None:
-        self._read_at = time.monotonic()
+        self._read_at, self._board.has_new_records = time.monotonic(), False
         try:
             with self._lock:
                 self._history.refresh()
@@ -186,6 +193,7 @@ class Seeing:
         """
         board, now = self._board, self._board.now
         last = beat.read(board.settings)
+        self.unseen_since = last.at if last and last.service != board.service else None
         if last is None or last.is_stopping or last.service == board.service:
             return True
         if _is_alive_here(last) and now - last.at < 2 * beat.ALIVE:

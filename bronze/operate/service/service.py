@@ -19,7 +19,8 @@ from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.execution import memory_shares
 from bronze.governance.tables.controls import Action, ControlRecord
-from bronze.model.results import exit_code
+from bronze.model.results import Failure, exit_code
+from bronze.operate.alerts import deadline
 from bronze.operate.alerts.alerting import Advisors
 from bronze.operate.alerts.delivery import TERMS, Terms
 from bronze.operate.facts.resources import Meter
@@ -44,6 +45,7 @@ _CONFIG_EVERY = 2.0
 _MEASURED_EVERY = 5.0
 _TOLD_FOR = timedelta(minutes=10)
 _ALERTS_END = 5.0
+_RECORDED_WITHIN = 5.0
 _SERVED_ALONE = {"serve", "alerts", "breaker", "web"}
 
 
@@ -301,6 +303,8 @@ class Service:
                     break
                 board.changed.wait(min(left, _TICK))
             is_left = not (self._running.is_idle and self._following.is_idle)
+            if board.once and not stop.is_set():
+                self._note_not_run()
             outcomes = list(board.outcomes)
             errors = [*board.source_errors.values()]
             lake_error, is_once = board.lake_error, board.once
@@ -310,9 +314,8 @@ class Service:
             routine.stop()
         left = max(_ALERTS_END, until - time.monotonic()) if is_once else _ALERTS_END
         self._alarms.stop(left)
-        failure = None if lake_error else self._outside.write_beat()
-        if failure:
-            LOG.warning("the end was not recorded", error=failure.message)
+        if not lake_error:
+            self._record_end()
         if is_left:
             LOG.error("not all work has ended within the grace; nothing half-written is visible")
         LOG.info("service has ended")
@@ -321,6 +324,31 @@ class Service:
         if lake_error and not outcomes:
             return 3
         return LEFT if is_left or stop.is_set() else exit_code([*outcomes, *errors])
+
+    def _note_not_run(self) -> None:
+        """Has tables that are due and did not run, such as quarantined ones, fail ``--once``; not
+        those that are paused; under the lock.
+        """
+        board = self.board
+        tables = board.all_tables()
+        asked = board.requests(tables)
+        for table in tables:
+            why = board.waiting.get(table.key)
+            if why and not (table.key in asked and asked[table.key].pause):
+                text = f"Table {table.label} is due and was not run: {why}."
+                LOG.error("not run", table=table.key, reason=why)
+                board.note_outcomes([Failure("NotRun", text, "")])
+
+    def _record_end(self) -> None:
+        """Writes into the lake that the service was stopped, if that takes no longer than 5 s."""
+        work = deadline.start(self._outside.write_beat, "bronze-end")
+        try:
+            failure = work.result(_RECORDED_WITHIN)
+            error = failure.message if failure else ""
+        except TimeoutError:
+            error = f"the lake has not answered within {_RECORDED_WITHIN:.0f} s"
+        if error:
+            LOG.warning("the end was not recorded", error=error)
 
 
 LEFT = 130

@@ -127,7 +127,6 @@ class Stream:
     error: Failure | None = None
     exit_code: int = 0
     has_ended: bool = False
-    is_replaced: bool = False
     _looks: list[tuple[datetime, int]] = field(default_factory=list)
 
     def _note_log_kept(self, event: SlotRetains, now: datetime) -> None:
@@ -225,13 +224,14 @@ def begin(
     return Stream(source, names, tuple(followed), now, facts, share, until_caught_up)
 
 
-def drop_slot(settings: Settings, source: str, tables: Sequence[ServedTable]) -> None:
-    """Drops the slot of a source whose streamed tables are all paused; an error is logged, and the
-    alert about the log that the slot retains remains.
+def drop_slot(settings: Settings, source: str, tables: Sequence[ServedTable]) -> bool:
+    """Drops the slot of a source whose streamed tables are all paused; whether it is gone. An error
+    is logged, and the alert about the log that the slot retains remains.
     """
     try:
         slot = recorded.drop(only(settings, source), [table.key for table in tables])
     except BronzeError as error:
         LOG.warning("slot not dropped", source=source, error=error.message)
-    else:
-        LOG.warning("all streamed tables are paused: their slot is dropped", slot=slot)
+        return False
+    LOG.warning("all streamed tables are paused: their slot is dropped", slot=slot)
+    return True

@@ -15,6 +15,8 @@ from bronze.api.progress import LOG
 JUMP = timedelta(seconds=60)
 """By how much the clocks have to differ from one look to the next to call it a jump."""
 
+_AFTER_FAULT = 30.0
+
 
 def _utc() -> datetime:
     return datetime.now(UTC)
@@ -49,12 +51,15 @@ class JumpWatch:
 class Routine:
     """Work that is done at once, then again and again, until it is stopped.
 
-    ``work`` returns after how many seconds it is to be done again, None for never.
+    ``work`` returns after how many seconds it is to be done again, None for never. ``done_at`` is
+    when it was last done without a fault, by the monotonic clock; ``fault`` names the exception
+    that the last attempt ended with, "" if it had none.
     """
 
     name: str
     work: Callable[[], float | None]
     done_at: float = 0.0
+    fault: str = ""
     _busy_since: float | None = None
     _kicked: threading.Event = field(default_factory=threading.Event)
     _stopped: threading.Event = field(default_factory=threading.Event)
@@ -94,11 +99,12 @@ class Routine:
             self._busy_since = time.monotonic()
             try:
                 seconds = self.work()
-            except Exception as error:
-                # Nobody else would see that it has ended.
-                LOG.error("fault", work=self.name, error=type(error).__name__)
-                seconds = 30.0
-            self.done_at, self._busy_since = time.monotonic(), None
+                self.done_at, self.fault = time.monotonic(), ""
+            except BaseException as error:
+                # Nobody would see that the thread has ended. A panic of a library is no Exception.
+                self.fault, seconds = type(error).__name__, _AFTER_FAULT
+                LOG.error("fault", work=self.name, error=self.fault)
+            self._busy_since = None
             if seconds is None:
                 return
             self._kicked.wait(seconds)

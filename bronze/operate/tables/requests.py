@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from bronze.config.settings import Settings
 from bronze.delta import log, store
+from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError
 from bronze.governance.tables.controls import Action, ControlRecord
 from bronze.operate import controls
@@ -46,17 +47,21 @@ def of_table(table: ServedTable, records: Iterable[ControlRecord], now: datetime
     return TableRequests(pause, asked, reset)
 
 
-def version(settings: Settings) -> int | None:
-    """The version of the table of requests, to know cheaply whether there are new ones.
+def latest_state(settings: Settings, known: State | None) -> State | None:
+    """The table of requests as it is now, None if there is none; to know by one request to the
+    store whether there is anything new.
+
+    Args:
+        settings: the config.
+        known: what the last call has returned.
 
     Raises:
         LakeError, LakeUnreachable: it cannot be read.
     """
     place = controls.place(settings)
-    if store.is_missing(place):
-        return None
-    state = log.read(place)
-    return state.version if state else None
+    if known is not None:
+        return log.refresh(known)
+    return log.read(place) if store.listing(place, "_delta_log") else None
 
 
 def request(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 from numpy.random import default_rng
 
+from bronze.config.settings import GOVERNANCE
 from bronze.delta import files, log
+from bronze.delta.layout import optimize
+from bronze.delta.layout.optimize import TableLayout
 from bronze.governance import run_log, writer
-from bronze.governance.tables import runs
+from bronze.governance.tables import runs, streams
+from bronze.governance.tables.streams import Checkpoint
 from bronze.operate.facts import run_reader
 from bronze.operate.history import History
 from tests.support.operators import config, rows_of, run, table
@@ -71,3 +77,64 @@ def test_a_history_has_the_runs_of_all_tables(tmp_path: Path) -> None:
         assert tuple(last) == history.runs(key)
     assert [len(last) for last in history.all_runs(most=3).values()].count(3) == 2
     assert set(history.all_runs("verify")) == {own.key for own in TABLES[:2]}
+
+
+def test_a_history_that_is_kept_up_knows_what_a_new_one_knows(tmp_path: Path) -> None:
+    """Also after files were joined, and when the log was cut since it was last read."""
+    settings = config(lake={"root": str(tmp_path)})
+    place, kept_up = run_log.place(settings), History(settings)
+    assert kept_up.refresh() == frozenset()
+    for number, part in enumerate(records(2).iter_slices(40)):
+        writer.append_rows(place, runs.COLUMNS, part, "")
+        if number == 2:
+            optimize.optimize_table(place, TableLayout(), batch_id="0" * 32, memory=10**9, each=map)
+        if number == 4:
+            DeltaTable(place.url).create_checkpoint()
+            for entry in (tmp_path / "governance/runs/_delta_log").glob("0*.json"):
+                entry.unlink()
+        kept_up.refresh()
+        fresh = History(settings)
+        fresh.refresh()
+        assert kept_up.tables == fresh.tables
+        assert kept_up.all_runs() == fresh.all_runs()
+    assert kept_up.refresh() == frozenset()
+
+
+def test_many_small_parts_take_little_memory(tmp_path: Path) -> None:
+    """Each refresh brings a few rows: they are joined from time to time."""
+    history = History(config(lake={"root": str(tmp_path)}))
+    rows = records(3)
+    for part in rows.iter_slices(2):
+        history.add(part)
+        assert len(history._runs._kept.unpacked) <= 21
+    whole = History(config(lake={"root": str(tmp_path)}))
+    whole.add(rows)
+    assert history.all_runs() == whole.all_runs()
+
+
+def test_a_checkpoint_is_of_all_tables_of_its_series(tmp_path: Path) -> None:
+    """A later record has only those that have changed, and none if the source was idle."""
+    settings = config(lake={"root": str(tmp_path)})
+    (source,) = settings.source
+    place, kept_up = settings.place(GOVERNANCE, streams.NAME), History(settings)
+
+    def write(series: str, number: int, *tables: str) -> None:
+        versions = json.dumps(dict.fromkeys(tables, number))
+        point = Checkpoint("s", source, 1, None, "b", 0, 0, 0, 0.0, versions, series, number)
+        writer.append_rows(place, streams.COLUMNS, streams.frame(point), "")
+
+    expected = frozenset[str]()
+    for series, number, tables in (
+        ("one", 1, ["b.x", "b.y"]),
+        ("one", 2, []),
+        ("one", 3, ["b.z"]),
+        ("one", 4, []),
+        ("two", 1, ["b.x"]),
+        ("two", 2, []),
+    ):
+        write(series, number, *tables)
+        expected = frozenset(tables) | (expected if number > 1 else frozenset())
+        fresh = History(settings)
+        for history in (fresh, kept_up):
+            history.refresh()
+            assert history.streams[source].targets == expected

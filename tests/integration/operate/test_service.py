@@ -104,6 +104,20 @@ def test_once_exits_like_a_run(source: Source) -> None:
     assert own.code == 3
 
 
+def test_once_fails_where_a_due_table_is_quarantined(source: Source) -> None:
+    """It has brought up what it could: a cron job has to know that a table was left out."""
+    source.execute("CREATE VIEW bad AS SELECT 1 / 0 AS id")
+    settings = config(
+        source, breaker={"threshold": 1, "pause": "3h", "longest": "3h"}, source={"tables": ["bad"]}
+    )
+    with serving(settings, Hands(NOON), once=True):
+        pass
+    with serving(settings, Hands(NOON + timedelta(hours=1)), once=True) as own:
+        pass
+    assert len(own.runs()) == 1
+    assert own.code == 1
+
+
 def test_a_paused_table_does_not_run_until_it_is_resumed(source: Source) -> None:
     """Who paused it is said; what was due meanwhile runs once."""
     make(source, "held", "free")

@@ -6,11 +6,16 @@ import json
 import socket
 import threading
 import urllib.request
+from datetime import datetime
+from typing import Any
 
 import pytest
 
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
+from bronze.operate import beat
+from bronze.operate.alerts.life import Condition
+from bronze.operate.conditions import conditions_of
 from bronze.operate.service import alarms, outside, service
 from tests.conftest import Source
 from tests.integration.operate.test_service import config, make
@@ -70,7 +75,35 @@ def test_the_heartbeat_is_fetched_while_alerts_could_be_told(source: Source) -> 
             until(lambda: [r for r in inbox.requests if r.path == "/alive"])
             own.service._alarms.error = "the lake is away"
             assert not own.service._alarms._is_well()
+            own.service._alarms.error = ""
+            assert own.service._alarms._is_well()
+            own.service.seeing.routine.fault = "Panic"
+            assert not own.service._alarms._is_well()
     assert alarms.fetch("http://127.0.0.1:1/") != ""
+
+
+def test_what_was_late_since_the_last_service_was_heard_is_looked_for_at_the_start(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else has seen it; only for the time that it takes to open an alert."""
+    make(source, "word")
+    settings, asked = config(source), list[datetime | None]()
+
+    def conditions(*arguments: Any) -> list[Condition]:
+        asked.append(arguments[3])
+        return conditions_of(*arguments)
+
+    monkeypatch.setattr(alarms, "conditions_of", conditions)
+    monkeypatch.setattr(alarms, "_TOLD_FOR", 0.5)
+    with serving(settings):
+        until(lambda: asked)
+    last = beat.read(settings)
+    assert last
+    assert asked[0] is None
+    asked.clear()
+    with serving(settings):
+        until(lambda: None in asked)
+    assert asked[0] == last.at
 
 
 def test_the_dashboard_shows_what_the_service_knows(source: Source) -> None:

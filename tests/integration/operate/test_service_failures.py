@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -311,6 +312,24 @@ def test_a_stop_in_a_large_load_takes_no_longer_than_the_grace(
     with serving(config(source), once=True) as own:
         until(lambda: own.landed("public.large"), 60)
     assert pl.scan_delta(str(source.table("large"))).select(pl.len()).collect().item() == 400_000
+
+
+def test_a_lake_that_hangs_at_the_end_is_not_waited_for(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service ends all the same, and has collected nothing that only `--once` needs."""
+    make(source, "word")
+    release, settings = threading.Event(), config(source)
+    monkeypatch.setattr("bronze.operate.service.service._RECORDED_WITHIN", 0.2)
+    with serving(settings, Hands(NOON)) as own:
+        until(lambda: own.landed("public.word"))
+        until(lambda: not own.service.board.works)
+        monkeypatch.setattr(beat, "write", lambda *_: release.wait(60))
+        began = time.monotonic()
+    assert time.monotonic() - began < 8
+    assert own.code == 0
+    assert own.service.board.outcomes == []
+    release.set()
 
 
 @pytest.mark.soak

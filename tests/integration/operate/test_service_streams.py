@@ -66,11 +66,14 @@ def test_a_paused_table_is_resynced_when_it_comes_back(source: Source) -> None:
 def test_the_slot_of_tables_that_are_all_paused_is_dropped(source: Source) -> None:
     """The server would keep its log for it; the tables are compared when they come back."""
     settings = streamed(source, "live")
-    with serving(settings):
+    with serving(settings) as own:
         until(lambda: differences(settings) == {})
         assert source.execute(SLOTS) == [(1,)]
         requests.request(settings, "pause", ["live"], reason="a test")
+        own.look()
         until(lambda: source.execute(SLOTS) == [(0,)])
+        # Nor is what was known of the stream an alert for ever.
+        until(lambda: not own.service.board.streams)
         source.execute("DELETE FROM live WHERE id = 3")
         requests.request(settings, "resume", ["live"])
         until(lambda: differences(settings) == {})

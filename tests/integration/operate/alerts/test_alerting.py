@@ -284,6 +284,35 @@ def test_a_lake_that_is_gone_keeps_no_message_back(tmp_path: Path) -> None:
     assert stored(settings)["lake_unreachable", ""].is_open
 
 
+def test_a_new_config_keeps_the_alerts_that_could_not_be_stored(tmp_path: Path) -> None:
+    """What was sent while the lake was away is not sent again, and resolved as what it was."""
+    lake = tmp_path / "lake"
+    lake.write_text("no folder")
+    key: Key = ("lake_unreachable", "")
+    with receiver() as server:
+        settings = loading.parse(document(lake, pager(server.url)))
+        before = Alerting(settings, terms=FAST)
+        before.start()
+        open_alert(before, wrong(key))
+        server.wait(1)
+        until(before, lambda: not before.alerts[key].owed)
+        before.stop(1)
+        after = Alerting(settings, terms=FAST, known=before.alerts)
+        after.start()
+        open_alert(after, wrong(key))
+        lake.unlink()
+        deadline = time.monotonic() + 15
+        while after.storage_error or not stored(settings):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        open_alert(after)
+        server.wait(2)
+        assert after.stop(10)
+        (opened, first), (resolved, last) = events(server)
+        assert (opened, resolved, first) == ("trigger", "resolve", last)
+    assert not stored(settings)[key].is_open
+
+
 def test_a_lake_that_hangs_keeps_no_message_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
