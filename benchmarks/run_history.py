@@ -41,7 +41,7 @@ def _day(begin: datetime, tables: int, each: int) -> pl.DataFrame:
     name = pl.format("t{}", number.cast(pl.String).str.zfill(5))
     scheduled = pl.lit(begin) + turn * pl.lit(step)
     began = scheduled + pl.duration(milliseconds=300 + number)
-    ended = began + pl.duration(milliseconds=200 + ids % 800)
+    ended = began + pl.duration(milliseconds=pl.lit(pl.Series(200 + ids % 800)))
     common = pl.DataFrame({"run_id": ids}).select(
         run_id=pl.format("01a00000-0000-7000-8000-{}", pl.col("run_id").cast(pl.String)),
         batch_id=pl.format("01b00000-0000-7000-8000-{}", turn),
