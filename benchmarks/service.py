@@ -184,10 +184,6 @@ class Service:
         """Whether it says so."""
         return self.get("/ready")[0] == 200
 
-    def has_records(self, table: str) -> bool:
-        """Whether it knows the last runs of a table."""
-        return len(self.get(f"/api/v1/runs?table={table}&limit=1")[1]) > 10
-
     def times_of(self, path: str, seconds: float, pause: float, viewers: int = 1) -> list[float]:
         """The seconds of each answer to viewers who ask for a page again and again."""
         end, found = time.monotonic() + seconds, list[float]()
