@@ -8,7 +8,7 @@ what was known before.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -324,14 +324,21 @@ class History:
         self, command: Command = "run", most: int = run_reader.LAST
     ) -> Mapping[str, Sequence[RunRecord]]:
         """The last runs of all tables, by their keys: a kilobyte of memory for each."""
-        found: dict[str, list[RunRecord]] = {}
-        # Some tables at a time, as whole records of all of them take a hundred megabytes.
+        return {
+            key: runs for part in self.parts_of_runs(command, most) for key, runs in part.items()
+        }
+
+    def parts_of_runs(
+        self, command: Command = "run", most: int = run_reader.LAST
+    ) -> Iterator[Mapping[str, Sequence[RunRecord]]]:
+        """The same, some tables at a time: all of a thousand tables take a hundred megabytes."""
         for part in range(_TABLE_PARTS):
+            found: dict[str, list[RunRecord]] = {}
             is_in_part = _NAME.hash() % _TABLE_PARTS == part
             wanted = is_in_part & (pl.col("command") == command)
             for record in self._runs.records(wanted, most):
                 found.setdefault(key_of(record), []).append(record)
-        return found
+            yield found
 
     def _read_all(self, added: Added) -> frozenset[str]:
         runs = _Runs(self._names)

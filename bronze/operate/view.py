@@ -144,7 +144,8 @@ class Live:
     are not known yet. ``running``, ``waiting`` (a sentence why a due table does not run)
     and ``retries`` (when a failed table is tried again) are by `TableLike.key`, ``streams``
     and ``source_errors`` (why a source cannot be reached) by source, ``breakers`` by their
-    subjects: "lake", "source:NAME", "table:KEY".
+    subjects: "lake", "source:NAME", "table:KEY". ``unread`` says why nothing begins yet, "" if it
+    may.
     """
 
     service: str
@@ -163,6 +164,7 @@ class Live:
     permits: PermitFacts | None = None
     config_error: str = ""
     lake_error: str = ""
+    unread: str = ""
     source_errors: Mapping[str, Failure] = field(default_factory=dict)
     is_stopping: bool = False
 

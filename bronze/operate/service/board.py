@@ -173,6 +173,7 @@ class Board:
                 permits=self._permit_facts(),
                 config_error=self.config_error,
                 lake_error=self.lake_error,
+                unread=self.unread,
                 source_errors=dict(self.source_errors),
                 is_stopping=self.is_stopping,
             )

@@ -1,7 +1,8 @@
 """What the service looks at again and again, each in a thread of its own: sources, lake, requests.
 
-A source is listed each half minute, which is also how it is known to be reachable. After a failure
-it is asked every few seconds until its breaker opens, and then after each rest.
+A source is listed each half minute. In between, one whose stream does not hear it is connected to
+every few seconds, so that it is soon known to be away. After a failure it is listed every few
+seconds until its breaker opens, and then after each rest.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from bronze.operate.tables import catalog, probes, requests
 from bronze.operate.tables.guards import LAKE, source_subject, table_subject
 
 _LISTED_EVERY = 30.0
+_PROBED_EVERY = 5.0
+_HEARD_WITHIN = timedelta(seconds=5)
 _AGAIN = 5.0
 _BEAT_EVERY = 15.0
 _SOON = 1.0
@@ -38,11 +41,12 @@ class Outside:
         self.lake = Routine("lake", self._look_at_lake)
         self.controls = Routine("controls", self._read_controls)
         self.sources: dict[str, Routine] = {}
+        self._probes: dict[str, Routine] = {}
 
     @property
     def routines(self) -> list[Routine]:
         """All that run."""
-        return [self.lake, self.controls, *self.sources.values()]
+        return [self.lake, self.controls, *self.sources.values(), *self._probes.values()]
 
     def start(self) -> None:
         """Begins to look."""
@@ -54,6 +58,7 @@ class Outside:
         """Looks at the sources that a config has, and at no other."""
         for name in [name for name in self.sources if name not in settings.source]:
             self.sources.pop(name).stop()
+            self._probes.pop(name).stop()
             with self._board.changed:
                 self._board.tables.pop(name, None)
                 self._board.source_errors.pop(name, None)
@@ -64,6 +69,8 @@ class Outside:
                 look = partial(self._look_at_source, name)
                 self.sources[name] = Routine(f"source {name}", look)
                 self.sources[name].start()
+                self._probes[name] = Routine(f"probe {name}", partial(self._probe_source, name))
+                self._probes[name].start()
 
     # Sources
 
@@ -90,6 +97,27 @@ class Outside:
             board.guards.end(subject, Outcome(began, board.now, failure is not None))
             board.touch()
             return _AGAIN if failure or mistake else _LISTED_EVERY
+
+    def _probe_source(self, name: str) -> float | None:
+        """Has a source listed at once if it cannot be connected to: the listing notes the error."""
+        board = self._board
+        with board.changed:
+            settings, stream, now = board.settings, board.streams.get(name), board.now
+            is_heard = bool(
+                stream
+                and not stream.has_ended
+                and stream.facts.heard
+                and now - stream.facts.heard < _HEARD_WITHIN
+            )
+            # Until it was listed, and while it is away, the listing is what looks.
+            is_listed = board.tables.get(name) is not None and name not in board.source_errors
+        if is_listed and not is_heard and name in settings.source:
+            failure = probes.source_failure(settings, name)
+            routine = self.sources.get(name)
+            # Without a free connection nothing is known of the source.
+            if failure and routine and failure.kind != "SourceBusy":
+                routine.kick()
+        return _PROBED_EVERY
 
     def _note_source(
         self,

@@ -134,11 +134,7 @@ class Seeing:
                 return _OTHER_LOOKS
             with self._lock:
                 self._history.refresh()
-                known = {**self._history.all_runs()}
                 chores = [*self._all_runs("verify"), *self._all_runs("maintain")]
-            if not is_alone:
-                # What has only begun may be the other's, and go on.
-                known = {k: [r for r in runs if r.status != "began"] for k, runs in known.items()}
             records = controls.read(board.settings)
         except BronzeError as error:
             if not board.lake_error:
@@ -147,8 +143,7 @@ class Seeing:
                 board.unread = f"what ran before cannot be read from the lake: {error.message}"
                 board.touch()
             return _AGAIN
-        with board.changed:
-            self._begin_after(known, chores, records)
+        self._begin_after(chores, records, is_alone=is_alone)
         # Before anything begins: if this process dies, the next one knows.
         with suppress(BronzeError):
             beat.write(board.settings, board.live())
@@ -163,11 +158,36 @@ class Seeing:
         return [record for records in found.values() for record in records]
 
     def _begin_after(
-        self, known: _Runs, chores: Sequence[RunRecord], records: list[ControlRecord]
+        self, chores: Sequence[RunRecord], records: list[ControlRecord], *, is_alone: bool
     ) -> None:
-        """Has the tables go on after their last runs."""
+        """Has the tables go on after their last runs; nothing begins until that is done."""
+        board = self._board
+        with board.changed:
+            board.controls = records
+        died: list[str] = []
+        first: datetime | None = None
+        with self._lock:
+            for known in self._history.parts_of_runs():
+                if not is_alone:
+                    # What has only begun may be the other's, and go on.
+                    known = {
+                        key: [run for run in runs if run.status != "began"]
+                        for key, runs in known.items()
+                    }
+                began = [run.began for runs in known.values() for run in runs]
+                first = min([*began, *([first] if first else [])], default=None)
+                with board.changed:
+                    died += self._begin_tables(known)
+        with board.changed:
+            if self._crashed:
+                self._tell_crash(self._crashed, died)
+            by_name = _by_chore(chores)
+            for name in (MAINTAIN, *map(verify_name, board.settings.source)):
+                board.states[name] = states.chore_state(by_name.get(name, ()), first, board.now)
+
+    def _begin_tables(self, known: _Runs) -> list[str]:
+        """Has some tables go on after their last runs; those in whose last run the process died."""
         board, now = self._board, self._board.now
-        board.controls = records
         names = [(r.source_system, r.source_table) for runs in known.values() for r in runs]
         asked = board.requests(catalog.recorded(board.settings, names))
         resets = {key: request.reset for key, request in asked.items() if request.reset}
@@ -176,14 +196,9 @@ class Seeing:
             for key, runs in known.items()
         }
         board.guards.rebuild(since, now)
-        if self._crashed:
-            self._tell_crash(self._crashed, [k for k, runs in since.items() if crashes(runs)])
-        first = min((r.began for runs in known.values() for r in runs), default=None)
         for key, runs in since.items():
             board.states[key] = states.state_of(runs, now)
-        by_name = _by_chore(chores)
-        for name in (MAINTAIN, *map(verify_name, board.settings.source)):
-            board.states[name] = states.chore_state(by_name.get(name, ()), first, now)
+        return [key for key, runs in since.items() if crashes(runs)]
 
     def _is_alone(self) -> bool | None:
         """Whether no other service has this lake; None while that is not known.

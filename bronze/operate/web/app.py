@@ -243,7 +243,9 @@ class App:
         return caller, fields
 
     async def ready(self, request: Request) -> Response:
-        """Whether the service works: it was heard, reaches the lake, and is not stopping."""
+        """Whether the service works: it was heard, reaches the lake, knows what ran before, and is
+        not stopping.
+        """
         view = await self.site.work(self.site.view)
         live = view.live
         if live is None or not view.is_alive:
@@ -252,6 +254,8 @@ class App:
             return PlainTextResponse("stopping\n", 503)
         if live.lake_error:
             return PlainTextResponse("the lake is not reached\n", 503)
+        if live.unread:
+            return PlainTextResponse(f"{live.unread}\n", 503)
         return PlainTextResponse("ready\n")
 
     async def metrics(self, request: Request) -> Response:
