@@ -143,7 +143,6 @@ def test_a_service_that_is_killed_at_random_forgets_and_repeats_nothing(
     assert {key for key in openings if STANDING in key[1]} == {
         ("table_quarantined", "test.public.bad")
     }
-    assert boxes.acts(STANDING) == dict.fromkeys(CHANNELS, ["open"])
-    assert boxes.acts(SILENCED) == dict.fromkeys(CHANNELS, [])
+    assert boxes.acts(STANDING) == {name: ["open"] for name in CHANNELS}
+    assert boxes.acts(SILENCED) == {name: [] for name in CHANNELS}
     assert repeated(boxes, killed) == Counter()
-    print(boxes.acts(), Counter(key for key in openings))

@@ -1,4 +1,4 @@
-"""`bronze serve` as a process of its own, with a config file and the receivers of three channels."""
+"""`bronze serve` as a process of its own, with a config file and receivers of three channels."""
 
 from __future__ import annotations
 
