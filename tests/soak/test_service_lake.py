@@ -148,7 +148,8 @@ def test_a_lake_that_cannot_be_written_is_one_message(
                 away.rename(lake)
 
         with service(tmp_path, source.dsn, lake, SOON, boxes) as own:
-            played(own, boxes, source.dsn, "lake_unreachable", begin, end)
+            kind = "lake_full" if fault == "full" else "lake_unreachable"
+            played(own, boxes, source.dsn, kind, begin, end)
 
 
 @dataclass
@@ -169,9 +170,7 @@ class Storm:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_an_object_store_that_answers_503_is_one_message(
-    source: Source, tmp_path: Path
-) -> None:
+def test_an_object_store_that_answers_503_is_one_message(source: Source, tmp_path: Path) -> None:
     """It is told once the store's own retries are used up; all lands after it."""
     import boto3
     from moto.server import ThreadedMotoServer

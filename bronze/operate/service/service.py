@@ -269,7 +269,7 @@ class Service:
             for stream in board.streams.values():
                 stream.stop.set()
         self._outside.follow_sources(changed)
-        for routine in self._outside.sources.values():
+        for routine in (*self._outside.sources.values(), self._outside.trust):
             routine.kick()
         board.touch()
 
