@@ -63,7 +63,7 @@ class Operator:
     def shell(self, command: str) -> str:
         """The output of a command, which is allowed to say that something is wrong."""
         done = subprocess.run(
-            ["sh", "-c", command],
+            ["/bin/sh", "-c", command],
             env={**os.environ, **self._own.environment, **self._environment},
             capture_output=True,
             text=True,
@@ -154,9 +154,9 @@ check = "word <> ''"
 
 
 def test_the_runbook_of_a_late_table(source: Source, tmp_path: Path) -> None:
-    """A lock in the source holds up a table until it is late; the lock is released."""
+    """A table was paused and forgotten; it is resumed."""
     table(source, "orders", "'w'")
-    more = '[source.x]\n' if False else '[tables.orders]\nsla = "15s"\n'
+    more = '[tables.orders]\nsla = "15s"\n'
     with inboxes() as boxes, service(tmp_path, source.dsn, source.lake, more, boxes) as own:
         own.start()
         until(lambda: differences(own.settings) == {}, 60)
@@ -181,7 +181,6 @@ def test_the_runbook_of_unprotected_personal_data(source: Source, tmp_path: Path
 
         playing(own, boxes, source, tmp_path, ("personal_data", "test.public.people"), protect)
         until(lambda: differences(own.settings) == {}, 60)
-        assert "ada@example.com" not in str(source.execute("SELECT 1"))
         stored = store.load(own.settings) or {}
         assert not [alert for alert in stored.values() if alert.is_open]
         assert own.stop() == 0

@@ -14,6 +14,7 @@ from functools import partial
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
+from bronze.delta import store
 from bronze.errors import BronzeError, ConfigError
 from bronze.model.results import Failure
 from bronze.operate import beat, controls
@@ -164,7 +165,9 @@ class Outside:
             elif board.lake_error and not message:
                 LOG.info("lake is back")
             board.lake_error = message
-            board.lake_seen = board.lake_seen or failure is None
+            if failure is None and not board.lake_seen:
+                board.lake_seen = True
+                store.expect(settings.place("", ""))
             board.guards.end(LAKE, Outcome(began, board.now, failure is not None))
             board.touch()
             # The first beat comes as soon as it is known what ran before.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
+from bronze.delta import store
 from bronze.errors import ConfigError
 from bronze.execution import memory_shares
 from bronze.governance.tables.controls import Action, ControlRecord
@@ -311,6 +312,7 @@ class Service:
         left = max(_ALERTS_END, until - time.monotonic()) if is_once else _ALERTS_END
         self._alarms.stop(left)
         failure = None if lake_error else self._outside.write_beat()
+        store.expect_no_more(board.settings.place("", ""))
         if failure:
             LOG.warning("the end was not recorded", error=failure.message)
         if is_left:
