@@ -123,7 +123,7 @@ KINDS = (
 
 @contextmanager
 def business(dsn: str) -> Iterator[None]:
-    """Days of business, one after the other, until the block ends; also after the server was away."""
+    """Days of business until the block ends; it goes on after the server was away."""
     stopped = threading.Event()
 
     def work() -> None:
@@ -167,7 +167,7 @@ def test_ten_tables_under_load_with_faults(tmp_path: Path) -> None:
                     if time.monotonic() > end:
                         break
             until(lambda: differences(own.settings) == {}, 180)
-            # What is open is resolved a minute later; what came and went after a quarter of an hour.
+            # Those that came and went stay open for a quarter of an hour.
             until(lambda: not _open(own.settings, recurring=False), 240)
             assert own.run("verify").returncode == 0
             assert own.stop() == 0
