@@ -1,6 +1,4 @@
-"""The clock jumps, and both nights of summer time: nothing runs twice for a due time, nothing is left
-out.
-"""
+"""The clock jumps, and both nights of summer time: nothing runs twice for a due time, or never."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ class Faults:
     own: Service
     boxes: Inboxes
     dsn: str
-    stop: Callable[[], None]
-    start: Callable[[], None]
+    stop: Callable[[], object]
+    start: Callable[[], object]
     freeze: Callable[[int], None]
     spans: dict[str, list[Span]] = field(default_factory=dict)
 
@@ -156,7 +156,7 @@ def test_ten_tables_under_load_with_faults(tmp_path: Path) -> None:
             faults = Faults(
                 own, boxes, dsn,
                 lambda: server.stop("immediate"),
-                lambda: start(server.data, port=server.port, settings={**FAST, **ROOM}) and None,
+                lambda: start(server.data, port=server.port, settings={**FAST, **ROOM}),
                 lambda number: send(server, number),
             )  # fmt: skip
             end = time.monotonic() + MINUTES * 60

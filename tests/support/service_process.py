@@ -176,7 +176,7 @@ class Service:
 def service(
     folder: Path,
     dsn: str,
-    lake: Path,
+    lake: Path | str,
     more: str = "",
     boxes: Inboxes | None = None,
     **schedule: str,
