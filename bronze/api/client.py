@@ -216,7 +216,8 @@ class Bronze:
         from bronze.tables import lake
 
         there = lake.tables_of(self.config, self.config.lake.schema_) if table else ()
-        named = next((known.target for known in there if table in known.names), table)
+        # Records have the name in the source, without the source.
+        named = next((known.label for known in there if table in known.labels), table)
         return audit_proof.report(
             self.config, verify=verify, head=head, since=since, action=action, table=named
         )

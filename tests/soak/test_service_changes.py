@@ -92,10 +92,7 @@ def test_a_password_that_is_rotated_while_it_runs(
     source.execute("CREATE ROLE rotated LOGIN SUPERUSER REPLICATION PASSWORD 'first'")
     head = f"""[source]
 name = "test"
-host = "{server.host}"
-port = {server.port}
-database = "{name}"
-user = "rotated"
+dsn = "postgresql://rotated@{server.host}:{server.port}/{name}"
 password = {{ secret = "pg", provider = "file" }}
 [secrets]
 folder = "{secret.parent}"
