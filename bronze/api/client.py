@@ -204,7 +204,7 @@ class Bronze:
             head: a hash that was noted earlier; the log has to contain it.
             since: only records of that time or later.
             action: only records of this command, such as "run".
-            table: only records about this table.
+            table: only records about this table: its name, or that of the source's table.
 
         Returns:
             The records and, with ``verify``, the faults of the log.
@@ -213,9 +213,13 @@ class Bronze:
             LakeError: the lake cannot be read.
         """
         from bronze.governance import audit_proof
+        from bronze.tables import lake
 
+        there = lake.tables_of(self.config, self.config.lake.schema_) if table else ()
+        # Records have the name in the source, without the source.
+        named = next((known.label for known in there if table in known.labels), table)
         return audit_proof.report(
-            self.config, verify=verify, head=head, since=since, action=action, table=table
+            self.config, verify=verify, head=head, since=since, action=action, table=named
         )
 
     def keys(self) -> tuple[KeyReport, ...]:

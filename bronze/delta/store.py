@@ -30,6 +30,7 @@ _CLIENT = (
     "user_agent",
 )
 _REMOTE = re.compile(r"^[a-z][a-z0-9+]*://", re.IGNORECASE)
+_EXPECTED: set[Path] = set()
 
 
 def options(place: Place) -> dict[str, str]:
@@ -45,15 +46,53 @@ def is_local(place: Place) -> bool:
     return not _REMOTE.match(place.url)
 
 
+def expect(root: Place) -> None:
+    """From now on the local folder of a lake is not created again if it disappears.
+
+    It may have been renamed, or its disk is not mounted: a new folder in its place would look like
+    a lake in which nothing was ever loaded. Until `expect_no_more`, whatever is read from or
+    written to a table in it is an error as long as the folder is not there.
+    """
+    if is_local(root):
+        _EXPECTED.add(_path(root))
+
+
+def expect_no_more(root: Place) -> None:
+    """The opposite of `expect`."""
+    _EXPECTED.discard(_path(root))
+
+
+def _path(place: Place) -> Path:
+    return Path(place.url).absolute()
+
+
+def _check_root(place: Place) -> None:
+    path = _path(place)
+    for root in _EXPECTED.copy():
+        if path.is_relative_to(root) and path != root and not root.is_dir():
+            raise LakeUnreachable(
+                f"The lake at {root} cannot be reached: there is no such folder.",
+                hint="Put it back, or start again to begin a new lake.",
+            )
+
+
 def is_missing(place: Place, under: str = "") -> bool:
-    """Whether a local folder does not exist; only writing creates one."""
-    return is_local(place) and not (Path(place.url) / under).is_dir()
+    """Whether a local folder does not exist; only writing creates one.
+
+    Raises:
+        LakeUnreachable: the lake's own folder has disappeared; see `expect`.
+    """
+    if not is_local(place) or (Path(place.url) / under).is_dir():
+        return False
+    _check_root(place)
+    return True
 
 
 def open_store(place: Place) -> Any:
     """The store whose root is the table's folder."""
     try:
         if is_local(place):
+            _check_root(place)
             return LocalStore(prefix=Path(place.url).absolute(), mkdir=True)
         given = options(place)
         # obstore takes some options of deltalake as options of the connection.
@@ -76,6 +115,7 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
     """
     try:
         if is_local(place):
+            _check_root(place)
             local = Path(place.url) / path
             local.parent.mkdir(parents=True, exist_ok=True)
             try:

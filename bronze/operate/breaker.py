@@ -108,10 +108,12 @@ def rebuild(subject: str, outcomes: Iterable[Outcome], limits: Limits) -> Breake
 
 
 def _rest(breaker: Breaker, limits: Limits) -> float:
-    """The seconds of a rest: twice that of the one before, up to the longest, a little more or less
-    so that many that failed together are not tried together.
+    """The seconds of a rest: twice that of the one before, up to the longest, or a little less, so
+    that many that failed together are not tried together.
     """
     doubled = limits.pause * 2.0 ** min(breaker.failures - limits.threshold, 32)
-    seed = f"{breaker.subject} {breaker.failures} {breaker.failed_at}"
-    jitter = Random(seed).uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret depends on it
+    # Not by the time: a record of a run has another one than the process that saw it fail, by some
+    # milliseconds.
+    seed = f"{breaker.subject} {breaker.failures}"
+    jitter = Random(seed).uniform(1 - _JITTER, 1)  # noqa: S311 - no secret depends on it
     return min(doubled, limits.longest) * jitter

@@ -87,6 +87,13 @@ class _Maker:
         """What explains everything that needs the lake."""
         return "lake_unreachable", self.settings.lake.root
 
+    @property
+    def lake_causes(self) -> tuple[Key, ...]:
+        """The same, and that it is full where it cannot be written."""
+        live = self.view.live
+        full: Key = ("lake_full", self.settings.lake.root)
+        return (self.lake, full) if live and live.lake_error else (self.lake,)
+
     def make(
         self,
         kind: str,
@@ -104,7 +111,8 @@ class _Maker:
         """The sources and the lake."""
         view, live = self.view, self.view.live
         if live and view.is_alive and live.lake_error:
-            yield self.make(*self.lake, live.at, f"The lake cannot be reached: {live.lake_error}")
+            text = f"The lake cannot be reached: {live.lake_error}"
+            yield self.make(*self.lake, live.at, text, [("lake_full", self.settings.lake.root)])
         for source in view.sources:
             if source.error:
                 is_config = source.error_kind == "ConfigError"
@@ -141,13 +149,13 @@ class _Maker:
                 loss = f"; {_slot_loss(stream)}" if _is_in_danger(stream) else ""
                 text = f"The stream of {stream.source} is down: {clause(stream.error)}{loss}"
                 yield self.make(
-                    "stream_down", stream.source, self.view.now, text, (self.lake, source)
+                    "stream_down", stream.source, self.view.now, text, (*self.lake_causes, source)
                 )
             if stream.left is not None and stream.left <= 0:
                 text = f"The replication slot {stream.slot} of {stream.source} is lost"
                 yield self.make("slot_lost", stream.source, self.view.now, text)
             elif _is_in_danger(stream) or (stream.retained or 0) > self.settings.stream.wal_budget:
-                causes = (self.lake, source, ("stream_down", stream.source))
+                causes = (*self.lake_causes, source, ("stream_down", stream.source))
                 text = _slot_loss(stream)
                 yield self.make("slot_retains", stream.source, self.view.now, text, causes)
 
@@ -174,7 +182,7 @@ class _Maker:
 
     def _causes(self, kind: str, source: str) -> list[Key]:
         """What explains a trouble of all tables of a source; the crowd's own condition is last."""
-        causes: list[Key] = [self.lake, ("source_unreachable", source)]
+        causes: list[Key] = [*self.lake_causes, ("source_unreachable", source)]
         if kind in ("freshness", "will_be_late"):
             causes.append(("stream_down", source))
         return [*causes, (kind, source)]
@@ -258,7 +266,9 @@ class _Maker:
             text = f"{table.table} failed{_message(table)}"
             is_retried = bool(self.view.live and table.key in self.view.live.retries)
             hold = _RETRIED if is_retried else timedelta()
-            yield self._of_table(kind, table, since, text, hold=hold, explained=True)
+            is_secret = last.error_kind in ("ConfigError", "SecretsUnreachable")
+            keys: list[Key] = [("keys_missing", SERVICE)] if is_secret else []
+            yield self._of_table(kind, table, since, text, more=keys, hold=hold, explained=True)
 
     def _not_followed(self, table: TableView) -> Iterator[Condition]:
         live = self.view.live

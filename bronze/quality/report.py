@@ -161,7 +161,8 @@ class _RecordedTable:
     @property
     def names(self) -> tuple[str, ...]:
         """The names by which arguments may call it."""
-        return self.source, self.name, self.target, short_name(self.target)
+        key = f"{self.system}.{self.source}"
+        return self.source, key, self.name, self.target, short_name(self.target)
 
 
 def _recorded_tables(settings: Settings, records: pl.DataFrame) -> list[_RecordedTable]:

@@ -43,6 +43,11 @@ class LakeTable:
         return self.name, self.target
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of the source's table with its schema, without and with the source."""
+        return (self.label, f"{self.source}.{self.label}") if self.label else ()
+
+    @property
     def short_label(self) -> str:
         """The name of the source's table without its schema."""
         if self.state is None:
@@ -52,7 +57,7 @@ class LakeTable:
     @property
     def names(self) -> tuple[str, ...]:
         """What arguments may call it by: its own names, and those of the source's table."""
-        return tuple(filter(None, (*self.own_names, self.label, self.short_label)))
+        return tuple(filter(None, (*self.own_names, *self.labels, self.short_label)))
 
 
 T = TypeVar("T", bound=LakeTable)
@@ -99,7 +104,7 @@ def find_one(settings: Settings, there: Iterable[T], name: str) -> T:
     """
     tables = find(settings, there, [name])
     by_name = [table for table in tables if name in table.own_names]
-    by_label = [table for table in tables if name == table.label]
+    by_label = [table for table in tables if name in table.labels]
     matches = by_name or by_label or tables
     if len(matches) > 1:
         names = [table.name for table in matches]

@@ -52,7 +52,7 @@ class ExpectedTable(LakeTable):
     def names(self) -> tuple[str, ...]:
         """The names that arguments may call it by: its own, and those of the source's table."""
         if self.state is None and self.source_names:
-            return (self.name, self.label, *self.source_names)
+            return (self.name, *self.labels, *self.source_names)
         return super().names
 
 

@@ -30,7 +30,7 @@ def checks(settings: Settings) -> list[Check]:
         _check(name.secret, partial(settings.secret, name), name in masters)
         for name in dict.fromkeys(named)
     ]
-    if _needs_master(settings) and settings.protection.key is None:
+    if needs_master(settings) and settings.protection.key is None:
         default = settings.masters[0]
         found.append(_check(default.name, lambda: default, is_master=True))
     return found
@@ -57,7 +57,8 @@ def _master_names(settings: Settings) -> Iterator[SecretName]:
     yield from settings.protection.previous
 
 
-def _needs_master(settings: Settings) -> bool:
+def needs_master(settings: Settings) -> bool:
+    """Whether tables of the config have columns whose protection needs a master key."""
     rules = [how.rule for table in settings.tables.values() for how in table.protect.values()]
     return any(rule is not None and rule.method != "mask" for rule in rules)
 

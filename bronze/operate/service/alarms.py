@@ -125,6 +125,7 @@ class Alarms:
         board, now = self._board, self._board.now
         board.troubles = {k: t for k, t in board.troubles.items() if t.until > now}
         found = [Finding(k, SERVICE, t.since, t.text) for k, t in board.troubles.items()]
+        found += [Finding(*key, since, text) for key, (since, text) in board.faults.items()]
         root = board.settings.lake.root
         found += [
             Finding("config_invalid", name, since, f"There is no table {name} in the source")

@@ -16,6 +16,7 @@ from bronze.execution.permits import Permits
 from bronze.governance import actor
 from bronze.governance.tables.controls import ControlRecord
 from bronze.model.results import Failure
+from bronze.operate.alerts.life import Key
 from bronze.operate.service.streams import Stream
 from bronze.operate.service.timing import Clock
 from bronze.operate.service.windows import Limit
@@ -59,8 +60,9 @@ class Board:
     ``tables`` are by source, None for a source that was not listed yet; ``missing`` the names of
     tables that the config has and no source, with when that was noticed; ``states`` are by key,
     those of chores by name, ``streams`` by source. ``unread`` says why nothing begins, "" if it
-    may. ``troubles`` are by the kind of their alert, ``outcomes`` the errors of what has ended, for
-    ``--once``. ``has_new_records`` says that work has ended since its records were last read.
+    may. ``troubles`` are by the kind of their alert, ``faults`` (since when, and a sentence) by the
+    key of theirs, ``outcomes`` the errors of what has ended, for ``--once``. ``has_new_records``
+    says that work has ended since its records were last read.
     """
 
     settings: Settings
@@ -89,6 +91,7 @@ class Board:
     lake_error: str = ""
     lake_seen: bool = False
     troubles: dict[str, Trouble] = field(default_factory=dict)
+    faults: dict[Key, tuple[datetime, str]] = field(default_factory=dict)
     outcomes: list[Failure | None] = field(default_factory=list)
     has_new_records: bool = False
     is_dirty: bool = True

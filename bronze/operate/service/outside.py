@@ -7,16 +7,23 @@ seconds until its breaker opens, and then after each rest.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
+from bronze.delta import store
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError
 from bronze.model.results import Failure
 from bronze.operate import beat, controls
+from bronze.operate.alerts.life import Key
 from bronze.operate.breaker import Outcome
+from bronze.operate.conditions import SERVICE
+from bronze.operate.doctor import trust
 from bronze.operate.service.board import Board
 from bronze.operate.service.timing import Routine
 from bronze.operate.tables import catalog, probes, requests
@@ -29,6 +36,11 @@ _AGAIN = 5.0
 _BEAT_EVERY = 15.0
 _SOON = 1.0
 _CONTROLS_EVERY = 5.0
+_OTHER_LOOKS = 4.0
+_TOLD_FOR = timedelta(minutes=10)
+_EXAMINED_EVERY = 60.0
+_EXAMINED_AGAIN = 3.0
+_SHARE = 0.01
 
 
 class Outside:
@@ -40,18 +52,22 @@ class Outside:
         self._requests: State | None = None
         self.lake = Routine("lake", self._look_at_lake)
         self.controls = Routine("controls", self._read_controls)
+        self.trust = Routine("trust", self._examine)
+        self._suspected: set[Key] = set()
         self.sources: dict[str, Routine] = {}
         self._probes: dict[str, Routine] = {}
 
     @property
     def routines(self) -> list[Routine]:
         """All that run."""
-        return [self.lake, self.controls, *self.sources.values(), *self._probes.values()]
+        sources = (*self.sources.values(), *self._probes.values())
+        return [self.lake, self.controls, self.trust, *sources]
 
     def start(self) -> None:
         """Begins to look."""
         self.lake.start()
         self.controls.start()
+        self.trust.start()
         self.follow_sources(self._board.settings)
 
     def follow_sources(self, settings: Settings) -> None:
@@ -179,7 +195,9 @@ class Outside:
             elif board.lake_error and not message:
                 LOG.info("lake is back")
             board.lake_error = message
-            board.lake_seen = board.lake_seen or failure is None
+            if failure is None and not board.lake_seen:
+                board.lake_seen = True
+                store.expect(settings.place("", ""))
             board.guards.end(LAKE, Outcome(began, board.now, failure is not None))
             board.touch()
             # The first beat comes as soon as it is known what ran before.
@@ -192,6 +210,39 @@ class Outside:
         except BronzeError as error:
             return error.failure()
         return None
+
+    # What makes the lake untrustworthy
+
+    def _examine(self) -> float | None:
+        """Looks for it. What is found is wrong if it is found again a moment later: another process
+        may be writing just now.
+        """
+        board, began = self._board, time.monotonic()
+        with board.changed:
+            settings, now = board.settings, board.now
+            if board.unread or board.lake_error:
+                return _EXAMINED_AGAIN
+            sources = [name for name in settings.source if name not in board.source_errors]
+        # What cannot be looked at now stays as it was.
+        seen, found = set[str](), dict[Key, str]()
+        with suppress(BronzeError):
+            found.update(trust.lake_faults(settings))
+            seen |= {SERVICE}
+        for name in sources:
+            with suppress(BronzeError):
+                found.update(trust.source_faults(settings, name))
+                seen |= {name}
+        with board.changed:
+            if board.settings is not settings:
+                return 0.0
+            known = board.faults
+            stays = {k: v for k, v in known.items() if k in found or not _is_of(k, seen)}
+            new = [key for key in found if key in self._suspected and key not in known]
+            board.faults = {**stays, **{key: (now, found[key]) for key in new}}
+            self._suspected = set(found)
+        if self._suspected - board.faults.keys():
+            return _EXAMINED_AGAIN
+        return max(_EXAMINED_EVERY, (time.monotonic() - began) / _SHARE)
 
     def _read_controls(self) -> float | None:
         board = self._board
@@ -221,6 +272,11 @@ class Outside:
                 state.died = 0
                 state.retry_at = board.now
                 LOG.info("breaker is closed by request", table=key)
+
+
+def _is_of(key: Key, seen: Collection[str]) -> bool:
+    """Whether something is about the service or one of some sources."""
+    return any(key[1] == name or key[1].startswith(f"{name}.") for name in seen)
 
 
 MAINTAIN = "maintain"
