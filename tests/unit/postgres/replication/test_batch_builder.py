@@ -188,7 +188,7 @@ def test_the_size_of_a_batch_is_its_memory_however_its_changes_arrive(at_once: i
         builder.add(messages_of([framed(relation(oid)) for oid in TABLES], LARGEST))
         tracemalloc.start()
         try:
-            for number in range(1, 300):
+            for number in range(1, 1000):
                 changes = [change(b"I", oid, row) for oid in TABLES for _ in range(at_once)]
                 bodies = [begin(number), *changes, commit(number)]
                 builder.add(messages_of([framed(body) for body in bodies], LARGEST))
