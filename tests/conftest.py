@@ -61,8 +61,8 @@ rm -rf "$1"
 # Tables of tests are small: more threads to read their logs wait for each other more than they do.
 os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 
-# Of properties that set no number.
-hypothesis_settings.register_profile("effort", max_examples=examples(100))
+# Of properties that set no number. The time of an example is that of a machine with other work.
+hypothesis_settings.register_profile("effort", max_examples=examples(100), deadline=None)
 hypothesis_settings.load_profile("effort")
 
 # Imports make objects that stay, which a collection would look through again and again: as often

@@ -398,6 +398,7 @@ def many(of: int | str = "") -> str:
 ODD = "100%\"odd\"'key'"
 
 
+@pytest.mark.soak
 def test_each_row_of_a_view_split_by_ranges_is_read_once(source: Source) -> None:
     """For each type of the key, with special values, and for any name."""
     moods = ", ".join(f"'m{i}'" for i in range(1, 1001))

@@ -264,6 +264,7 @@ BETWEEN = {
 }
 
 
+@pytest.mark.soak
 def test_a_table_changed_between_slot_and_lock_is_synced_again(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def test_the_server_has_logical_decoding_utf8_and_only_loopback(data: Path) -> N
             assert connection.execute(query).fetchone() == ("ÄŁΩ", True)
 
 
+@pytest.mark.soak
 @posix
 def test_the_server_restarts_after_its_postmaster_was_killed(data: Path) -> None:
     """Despite the old lock file, and backends that are still running."""
@@ -168,6 +169,7 @@ def test_an_interrupted_initdb_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.soak
 @posix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
 def test_for_root_parent_folders_become_traversable_only(tmp_path: Path) -> None:

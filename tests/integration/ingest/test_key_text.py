@@ -91,10 +91,8 @@ def counts(result: TableResult) -> tuple[int, int, int]:
 FEW = ("xmin", "hidden")
 
 
-@pytest.mark.parametrize(
-    ("kind", "chosen"),
-    [("timestamptz", FEW), pytest.param("date", tuple(PATTERNS), marks=pytest.mark.soak)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize(("kind", "chosen"), [("timestamptz", FEW), ("date", tuple(PATTERNS))])
 def test_rows_with_infinite_keys_are_loaded_like_others(
     source: Source, kind: str, chosen: tuple[str, ...]
 ) -> None:

@@ -82,6 +82,7 @@ def shares_read(source: Source, columns: Sequence[str]) -> list[float]:
     return shares
 
 
+@pytest.mark.soak
 def test_a_clustered_load_writes_its_bytes_once(large: Source) -> None:
     """Its files are clusters in the first version: filters on each of the columns skip about
     half of them. Another run has nothing to optimize, and finds no change.

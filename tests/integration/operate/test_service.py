@@ -287,6 +287,7 @@ def test_pool_max_that_is_too_low_is_refused(source: Source) -> None:
         pass
 
 
+@pytest.mark.soak
 def test_two_services_of_one_lake_are_wasteful_and_never_wrong(source: Source) -> None:
     """Each runs what is due; the content is equal."""
     make(source, "one", "two")

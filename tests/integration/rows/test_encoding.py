@@ -443,6 +443,7 @@ def test_rows_with_added_columns_have_postgresqls_hashes(
     compare_hashes(typed, sample, data.draw(st.integers(0, len(sample.columns))))
 
 
+@pytest.mark.soak
 @settings(IN_DATABASE, max_examples=2)
 @given(
     rows=st.lists(st.tuples(*(st.none() | kind.texts for kind in EVERY)), min_size=9),

@@ -403,6 +403,7 @@ print(json.dumps([vars(one) for one in diagnose(sys.argv[1], ["lake"], 30).findi
 """
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="root becomes another user")
 def test_a_lake_that_may_not_be_written_is_named() -> None:
     """Another user may read it; the finding says who has to be asked, and nothing is left."""
