@@ -46,6 +46,7 @@ class Seeing:
         """Nothing is read yet."""
         self._board = board
         self.alerts: Callable[[], Iterable[Alert]] = lambda: ()
+        self._settings = board.settings
         self._history = History(board.settings)
         self._outlooks = Outlooks()
         self._lock = threading.Lock()
@@ -118,6 +119,9 @@ class Seeing:
         self._read_at, self._board.has_new_records = time.monotonic(), False
         try:
             with self._lock:
+                if self._settings is not self._board.settings:
+                    self._settings = self._board.settings
+                    self._history.use(self._settings)
                 self._history.refresh()
         except BronzeError as error:
             LOG.warning("records of runs cannot be read", error=error.message)

@@ -262,6 +262,8 @@ class Service:
         LOG.info("config is read again", what=reload.sentence(keys))
         if not keys:
             return
+        if any(key.startswith("web.") for key in keys):
+            LOG.warning("[web] is as before until the service is started again")
         board.settings = changed
         board.guards.settings = changed.breaker
         board.divide_memory()
