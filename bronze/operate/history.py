@@ -299,8 +299,11 @@ class History:
                 found[record.run_id] = (*found.get(record.run_id, ()), record)
         return found
 
-    def refresh(self) -> frozenset[str]:
+    def refresh(self, *, streams: bool = True) -> frozenset[str]:
         """Reads what was added to the lake since the last call.
+
+        Args:
+            streams: whether checkpoints are read, too: a log with a commit each second.
 
         Returns:
             The keys of the tables that have new records.
@@ -312,7 +315,8 @@ class History:
         added = additions.added_since(self._runs_place, since)
         changed = self._read_all(added) if added.is_whole else self._read_new(added)
         self._runs_state = added.state
-        self._refresh_streams()
+        if streams:
+            self._refresh_streams()
         return changed
 
     def add(self, rows: pl.DataFrame) -> frozenset[str]:
