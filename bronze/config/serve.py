@@ -94,7 +94,6 @@ class ServeSettings(Section):
     runs: PositiveInt = 2
     grace: Seconds = 30
     timeout: Positive = 6 * 3600
-    history: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 90 * 86400
     schedule: ScheduleSettings = ScheduleSettings()
     windows: Mapping[str, WindowSettings] = {}
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from bronze.config.settings import Settings
 from bronze.governance.tables.controls import ControlRecord
-from bronze.operate import metrics
+from bronze.operate import beat, metrics
 from bronze.operate.alerts.life import Alert
 from bronze.operate.breaker import Breaker
 from bronze.operate.facts import first_sentence
@@ -21,10 +21,9 @@ from bronze.operate.facts.source_state import source_views
 from bronze.operate.facts.table_state import Facts, Times, reason_of, state_of
 from bronze.operate.freshness import expected_end, late_stream
 from bronze.operate.history import History, TableHistory
+from bronze.operate.tables import requests
 from bronze.operate.view import Live, Pause, Running, TableLike, TableView, View
 
-ALIVE = timedelta(seconds=60)
-"""How long ago the service was heard at most while it lives."""
 _DIED_AFTER = 600.0
 _RESOLVED_LATELY = timedelta(days=1)
 
@@ -53,7 +52,7 @@ def view_of(
     """
     outlooks = outlooks or Outlooks()
     outlooks.use(settings)
-    is_alive = live is not None and not live.is_stopping and now - live.at <= ALIVE
+    is_alive = live is not None and not live.is_stopping and now - live.at <= beat.ALIVE
     context = _Context(
         settings, history, live, is_alive, pauses_of(controls, tables, now), outlooks, now
     )
@@ -89,23 +88,12 @@ def pauses_of(
     controls: Sequence[ControlRecord], tables: Iterable[TableLike], now: datetime
 ) -> Mapping[str, Pause]:
     """The tables that are paused now, by their keys: the last request about a table counts."""
-    last: dict[str, ControlRecord] = {}
-    for record in controls:
-        if record.action in ("pause", "resume"):
-            last[record.subject] = record
-    if not last:
-        return {}
-    found = {}
-    for table in tables:
-        requests = [last[name] for name in table.names if name in last]
-        if requests:
-            request = max(requests, key=lambda record: record.requested)
-            has_ended = request.until is not None and request.until <= now
-            if request.action == "pause" and not has_ended:
-                found[table.key] = Pause(
-                    request.actor, request.requested, request.until, request.reason
-                )
-    return found
+    asked = requests.of_tables(tables, controls, now)
+    return {
+        key: Pause(pause.actor, pause.requested, pause.until, pause.reason)
+        for key, request in asked.items()
+        if (pause := request.pause)
+    }
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class _Runs:
     """What records of runs tell, while they are added in the order in which they were written."""
 
     def __init__(self, sources: Sequence[str]) -> None:
-        self._names = sources
+        self.names = sources
         self._building: dict[str, _Table] = {}
         # Other threads read these: they are replaced, never changed.
         self._kept = _Kept()
@@ -248,7 +248,7 @@ class _Runs:
 
     def _sources_named(self, record: RunRecord) -> list[str]:
         """The sources of a run that failed before its tables were known, by its message."""
-        names = self._names
+        names = self.names
         return list(names) if len(names) == 1 else [n for n in names if n in record.error_message]
 
 
@@ -257,13 +257,18 @@ class History:
 
     def __init__(self, settings: Settings) -> None:
         """A history that knows nothing yet; `refresh` reads it."""
-        self._names = tuple(settings.source)
+        self._runs_state: State | None = None
+        self._runs = _Runs(())
+        self._points: Mapping[str, StreamPoint] = {}
+        self.use(settings)
+
+    def use(self, settings: Settings) -> None:
+        """Goes on with another config of the same lake, which may have other sources."""
+        self._names = self._runs.names = tuple(settings.source)
         self._runs_place = settings.place(GOVERNANCE, runs_table.NAME)
         self._streams_place = settings.place(GOVERNANCE, streams_table.NAME)
-        self._runs_state: State | None = None
+        # The last checkpoint of a source that is new may be an old one.
         self._streams_state: State | None = None
-        self._runs = _Runs(self._names)
-        self._points: Mapping[str, StreamPoint] = {}
 
     @property
     def tables(self) -> Mapping[str, TableHistory]:
@@ -294,8 +299,11 @@ class History:
                 found[record.run_id] = (*found.get(record.run_id, ()), record)
         return found
 
-    def refresh(self) -> frozenset[str]:
+    def refresh(self, *, streams: bool = True) -> frozenset[str]:
         """Reads what was added to the lake since the last call.
+
+        Args:
+            streams: whether checkpoints are read, too: a log with a commit each second.
 
         Returns:
             The keys of the tables that have new records.
@@ -307,7 +315,8 @@ class History:
         added = additions.added_since(self._runs_place, since)
         changed = self._read_all(added) if added.is_whole else self._read_new(added)
         self._runs_state = added.state
-        self._refresh_streams()
+        if streams:
+            self._refresh_streams()
         return changed
 
     def add(self, rows: pl.DataFrame) -> frozenset[str]:

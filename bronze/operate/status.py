@@ -9,42 +9,21 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from bronze.config.settings import Settings
-from bronze.config.tables import TableSettings
 from bronze.delta import log, store
 from bronze.delta.properties import TableProperties
-from bronze.errors import ConfigError, LakeUnreachable
+from bronze.errors import LakeUnreachable
 from bronze.governance.tables.runs import RunRecord
 from bronze.model.locations import TableName
 from bronze.operate import beat, controls
 from bronze.operate.alerts import store as alert_store
 from bronze.operate.current import view_of
 from bronze.operate.history import History
+from bronze.operate.tables import catalog
+from bronze.operate.tables.catalog import ServedTable
 from bronze.operate.view import Live, TableView, View
-from bronze.tables.naming import table_name
 
 RUNS = 10
 """How many runs of a table are shown."""
-
-
-@dataclass(frozen=True)
-class KnownTable:
-    """A table that records, the lake or the config know."""
-
-    source: str
-    label: str
-    target: str
-    settings: TableSettings
-
-    @property
-    def key(self) -> str:
-        """Its name among the tables of all sources."""
-        return f"{self.source}.{self.label}"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What arguments may call it."""
-        short, bronze = (name.rpartition(".")[2] for name in (self.label, self.target))
-        return self.key, self.label, short, self.target, bronze
 
 
 @dataclass(frozen=True)
@@ -98,13 +77,15 @@ def status_of(settings: Settings, names: Sequence[str], now: datetime) -> Status
     view = view_of(settings, tables, history, live, requests, alerts, now)
     if not names:
         return Status(view)
-    keys = list(dict.fromkeys(_named(tables, name).key for name in names))
+    keys = list(dict.fromkeys(catalog.named(tables, name).key for name in names))
     by_key = {table.key: table for table in view.tables}
     runs = {key: history.runs(key)[: -RUNS - 1 : -1] for key in keys}
     return Status(view, tuple(by_key[key] for key in keys), runs)
 
 
-def known_tables(settings: Settings, history: History, live: Live | None) -> tuple[KnownTable, ...]:
+def known_tables(
+    settings: Settings, history: History, live: Live | None
+) -> tuple[ServedTable, ...]:
     """The tables of the config's sources that records of runs, streams of the lake, or sections of
     the config know; without those that were dropped from the source before the service was heard.
     """
@@ -120,7 +101,7 @@ def known_tables(settings: Settings, history: History, live: Live | None) -> tup
     return tuple(table for table in found.values() if not _is_dropped(table, history, live))
 
 
-def _is_dropped(table: KnownTable, history: History, live: Live | None) -> bool:
+def _is_dropped(table: ServedTable, history: History, live: Live | None) -> bool:
     known = history.tables.get(table.key)
     if live is None or not live.tables or table.key in live.tables:
         return False
@@ -128,64 +109,29 @@ def _is_dropped(table: KnownTable, history: History, live: Live | None) -> bool:
     return known is not None and (known.last is None or known.last.began < live.at)
 
 
-def _recorded(settings: Settings, history: History) -> Iterator[KnownTable]:
+def _recorded(settings: Settings, history: History) -> Iterator[ServedTable]:
     for known in history.tables.values():
-        name = _name_in(settings, known.source, known.label)
-        if name:
-            own = settings.table(known.source, name.schema, name.name)
-            yield KnownTable(known.source, known.label, known.target, own)
+        if table := catalog.recorded_table(settings, known.source, known.label):
+            yield table
 
 
-def _name_in(settings: Settings, source: str, label: str) -> TableName | None:
-    """The name of a table, if the config still takes it from its source."""
-    if source not in settings.source:
-        return None
-    for schema in settings.source[source].schema_:
-        name = label.removeprefix(f"{schema}.")
-        if name != label and settings.source[source].takes(name):
-            return TableName(schema, name)
-    return None
-
-
-def _in_lake(settings: Settings, target: str) -> KnownTable | None:
+def _in_lake(settings: Settings, target: str) -> ServedTable | None:
     """A streamed table, as its Bronze table names it."""
     schema, _, bronze = target.partition(".")
     state = log.read(settings.place(schema, bronze))
     known = TableProperties.read(state.properties if state else {})
-    name = _name_in(settings, known.source, known.label)
-    if name is None:
-        return None
-    own = settings.table(known.source, name.schema, name.name)
-    return KnownTable(known.source, known.label, target, own)
+    return catalog.recorded_table(settings, known.source, known.label)
 
 
-def _configured(settings: Settings, section: str) -> KnownTable | None:
+def _configured(settings: Settings, section: str) -> ServedTable | None:
     """The table of a section of the config that nothing else knows: it has never landed."""
     for source, own in settings.source.items():
         rest = section.removeprefix(f"{source}.")
         schema = next((s for s in own.schema_ if rest.startswith(f"{s}.")), None)
         name = rest.removeprefix(f"{schema}.") if schema else rest
         if own.takes(name):
-            table = settings.tables[section]
-            bronze = TableName(settings.lake.schema_, table.target or table_name(name))
-            label = TableName(schema or own.schema_[0], name).label
-            return KnownTable(source, label, bronze.label, table)
+            return catalog.table_of(settings, source, TableName(schema or own.schema_[0], name))
     return None
-
-
-def _named(tables: Sequence[KnownTable], name: str) -> KnownTable:
-    matches = [table for table in tables if name in table.names]
-    exact = [table for table in matches if name in (table.key, table.label)] or matches
-    if not exact:
-        known = ", ".join(sorted(table.label for table in tables)[:20]) or "none"
-        raise ConfigError(f"There is no table {name} in the lake.", hint=f"There are: {known}.")
-    if len(exact) > 1:
-        keys = [table.key for table in exact]
-        raise ConfigError(
-            f"Several tables are named {name}: {', '.join(keys)}.",
-            hint=f"Name one of them, such as {keys[0]}.",
-        )
-    return exact[0]
 
 
 def plain(value: Any) -> Any:

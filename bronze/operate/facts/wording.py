@@ -5,16 +5,30 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def duration(seconds: float) -> str:
-    """A time in its largest unit that it has at least two of: "25 min", "3 h", "2 d"."""
+    """A time in at most two units: "42 s", "18 min", "3 h 12 min", "2 d 4 h"."""
     seconds = abs(seconds)
-    for unit, name in _UNITS:
-        if seconds >= 2 * unit or unit == 1:
-            return f"{seconds / unit:.0f} {name}"
-    raise AssertionError
+    if seconds < 1:
+        return f"{seconds:.1f} s" if seconds else "0 s"
+    # Each unit is rounded before the larger one is tried, so that there is no "60 min".
+    whole, minutes, hours = (round(seconds / unit) for unit in (1, _MINUTE, _HOUR))
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < 10 * _MINUTE:
+        return _two(whole, _MINUTE, "min", "s")
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < _DAY // _MINUTE:
+        return _two(minutes, 60, "h", "min")
+    return _two(hours, 24, "d", "h")
+
+
+def _two(smaller: int, factor: int, unit: str, rest: str) -> str:
+    whole, left = divmod(smaller, factor)
+    return f"{whole} {unit} {left} {rest}" if left else f"{whole} {unit}"
 
 
 def moment(time: datetime, now: datetime, zone: str = "UTC") -> str:

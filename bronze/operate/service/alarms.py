@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import time
 import urllib.request
+from concurrent.futures import Future
 from datetime import timedelta
 
 from bronze.api.progress import LOG
@@ -55,6 +56,7 @@ class Alarms:
         self._evaluation = Routine("alerts", self._evaluate)
         self._heartbeat = Routine("heartbeat", self._beat)
         self._missed = ""
+        self._fetching: Future[str] | None = None
         self._began = time.monotonic()
         self._is_started = False
         self._known_at: float | None = None
@@ -175,26 +177,28 @@ class Alarms:
     def _beat(self) -> float | None:
         url = self._board.settings.alerts.heartbeat
         if url and self._is_well():
-            missed = fetch(url)
+            missed = self._fetch(url)
             if missed and missed != self._missed:
                 LOG.warning("heartbeat was not accepted", error=missed)
             self._missed = missed
         return _BEAT_EVERY if self._evaluation.done_at or self._evaluation.fault else 1.0
 
+    def _fetch(self, url: str) -> str:
+        # Timeouts of sockets hold for each read by itself. What hangs is not begun again beside it.
+        if self._fetching is None or self._fetching.done():
+            self._fetching = deadline.start(lambda: fetch(url), "bronze-heartbeat")
+        try:
+            return self._fetching.result(_FETCH_TIMEOUT)
+        except TimeoutError:
+            return f"no answer within {_FETCH_TIMEOUT:.0f} s"
+
 
 def fetch(url: str) -> str:
     """Fetches a URL; why that has failed, "" if it has not."""
     request = urllib.request.Request(url, headers={"User-Agent": "bronze"})  # noqa: S310 - the config allows http and https alone
-
-    def get() -> None:
+    try:
         with urllib.request.urlopen(request, timeout=_FETCH_TIMEOUT) as answer:  # noqa: S310
             answer.read(1)
-
-    try:
-        # Timeouts of sockets hold for each read by itself.
-        deadline.start(get, "bronze-heartbeat").result(_FETCH_TIMEOUT)
-    except TimeoutError:
-        return f"no answer within {_FETCH_TIMEOUT:.0f} s"
     except (OSError, http.client.HTTPException, ValueError) as error:
         return type(error).__name__
     return ""

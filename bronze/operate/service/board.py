@@ -140,17 +140,7 @@ class Board:
 
     def requests(self, tables: Iterable[ServedTable]) -> dict[str, TableRequests]:
         """What operators have asked of tables, by key."""
-        by_subject: dict[str, list[ControlRecord]] = {}
-        for record in self.controls:
-            by_subject.setdefault(record.subject, []).append(record)
-        now, found = self.now, {}
-        for table in tables:
-            names = [name for name in dict.fromkeys(table.names) if name in by_subject]
-            if names:
-                records = [record for name in names for record in by_subject[name]]
-                records.sort(key=lambda record: (record.requested, record.control_id))
-                found[table.key] = requests.of_table(table, records, now)
-        return found
+        return requests.of_tables(tables, self.controls, self.now)
 
     def live(self) -> Live:
         """What the service knows now, as a value."""

@@ -72,7 +72,13 @@ class ConfigFile:
 def differences(before: Settings, after: Settings) -> tuple[str, ...]:
     """The keys of the config that are new, gone or have another value, without their values."""
     old, new = fingerprint.imprint(before), fingerprint.imprint(after)
-    return tuple(sorted(key for key in old | new if old.get(key) != new.get(key)))
+    keys = {key for key in old | new if old.get(key) != new.get(key)}
+    sections = {key.partition(".")[0] for key in keys}
+    for section in ("source", "lake"):
+        # The imprint does not have the passwords that stand in the config.
+        if section not in sections and getattr(before, section) != getattr(after, section):
+            keys.add(f"{section} (a password)")
+    return tuple(sorted(keys))
 
 
 def sentence(keys: tuple[str, ...]) -> str:

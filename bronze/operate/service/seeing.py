@@ -32,6 +32,8 @@ _SEEN_EVERY = 1.0
 _LONGEST = 5.0
 _SHARE = 0.01
 _READ_EVERY = 15.0
+# Its own streams tell the service more than their checkpoints.
+_STREAMS_EVERY = 300.0
 _SOON = 0.1
 _AGAIN = 5.0
 _OTHER_LOOKS = 4.0
@@ -46,10 +48,11 @@ class Seeing:
         """Nothing is read yet."""
         self._board = board
         self.alerts: Callable[[], Iterable[Alert]] = lambda: ()
+        self._settings = board.settings
         self._history = History(board.settings)
         self._outlooks = Outlooks()
         self._lock = threading.Lock()
-        self._read_at = 0.0
+        self._read_at = self._streams_read_at = 0.0
         self.unseen_since: datetime | None = None
         """When the service before this one was last heard: nobody saw what was late since then."""
         self._other: Live | None = None
@@ -60,7 +63,8 @@ class Seeing:
     @property
     def view(self) -> View:
         """What is so now, or was a moment ago."""
-        return self._view or self._make_view(None)
+        # Before the first one: what remembers times belongs to the thread that makes them.
+        return self._view or self._make_view(None, Outlooks())
 
     def runs(self, key: str) -> tuple[RunRecord, ...]:
         """The last runs of a table that are known, the newest first."""
@@ -106,19 +110,25 @@ class Seeing:
                     board.tables[name] = tuple(t for t in tables if t.source == name)
                     board.touch()
 
-    def _make_view(self, history: History | None) -> View:
+    def _make_view(self, history: History | None, outlooks: Outlooks | None = None) -> View:
         board = self._board
         with board.changed:
             tables, records = board.all_tables(), list(board.controls)
             settings, now = board.settings, board.now
         live, alerts = board.live(), self.alerts()
-        return view_of(settings, tables, history, live, records, alerts, now, self._outlooks)
+        outlooks = outlooks or self._outlooks
+        return view_of(settings, tables, history, live, records, alerts, now, outlooks)
 
     def _read(self) -> None:
         self._read_at, self._board.has_new_records = time.monotonic(), False
         try:
             with self._lock:
-                self._history.refresh()
+                if self._settings is not self._board.settings:
+                    self._settings = self._board.settings
+                    self._history.use(self._settings)
+                is_time = self._read_at - self._streams_read_at >= _STREAMS_EVERY
+                self._history.refresh(streams=is_time)
+                self._streams_read_at = self._read_at if is_time else self._streams_read_at
         except BronzeError as error:
             LOG.warning("records of runs cannot be read", error=error.message)
 
@@ -150,7 +160,7 @@ class Seeing:
         with board.changed:
             board.unread = ""
             board.touch()
-        self._read_at = time.monotonic()
+        self._read_at = self._streams_read_at = time.monotonic()
         return _SEEN_EVERY
 
     def _all_runs(self, command: Command) -> list[RunRecord]:

@@ -33,7 +33,7 @@ from bronze.operate.service.outside import Outside
 from bronze.operate.service.reload import ConfigFile
 from bronze.operate.service.running import Running
 from bronze.operate.service.seeing import Seeing
-from bronze.operate.service.timing import Clock, JumpWatch
+from bronze.operate.service.timing import Clock, JumpWatch, Routine
 from bronze.operate.tables.guards import Guards
 from bronze.postgres.connection import allowance
 from bronze.version import VERSION
@@ -169,14 +169,16 @@ class Service:
         self.seeing.alerts = lambda: self._alarms.alerting.alerts.values()
         self._file = ConfigFile(settings)
         self._jumps = JumpWatch(clock)
+        self._measuring = Routine("resources", self._measure)
         self._wake: datetime | None = None
-        self._looked_at_config = self._measured = -1e9
+        self._looked_at_config = -1e9
 
     def run(self, stop: threading.Event, hangup: threading.Event) -> int:
         """Works until it is stopped, or with ``once`` until all is done; the exit code."""
         board = self.board
         LOG.info("service begins", version=VERSION, lake=board.settings.lake.root)
         self._outside.start()
+        self._measuring.start()
         self.seeing.routine.start()
         self._alarms.start()
         while not stop.is_set():
@@ -203,10 +205,6 @@ class Service:
             self._looked_at_config = seconds
             self._look_at_config(always=hangup.is_set())
             hangup.clear()
-        if seconds - self._measured >= _MEASURED_EVERY:
-            self._measured = seconds
-            board.resources = self._meter.measure(board.settings)
-            board.is_dirty = board.is_dirty or bool(board.waiting)
         self._set_permits()
         self._running.stop_too_long()
         is_time = self._wake is not None and board.now >= self._wake
@@ -214,6 +212,16 @@ class Service:
             board.is_dirty = False
             self._wake = self._running.decide().wake
         self._following.decide()
+
+    def _measure(self) -> float:
+        """Measures what the process takes; the disk of a lake that hangs may take for ever."""
+        board = self.board
+        resources = self._meter.measure(board.settings)
+        with board.changed:
+            board.resources = resources
+            if board.waiting:
+                board.touch()
+        return _MEASURED_EVERY
 
     def _set_permits(self) -> None:
         board, settings = self.board, self.board.settings
@@ -263,6 +271,8 @@ class Service:
         LOG.info("config is read again", what=reload.sentence(keys))
         if not keys:
             return
+        if any(key.startswith("web.") for key in keys):
+            LOG.warning("[web] is as before until the service is started again")
         board.settings = changed
         board.guards.settings = changed.breaker
         board.divide_memory()
@@ -311,7 +321,7 @@ class Service:
             lake_error, is_once = board.lake_error, board.once
         if is_once:
             self._alarms.evaluate_to_the_end()
-        for routine in (*self._outside.routines, self.seeing.routine):
+        for routine in (*self._outside.routines, self._measuring, self.seeing.routine):
             routine.stop()
         left = max(_ALERTS_END, until - time.monotonic()) if is_once else _ALERTS_END
         self._alarms.stop(left)

@@ -14,6 +14,8 @@ from bronze.postgres.connection import connect, translation
 from bronze.tables import selection
 from bronze.tables.naming import table_name
 
+_MOST_NAMED = 20
+
 
 @dataclass(frozen=True)
 class ServedTable:
@@ -77,21 +79,28 @@ def listed(settings: Settings, source: str) -> tuple[ServedTable, ...]:
     )
 
 
+def table_of(settings: Settings, source: str, name: TableName) -> ServedTable:
+    """A table of a source as the config has it now."""
+    own = settings.table(source, name.schema, name.name)
+    bronze = TableName(settings.lake.schema_, own.target or table_name(name.name))
+    return ServedTable(source, name, bronze, own)
+
+
+def recorded_table(settings: Settings, source: str, label: str) -> ServedTable | None:
+    """The table of a record, if the config still takes it from its source."""
+    if source not in settings.source:
+        return None
+    for schema in settings.source[source].schema_:
+        name = label.removeprefix(f"{schema}.")
+        if name != label and settings.source[source].takes(name):
+            return table_of(settings, source, TableName(schema, name))
+    return None
+
+
 def recorded(settings: Settings, names: Iterable[tuple[str, str]]) -> tuple[ServedTable, ...]:
-    """Tables as the config has them now, by source and label, as records have them; for sources
-    whose catalog cannot be read.
-    """
-    found: dict[tuple[str, str], ServedTable] = {}
-    for source, label in dict.fromkeys(names):
-        if source not in settings.source:
-            continue
-        for schema in settings.source[source].schema_:
-            name = label.removeprefix(f"{schema}.")
-            if name != label and settings.source[source].takes(name):
-                own = settings.table(source, schema, name)
-                bronze = TableName(settings.lake.schema_, own.target or table_name(name))
-                found[source, label] = ServedTable(source, TableName(schema, name), bronze, own)
-    return tuple(found.values())
+    """The tables of records, by source and label; for sources whose catalog cannot be read."""
+    found = (recorded_table(settings, source, label) for source, label in dict.fromkeys(names))
+    return tuple(table for table in found if table)
 
 
 def named(tables: Sequence[ServedTable], name: str) -> ServedTable:
@@ -106,9 +115,14 @@ def named(tables: Sequence[ServedTable], name: str) -> ServedTable:
         known = [known for table in tables for known in table.names]
         close = difflib.get_close_matches(name, known, 1)
         suggestion = f" (did you mean {close[0]}?)" if close else ""
+        labels = sorted({table.label for table in tables})
+        more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
+        there_are = (
+            f"There are: {', '.join(labels[:_MOST_NAMED])}{more}" if labels else "None is known"
+        )
         raise ConfigError(
             f"There is no table {name} in the config's sources{suggestion}.",
-            hint="`bronze check` lists the tables of the config; names are case-sensitive.",
+            hint=f"{there_are}; names are case-sensitive.",
         )
     if len(exact) > 1:
         raise ConfigError(

@@ -15,6 +15,7 @@ from bronze.operate import controls
 from bronze.operate.history import History
 from bronze.operate.tables import catalog
 from bronze.operate.tables.catalog import ServedTable
+from bronze.operate.view import TableLike
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,26 @@ class TableRequests:
     reset: datetime | None = None
 
 
-def of_table(table: ServedTable, records: Iterable[ControlRecord], now: datetime) -> TableRequests:
-    """What is asked of a table, by all requests in their order."""
+def of_tables(
+    tables: Iterable[TableLike], records: Iterable[ControlRecord], now: datetime
+) -> dict[str, TableRequests]:
+    """What is asked of tables, by the keys of those of which something is."""
+    by_subject: dict[str, list[ControlRecord]] = {}
+    for record in records:
+        by_subject.setdefault(record.subject, []).append(record)
+    found = {}
+    for table in tables if by_subject else ():
+        about = [r for name in dict.fromkeys(table.names) for r in by_subject.get(name, ())]
+        if about:
+            about.sort(key=lambda record: (record.requested, record.control_id))
+            found[table.key] = _asked(about, now)
+    return found
+
+
+def _asked(records: Iterable[ControlRecord], now: datetime) -> TableRequests:
+    """What is asked of a table, by the requests about it in their order."""
     pause, asked, reset = None, None, None
     for record in records:
-        if record.subject not in table.names:
-            continue
         if record.action == "pause":
             pause = record
         elif record.action == "resume":

@@ -82,6 +82,29 @@ def test_the_heartbeat_is_fetched_while_alerts_could_be_told(source: Source) -> 
     assert alarms.fetch("http://127.0.0.1:1/") != ""
 
 
+def test_a_heartbeat_that_is_never_answered_takes_one_thread(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is tried: a service runs for months."""
+    make(source, "word")
+    release, begun = threading.Event(), list[str]()
+
+    def hang(url: str) -> str:
+        begun.append(url)
+        release.wait(60)
+        return ""
+
+    monkeypatch.setattr(alarms, "fetch", hang)
+    monkeypatch.setattr(alarms, "_FETCH_TIMEOUT", 0.05)
+    with serving(config(source, alerts={"heartbeat": "http://127.0.0.1:1/"})) as own:
+        until(lambda: own.service._alarms._missed)
+        for _ in range(3):
+            own.service._alarms._beat()
+        assert begun == ["http://127.0.0.1:1/"]
+        release.set()
+        until(lambda: len(begun) > 1)
+
+
 def test_what_was_late_since_the_last_service_was_heard_is_looked_for_at_the_start(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from bronze.demo.server import Server
 from bronze.operate import beat
+from bronze.operate.facts import resources
 from bronze.operate.service import outside
 from bronze.operate.tables.guards import LAKE, source_subject, table_subject
 from tests.conftest import Source
@@ -312,6 +313,19 @@ def test_a_stop_in_a_large_load_takes_no_longer_than_the_grace(
     with serving(config(source), once=True) as own:
         until(lambda: own.landed("public.large"), 60)
     assert pl.scan_delta(str(source.table("large"))).select(pl.len()).collect().item() == 400_000
+
+
+def test_a_disk_that_hangs_does_not_hold_the_loop(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the view: how much room a lake has is asked in a thread of its own."""
+    make(source, "word")
+    release = threading.Event()
+    monkeypatch.setattr(resources, "_disk", lambda _: (release.wait(60), None))
+    with serving(config(source), Hands(NOON)) as own:
+        until(lambda: own.landed("public.word"))
+    assert own.code == 0
+    release.set()
 
 
 def test_a_lake_that_hangs_at_the_end_is_not_waited_for(

@@ -143,7 +143,7 @@ def test_a_run_that_goes_on_is_judged_while_it_goes() -> None:
     condition = raised(65, long)["duration"]
     assert (condition.since, condition.text.split(" from ")[0]) == (
         at(50),
-        "public.orders takes 2 h",
+        "public.orders takes 2 h 15 min",
     )
 
 

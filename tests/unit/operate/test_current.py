@@ -248,7 +248,7 @@ def test_the_first_sentence_says_what_is_late_since_when_why_and_who_was_told() 
         (
             live(-180),
             [run(table(), 0, 2)],
-            "The service on host host-1 was last heard 3 h ago. The one table is fresh.",
+            "The service on host host-1 was last heard 3 h 5 min ago. The one table is fresh.",
         ),
         (
             live(5),

@@ -5,36 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from bronze.operate.facts import wording
 from bronze.operate.web.markup.tags import Safe, tag
 
 UNKNOWN = "unknown"
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def span(seconds: float | None) -> str:
-    """A duration in at most two units: "42 s", "18 min", "3 h 12 min", "2 d 4 h"."""
-    if seconds is None:
-        return UNKNOWN
-    seconds = abs(seconds)
-    if seconds < 1:
-        return f"{seconds:.1f} s" if seconds else "0 s"
-    # Each unit is rounded before the larger one is tried, so that there is no "60 min".
-    whole, minutes, hours = (round(seconds / unit) for unit in (1, _MINUTE, _HOUR))
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < 10 * _MINUTE:
-        return _two(whole, _MINUTE, "min", "s")
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < _DAY // _MINUTE:
-        return _two(minutes, 60, "h", "min")
-    return _two(hours, 24, "d", "h")
-
-
-def _two(smaller: int, factor: int, unit: str, rest: str) -> str:
-    whole, left = divmod(smaller, factor)
-    return f"{whole} {unit} {left} {rest}" if left else f"{whole} {unit}"
+    """A duration as `wording.duration` has it."""
+    return UNKNOWN if seconds is None else wording.duration(seconds)
 
 
 def size(count: float | None) -> str:
@@ -93,8 +73,3 @@ def age(moment: datetime | None, now: datetime, absent: str = UNKNOWN) -> Safe:
 def stamp(moment: datetime) -> str:
     """ISO 8601 in UTC, to the second."""
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def plural(count: int, noun: str) -> str:
-    """A count and a noun: "1 table", "2 tables"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 from bronze.operate.breaker import Breaker
+from bronze.operate.facts import wording
 from bronze.operate.view import Live, PermitFacts, Resources
 from bronze.operate.web.markup import charts, words
 from bronze.operate.web.markup.layout import Page, badge, facts_list, grid, section
@@ -38,8 +39,8 @@ def _service(visit: Visit, live: Live) -> Safe:
             ("Host", f"{live.host}, process {live.pid}"),
             ("Began", words.time(live.began, zone, now)),
             ("Heard", words.age(live.at, now)),
-            ("Runs", words.plural(len(live.running), "table") if live.running else "nothing"),
-            ("Waits", words.plural(len(live.waiting), "table") if live.waiting else "nothing"),
+            ("Runs", wording.count(len(live.running), "table") if live.running else "nothing"),
+            ("Waits", wording.count(len(live.waiting), "table") if live.waiting else "nothing"),
             ("Lake", visit.site.settings.lake.root),
             ("Config", visit.site.settings.path or "of a program"),
         ]

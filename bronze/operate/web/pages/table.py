@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from bronze.governance.tables.runs import RunRecord
+from bronze.operate.facts import wording
 from bronze.operate.view import TableView
 from bronze.operate.web.lake.facts import Facts, Reading, Version
 from bronze.operate.web.markup import words
@@ -120,9 +121,9 @@ def _rest(visit: Visit, table: TableView) -> Safe | None:
     breaker = table.breaker
     if breaker is None or not breaker.failures:
         return None
-    text = f" after {words.plural(breaker.failures, 'failure')}"
+    text = f" after {wording.count(breaker.failures, 'failure')}"
     if breaker.until is None:
-        return tag("span", f" {words.plural(breaker.failures, 'failure')} in a row")
+        return tag("span", f" {wording.count(breaker.failures, 'failure')} in a row")
     return tag("span", text, ", tried ", words.age(breaker.until, visit.now))
 
 
