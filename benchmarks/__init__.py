@@ -16,6 +16,7 @@ Everything runs on one machine against an embedded PostgreSQL on made-up data::
     python -m benchmarks.merge --rows 2000000
     python -m benchmarks.layout
     python -m benchmarks.forget
+    python -m benchmarks.serve
 
 `nox -s bench` runs `load`, in an environment of its own; what comes after ``--`` are its options,
 or another one's name and options: ``nox -s bench -- stream catchup``. Run it on a machine that does
@@ -53,4 +54,7 @@ more memory than many machines have: leave it out with ``--cases`` and ``--only`
 
 `startup` runs commands over ten small tables, in which little but the start of the command is
 measured, and shows what of it each library takes to import.
+
+`serve` has the service: what it takes while nothing is due, with many tables and many records, and
+how soon it begins what is due, shows its pages, tells people, and streams beside a load.
 """

@@ -9,6 +9,7 @@ other tables are looked at. Then the chosen records are read whole, in the order
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -26,8 +27,8 @@ _TABLE = ("command", "source_system", "target_table")
 _RUN = ("run_id", "source_table", *_TABLE)
 _TIME = "recorded_timestamp"
 _NAMES = [name for name, _ in runs.COLUMNS]
-_COLUMNS = [name for name in _NAMES if name != _TIME]
-_FIELDS = [name.removesuffix("_timestamp") for name in _COLUMNS]
+_COLUMN_OF = {name.removesuffix("_timestamp"): name for name in _NAMES}
+_COLUMNS = [_COLUMN_OF[field.name] for field in fields(RunRecord)]
 _MERGED_ROWS = 40_000
 _Group = tuple[StoredFile, int]
 """A row group of a file."""
@@ -58,9 +59,7 @@ def last_records(place: Place, stored: Sequence[StoredFile]) -> Iterator[pl.Data
 
 def of_rows(rows: pl.DataFrame) -> list[RunRecord]:
     """The rows as records, in their order."""
-    return [
-        RunRecord(**dict(zip(_FIELDS, row, strict=True))) for row in rows.select(_COLUMNS).rows()
-    ]
+    return [RunRecord(*row) for row in rows.select(_COLUMNS).rows()]
 
 
 def merge(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -20,6 +20,7 @@ from bronze.operate import beat, controls
 from bronze.operate.alerts.life import Alert
 from bronze.operate.current import view_of
 from bronze.operate.facts.outlook import Outlooks
+from bronze.operate.freshness import USUAL_RUNS
 from bronze.operate.history import History
 from bronze.operate.service.board import Board, Trouble
 from bronze.operate.service.outside import MAINTAIN, verify_name
@@ -37,6 +38,7 @@ _STREAMS_EVERY = 300.0
 _SOON = 0.1
 _AGAIN = 5.0
 _OTHER_LOOKS = 4.0
+_DOUBLINGS = 30
 _TOLD_FOR = timedelta(minutes=10)
 _Runs = Mapping[str, Sequence[RunRecord]]
 
@@ -177,7 +179,9 @@ class Seeing:
         died: list[str] = []
         first: datetime | None = None
         with self._lock:
-            for known in self._history.parts_of_runs():
+            # Beyond so many failures in a row a table rests as long as it ever does.
+            most = max(USUAL_RUNS, board.settings.breaker.threshold + _DOUBLINGS)
+            for known in self._history.parts_of_runs(most=most):
                 if not is_alone:
                     # What has only begun may be the other's, and go on.
                     known = {

@@ -36,6 +36,7 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outside, "_LISTED_EVERY", 0.5)
     monkeypatch.setattr(outside, "_BEAT_EVERY", 0.5)
     monkeypatch.setattr(outside, "_AGAIN", 0.2)
+    monkeypatch.setattr(outside, "_PROBED_EVERY", 0.2)
 
 
 @contextmanager
@@ -51,6 +52,20 @@ def stopped(server: Server, source: Source) -> Iterator[None]:
             yield
         finally:
             admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+def test_an_outage_is_noticed_between_listings(
+    server: Server, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within seconds, although the source is listed much later, and nothing reads it."""
+    monkeypatch.setattr(outside, "_LISTED_EVERY", 600.0)
+    make(source, "one")
+    with serving(config(source), Hands(NOON)) as own:
+        board = own.service.board
+        until(lambda: own.landed("public.one"))
+        with stopped(server, source):
+            until(lambda: "test" in board.live().source_errors)
+        until(lambda: "test" not in board.live().source_errors)
 
 
 @pytest.mark.soak

@@ -238,6 +238,15 @@ def test_a_service_that_is_not_heard_is_said(begin: Begin) -> None:
     assert browser.get("/ready").status == 200
 
 
+def test_a_service_that_does_not_know_what_ran_before_is_not_ready(begin: Begin) -> None:
+    """Nothing begins until then; /ready says why."""
+    view = views.night()
+    assert view.live
+    browser, _ = begin(Service(replace(view, live=replace(view.live, unread="It is being read."))))
+    answer = browser.get("/ready")
+    assert (answer.status, answer.text) == (503, "It is being read.\n")
+
+
 def test_metrics_are_those_of_the_view(begin: Begin) -> None:
     """Each has its type, and the values are right."""
     browser, _ = begin()
