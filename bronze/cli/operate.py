@@ -14,7 +14,8 @@ from bronze.cli.failures import exit_codes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bronze.operate.alerts.requests import AlertReport
+    from bronze.operate.facts.wording import clause
+from bronze.operate.alerts.requests import AlertReport
     from bronze.operate.alerts.trial import Trial
     from bronze.operate.runbook import Contents
 
@@ -193,7 +194,7 @@ def _print_alerts(reports: list[AlertReport]) -> None:
         print_line(f"{report.alert}  {report.level}, {_state(report)}", style)
         told = f"told: {', '.join(report.told)}" if report.told else "nobody was told"
         waiting = f"; waiting: {', '.join(report.waiting)}" if report.waiting else ""
-        print_line(f"  {report.text}, since {_time(report.since)}; {told}{waiting}")
+        print_line(f"  {clause(report.text)}, since {_time(report.since)}; {told}{waiting}")
 
 
 def _state(report: AlertReport) -> str:
