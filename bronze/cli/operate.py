@@ -14,8 +14,7 @@ from bronze.cli.failures import exit_codes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bronze.operate.facts.wording import clause
-from bronze.operate.alerts.requests import AlertReport
+    from bronze.operate.alerts.requests import AlertReport
     from bronze.operate.alerts.trial import Trial
     from bronze.operate.runbook import Contents
 
@@ -185,6 +184,7 @@ def _print_contents(contents: Sequence[Contents]) -> None:
 
 def _print_alerts(reports: list[AlertReport]) -> None:
     from bronze.cli.output import print_line
+    from bronze.operate.facts.wording import clause
 
     if not reports:
         print_line("No alert is open.")
