@@ -184,6 +184,7 @@ def _print_contents(contents: Sequence[Contents]) -> None:
 
 def _print_alerts(reports: list[AlertReport]) -> None:
     from bronze.cli.output import print_line
+    from bronze.operate.facts.wording import clause
 
     if not reports:
         print_line("No alert is open.")
@@ -193,7 +194,7 @@ def _print_alerts(reports: list[AlertReport]) -> None:
         print_line(f"{report.alert}  {report.level}, {_state(report)}", style)
         told = f"told: {', '.join(report.told)}" if report.told else "nobody was told"
         waiting = f"; waiting: {', '.join(report.waiting)}" if report.waiting else ""
-        print_line(f"  {report.text}, since {_time(report.since)}; {told}{waiting}")
+        print_line(f"  {clause(report.text)}, since {_time(report.since)}; {told}{waiting}")
 
 
 def _state(report: AlertReport) -> str:

@@ -47,6 +47,7 @@ pattern = "streaming"
 priority = 1
 sla = "5m"
 anomalies = true
+protect = {{ client_ip = "encrypt" }}
 
 [tables.order_details]
 pattern = "streaming"
@@ -79,7 +80,7 @@ sla = "2h"
 pattern = "batch"
 priority = 3
 sla = "4h"
-protect = {{ contact_number = "tokenize" }}
+protect = {{ contact_name = "encrypt", contact_number = "tokenize", email = "encrypt" }}
 
 [tables.warehouses]
 pattern = "batch"
@@ -88,7 +89,13 @@ sla = "1h"
 [tables.customers]
 pattern = "full_refresh"
 sla = "2h"
-protect = {{ customer_name = "encrypt", email = "encrypt" }}
+
+[tables.customers.protect]
+customer_name = "encrypt"
+email = "encrypt"
+phone = "tokenize"
+birth_date = "encrypt"
+last_ip = "encrypt"
 """
 
 

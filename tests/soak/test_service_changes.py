@@ -134,6 +134,7 @@ sla = "5m"
             assert own.stop() == 0
     finally:
         end_sessions()
+        source.execute("REASSIGN OWNED BY rotated TO postgres")
         source.execute("DROP ROLE rotated")
 
 

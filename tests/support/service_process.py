@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +13,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import policy
+from email.message import EmailMessage
 from pathlib import Path
 
 from bronze.config.settings import Settings
+from bronze.operate.alerts.kinds import KINDS
 from tests.support.receiver import PostOffice, Receiver, post_office, receiver
 from tests.support.serving import until
 
+# The first line of each notice.
+_KIND = re.compile(r"UTC\. (\w+), (?:warning|critical)\.")
 CHANNELS = ("pager", "slack", "mail")
-ALL = '["pager", "slack", "mail"]'
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,17 @@ class Sent:
 
     act: str
     text: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of its alert."""
+        found = _KIND.search(self.text)
+        assert found, self.text
+        return found[1]
+
+    def is_about(self, about: str) -> bool:
+        """Whether it is about a kind of alerts, or has another text in it."""
+        return about == self.kind if about in KINDS else about in self.text
 
 
 @dataclass(frozen=True)
@@ -68,9 +83,9 @@ tls = "none"
 """
 
     def sent(self, channel: str, about: str = "") -> list[Sent]:
-        """The messages that a channel got, in their order, which have a text in them."""
+        """The messages that a channel got, in their order, those about a kind, or with a text."""
         found = {"pager": self._paged, "slack": self._slacked, "mail": self._mailed}[channel]()
-        return [sent for sent in found if about in sent.text]
+        return [sent for sent in found if sent.is_about(about)]
 
     def acts(self, about: str = "") -> dict[str, list[str]]:
         """What each channel was told: the acts, in their order."""
@@ -95,8 +110,14 @@ tls = "none"
             email.message_from_bytes(mail, policy=policy.default) for mail in list(self.mail.mails)
         ]
         return [
-            Sent("resolve" if "In-Reply-To" in mail else "open", mail.as_string()) for mail in mails
+            Sent("resolve" if "In-Reply-To" in mail else "open", _text_of(mail)) for mail in mails
         ]
+
+
+def _text_of(mail: EmailMessage) -> str:
+    body = mail.get_body()
+    assert body is not None
+    return f"{mail['Subject']}\n{body.get_content()}"
 
 
 @contextmanager

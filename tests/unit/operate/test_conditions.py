@@ -192,6 +192,29 @@ def test_one_outage_of_the_lake_is_one_alert() -> None:
     assert set(opened(views)) == {("lake_unreachable", "/nowhere")}
 
 
+def test_a_full_lake_is_one_alert() -> None:
+    """It explains that it cannot be written, and what tables suffer from that."""
+    full = replace(RESOURCES, disk_free=0)
+    facts = replace(FINE, lake_error="no space left", resources=full)
+    records = [*LANDED, failed("LakeUnreachable")]
+    views = [
+        (at(t), conditions_of(SETTINGS, view_at(t, [ORDERS], records, facts))) for t in (75, 76)
+    ]
+    assert set(opened(views)) == {("lake_full", "/nowhere")}
+
+
+def test_missing_keys_are_one_alert() -> None:
+    """They explain the tables that cannot be loaded without them, and no other."""
+    findings = [Finding("keys_missing", "service", at(2), "There is no key.")]
+    for error, keys in (
+        ("ConfigError", {("keys_missing", "service")}),
+        ("LakeError", {("keys_missing", "service"), ("table_failed", ORDERS.key)}),
+    ):
+        view = view_at(5, [ORDERS], [*LANDED, failed(error)])
+        conditions = conditions_of(SETTINGS, view, findings)
+        assert set(opened([(at(5), conditions), (at(6), conditions)])) == keys
+
+
 def test_many_tables_with_the_same_trouble_are_one_alert() -> None:
     """Also where neither source nor lake explains it; a few are one alert each."""
     tables = [table(f"t{number}") for number in range(CROWD + 1)]
