@@ -380,6 +380,7 @@ def test_what_hangs_is_a_problem_of_its_step(source: Source) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_the_command_ends_within_six_seconds_when_everything_hangs(source: Source) -> None:
     """And what a notice waits for within five."""
     with all_silent(source) as config:
