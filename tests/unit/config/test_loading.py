@@ -313,7 +313,7 @@ def test_a_password_in_a_mapping_is_refused() -> None:
 
 def test_keys_of_the_object_store_are_in_no_repr() -> None:
     """Neither a key in the config's options nor a reference to one is shown."""
-    options = {"access_key": PASSWORD, "other": {"secret": "LAKE_KEY"}}
+    options = {"secret_access_key": PASSWORD, "token": {"secret": "LAKE_KEY"}}
     settings = loading.parse({**VALID, "lake": {"root": "s3://b/x", "options": options}})
     for shown in (repr(settings), repr(settings.lake), repr(settings.place("bronze", "bz_t"))):
         assert PASSWORD not in shown
