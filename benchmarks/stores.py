@@ -8,7 +8,6 @@ is a process of its own. The figures are seconds, and requests to the store by t
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import tempfile
@@ -69,9 +68,7 @@ def cost_of(command: Sequence[str], home: Path, store: Store) -> Cost:
     """What a command of its own process takes."""
     store.gateway.requests.clear()
     began = time.perf_counter()
-    subprocess.run(
-        [*BRONZE, *command], cwd=home, check=True, capture_output=True, env={**os.environ}
-    )
+    subprocess.run([str(BRONZE), *command], cwd=home, check=True, capture_output=True)
     seconds = time.perf_counter() - began
     requests = list(store.gateway.requests)
     kinds = Counter("LIST" if _QUERY.search(path) else method for method, path in requests)

@@ -20,6 +20,7 @@ from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
 from bronze.library_errors import error_text
 from bronze.model.locations import Place
 
+# Bytes of objects that are one request.
 _PART = 10 * 2**20
 
 
@@ -97,7 +98,7 @@ class _Upload(io.RawIOBase):
 
 
 class _Download(io.RawIOBase):
-    """An object of the store as a file."""
+    """An object of the store as a file. A small one is read by a single request."""
 
     def __init__(self, place: Place, path: str) -> None:
         self._place, self._path = place, path
@@ -106,7 +107,12 @@ class _Download(io.RawIOBase):
         client.request(place, self._open)
 
     def _open(self, opened: Any) -> None:
-        self._source = obstore.open_reader(opened, client.path_in(self._place, self._path))
+        path = client.path_in(self._place, self._path)
+        whole = obstore.get(opened, path)
+        if whole.meta["size"] <= _PART:
+            self._source = io.BytesIO(bytes(whole.bytes()))
+        else:
+            self._source = obstore.open_reader(opened, path)
 
     def readable(self) -> bool:
         return True
