@@ -55,7 +55,7 @@ def lake(tables: int) -> Iterator[tuple[str, Path, Store]]:
         with server.running(home / "postgres") as started, object_store.s3() as store:
             with psycopg.connect(started.dsn(), autocommit=True) as connection:
                 for number in range(tables):
-                    connection.execute(_TABLE.format(number=number))  # type: ignore[arg-type]
+                    connection.execute(_TABLE.format(number=number))
             options = "\n".join(f'{key} = "{value}"' for key, value in store.options.items())
             (home / "bronze.toml").write_text(
                 f'[source]\nname = "bench"\ndsn = "{started.dsn()}"\n'

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -46,6 +47,8 @@ _RESTORE = (
     "If entries of its _delta_log are missing or were changed, restore them from a backup; or move"
     " the table's folder away, and the next run loads it again."
 )
+# Tables that are read at a time from an object store.
+_CONCURRENT = 8
 # A reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
 _FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
@@ -175,6 +178,23 @@ def read(place: Place) -> State | None:
                 raise
             return None
         return State(place, content.version, content)
+
+
+def reads(places: Sequence[Place]) -> Iterator[Callable[[], State | None]]:
+    """For each table a function that returns it as `read` does, or raises its error.
+
+    Tables of an object store are read several at a time, as each takes some round trips.
+    """
+    if all(map(client.is_local, places)):
+        yield from (partial(read, place) for place in places)
+        return
+    with ThreadPoolExecutor(_CONCURRENT) as pool:
+        readings = [pool.submit(read, place) for place in places]
+        try:
+            yield from (reading.result for reading in readings)
+        finally:
+            for reading in readings:
+                reading.cancel()
 
 
 def refresh(state: State) -> State | None:

@@ -70,11 +70,11 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
     """A gateway before a store."""
     target = urlsplit(upstream)
     running = Gateway(google=google)
-    local = threading.local()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
+        upstream: http.client.HTTPConnection | None = None
 
         def do_GET(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
@@ -117,16 +117,16 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
             else:
                 headers["Host"] = self.headers["Host"]
             for attempt in (0, 1):
-                if getattr(local, "upstream", None) is None:
-                    local.upstream = http.client.HTTPConnection(str(target.hostname), target.port)
+                if self.upstream is None:
+                    self.upstream = http.client.HTTPConnection(str(target.hostname), target.port)
                 try:
-                    local.upstream.request(self.command, path, body or None, headers)
-                    answer = local.upstream.getresponse()
+                    self.upstream.request(self.command, path, body or None, headers)
+                    answer = self.upstream.getresponse()
                     data = answer.read()
                     break
                 except (http.client.HTTPException, OSError):
-                    local.upstream.close()
-                    local.upstream = None
+                    self.upstream.close()
+                    self.upstream = None
                     if attempt:
                         raise
             back = {k: v for k, v in answer.getheaders() if k.lower() not in _HOP}
@@ -148,6 +148,8 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
             # Clients close connections when they like.
             with suppress(OSError):
                 super().handle()
+            if self.upstream is not None:
+                self.upstream.close()
 
         def log_message(self, *_: Any) -> None:
             pass

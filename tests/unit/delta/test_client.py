@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from obstore.store import from_url
 
 from bronze import secrets
 from bronze.delta import client, log, store
@@ -46,11 +47,10 @@ def quiet(s3: Store) -> Iterator[None]:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The roots of the clients that are made, probes included."""
     roots: list[str] = []
-    real = client.from_url
 
     def counted(url: str, **options: Any) -> Any:
         roots.append(url)
-        return real(url, **options)
+        return from_url(url, **options)
 
     monkeypatch.setattr(client, "from_url", counted)
     return roots
@@ -295,3 +295,24 @@ def test_an_address_of_a_file_is_a_folder(tmp_path: Path) -> None:
     store.put(table, "a/x", b"1")
     assert (tmp_path / "t" / "a" / "x").read_bytes() == b"1"
     assert store.listing(table) == ["a/x"]
+
+
+def test_tables_are_read_side_by_side(s3: Store) -> None:
+    """The error of one is that table's; of a table that is not there the state is None."""
+    good, missing = place(s3, "side/good"), place(s3, "side/missing")
+    wrong = Place("s3n://lake/t")
+    metadata = {
+        "id": "a", "format": {"provider": "parquet", "options": {}}, "partitionColumns": [],
+        "schemaString": '{"type":"struct","fields":[{"name":"a","type":"long","nullable":true,'
+        '"metadata":{}}]}',
+        "configuration": {},
+    }  # fmt: skip
+    protocol = {"minReaderVersion": 1, "minWriterVersion": 2}
+    log.write(good, 0, [{"protocol": protocol}, {"metaData": metadata}])
+    first, second, third = log.reads([good, wrong, missing])
+    state = first()
+    assert state is not None
+    assert state.version == 0
+    with pytest.raises(LakeError, match="there is no store for s3n"):
+        second()
+    assert third() is None
