@@ -192,9 +192,9 @@ def reads(places: Sequence[Place]) -> Iterator[Callable[[], State | None]]:
         readings = [pool.submit(read, place) for place in places]
         try:
             yield from (reading.result for reading in readings)
-        finally:
-            for reading in readings:
-                reading.cancel()
+        except GeneratorExit:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def refresh(state: State) -> State | None:
