@@ -316,3 +316,21 @@ def test_tables_are_read_side_by_side(s3: Store) -> None:
     with pytest.raises(LakeError, match="there is no store for s3n"):
         second()
     assert third() is None
+
+
+def test_secrets_are_resolved_once_for_many_requests(
+    rotating: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for each request, whatever the provider costs."""
+    resolved: list[str] = []
+    real = secrets.resolve
+
+    def counted(secret: Secret) -> str:
+        resolved.append(secret.name)
+        return real(secret)
+
+    monkeypatch.setattr(secrets, "resolve", counted)
+    for number in range(8):
+        store.put(rotating, f"{number}", b"")
+    assert len(store.listing(rotating)) == 8
+    assert resolved == ["key"]
