@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import polars as pl
-from deltalake import DeltaTable
 
 from bronze.config.settings import Settings
-from bronze.delta import log, store
+from bronze.delta import client, log
 from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND, ORDER
 from bronze.errors import ConfigError, LakeError
@@ -27,10 +26,7 @@ def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
     if table.error or state is None:
         raise table.error or ConfigError(f"There is no Bronze table {name}.")
     with log.mapped_errors(state.place, "read"):
-        delta = DeltaTable(
-            state.place.url, version=state.version, storage_options=store.options(state.place)
-        )
-        rows = pl.scan_delta(delta)
+        rows = pl.scan_delta(client.delta_table(state.place, state.version))
     if KIND in dict(state.columns):
         key = TableProperties.read(state.properties).key
         if not key:

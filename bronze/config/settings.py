@@ -37,6 +37,7 @@ from bronze.config.quality import QualitySettings
 from bronze.config.serve import BreakerSettings, ServeSettings, WebSettings
 from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
+from bronze.model import object_store
 from bronze.model.locations import Auth, Origin, Place, Secret
 from bronze.model.quality import ResolvedRule
 from bronze.model.schedule import Schedule
@@ -118,6 +119,11 @@ class LakeSettings(Section):
     root: Annotated[str, AfterValidator(_check_root)]
     schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
     options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
+
+    @model_validator(mode="after")
+    def _check_store(self) -> LakeSettings:
+        object_store.check(self.root, self.options)
+        return self
 
 
 class RunSettings(Section):

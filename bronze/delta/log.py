@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import obstore
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
-from bronze.delta import files, store
+from bronze.delta import client, files, store
 from bronze.delta.read.content import LogContent
 from bronze.delta.read.replay import Replayed, content_of
 from bronze.delta.schema import kinds
-from bronze.errors import CommitConflict, FileDamaged, LakeError
+from bronze.delta.store_errors import store_error
+from bronze.errors import BronzeError, CommitConflict, FileDamaged, LakeError
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
@@ -47,6 +47,8 @@ _RESTORE = (
     "If entries of its _delta_log are missing or were changed, restore them from a backup; or move"
     " the table's folder away, and the next run loads it again."
 )
+# Tables that are read at a time from an object store.
+_CONCURRENT = 8
 # A reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
 _FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
@@ -178,6 +180,23 @@ def read(place: Place) -> State | None:
         return State(place, content.version, content)
 
 
+def reads(places: Sequence[Place]) -> Iterator[Callable[[], State | None]]:
+    """For each table a function that returns it as `read` does, or raises its error.
+
+    Tables of an object store are read several at a time, as each takes some round trips.
+    """
+    if all(map(client.is_local, places)):
+        yield from (partial(read, place) for place in places)
+        return
+    with ThreadPoolExecutor(_CONCURRENT) as pool:
+        readings = [pool.submit(read, place) for place in places]
+        try:
+            yield from (reading.result for reading in readings)
+        except GeneratorExit:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def refresh(state: State) -> State | None:
     """The table as it is now: the state itself where nothing was committed since it was read.
 
@@ -204,9 +223,9 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
     failpoint.reach("commit")
     if version and store.is_missing(place, "_delta_log"):
         # Writing the entry would create the folder again, as of a new table.
-        raise store.store_error(place, "committed", FileNotFoundError("no such file or directory"))
+        raise store_error(place, "committed", FileNotFoundError("no such file or directory"))
     try:
-        obstore.put(store.open_store(place), path, entry, mode="create")
+        store.create(place, path, entry)
     except AlreadyExistsError:
         if not _is_written(place, path, entry):
             raise CommitConflict(
@@ -215,14 +234,12 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
             ) from None
     except (BaseError, OSError) as error:
         if not _is_written(place, path, entry):
-            raise store.store_error(place, "committed", error) from None
+            raise store_error(place, "committed", error) from None
     failpoint.reach("committed")
     if version and version % _CHECKPOINT_EVERY == 0:
         # The commit is valid without the checkpoint; the next one will be tried later.
-        with suppress(DeltaError, OSError):
-            DeltaTable(
-                place.url, version=version, storage_options=store.options(place) or None
-            ).create_checkpoint()
+        with suppress(DeltaError, OSError, BronzeError):
+            client.with_table(place, version, lambda table: table.create_checkpoint())
 
 
 def infos(place: Place, latest: int | None = None) -> Iterator[Action]:
@@ -260,16 +277,15 @@ def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequen
         FileDamaged: an entry cannot be read; a checkpoint may replace it.
         LakeError, LakeUnreachable
     """
-    opened = store.open_store(place)
     for version in versions:
         path = f"_delta_log/{version:020}.json"
         try:
-            text = bytes(obstore.get(opened, path).bytes())
+            text = store.get(place, path)
         except FileNotFoundError:
             yield version, None
             continue
         except (BaseError, OSError) as error:
-            raise store.store_error(place, "read", error) from None
+            raise store_error(place, "read", error) from None
         try:
             actions = [json.loads(line) for line in text.splitlines() if line.strip()]
         except (ValueError, RecursionError):
@@ -316,7 +332,7 @@ def _foreign_change(actions: Sequence[Action]) -> str:
 def _is_written(place: Place, path: str, entry: bytes) -> bool:
     """Whether an entry was written after all: the response of the store may have been lost."""
     try:
-        return bytes(obstore.get(store.open_store(place), path).bytes()) == entry
+        return store.get(place, path) == entry
     except (BaseError, OSError):
         return False
 
@@ -327,7 +343,7 @@ def mapped_errors(place: Place, what: str) -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError, ValueError) as error:
-        failure = store.store_error(place, what, error)
+        failure = store_error(place, what, error)
         if not failure.hint:
             failure.hint = _RESTORE
         raise failure from error

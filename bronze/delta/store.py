@@ -3,105 +3,37 @@
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 from uuid import uuid4
 
 import obstore
 import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError
-from obstore.store import LocalStore, from_url
 
-from bronze import secrets
+from bronze.delta import client, lake_folder
+from bronze.delta.client import is_local
+from bronze.delta.store_errors import store_error
 from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
 from bronze.library_errors import error_text
-from bronze.model.locations import Place, Secret
+from bronze.model.locations import Place
 
-_CLIENT = (
-    "allow_http",
-    "allow_invalid_certificates",
-    "connect_timeout",
-    "pool_idle_timeout",
-    "proxy_url",
-    "timeout",
-    "user_agent",
-)
-_REMOTE = re.compile(r"^[a-z][a-z0-9+]*://", re.IGNORECASE)
-_EXPECTED: set[Path] = set()
-
-
-def options(place: Place) -> dict[str, str]:
-    """The options of the object store, with secrets resolved; deltalake takes the same ones."""
-    return {
-        name: secrets.resolve(value) if isinstance(value, Secret) else value
-        for name, value in place.options
-    }
-
-
-def is_local(place: Place) -> bool:
-    """Whether the table lies in a folder of this machine."""
-    return not _REMOTE.match(place.url)
-
-
-def expect(root: Place) -> None:
-    """From now on the local folder of a lake is not created again if it disappears.
-
-    It may have been renamed, or its disk is not mounted: a new folder in its place would look like
-    a lake in which nothing was ever loaded. Until `expect_no_more`, whatever is read from or
-    written to a table in it is an error as long as the folder is not there.
-    """
-    if is_local(root):
-        _EXPECTED.add(_path(root))
-
-
-def expect_no_more(root: Place) -> None:
-    """The opposite of `expect`."""
-    _EXPECTED.discard(_path(root))
-
-
-def _path(place: Place) -> Path:
-    return Path(place.url).absolute()
-
-
-def _check_root(place: Place) -> None:
-    path = _path(place)
-    for root in _EXPECTED.copy():
-        if path.is_relative_to(root) and path != root and not root.is_dir():
-            raise LakeUnreachable(
-                f"The lake at {root} cannot be reached: there is no such folder.",
-                hint="Put it back, or start again to begin a new lake.",
-            )
+# Bytes of objects that are one request.
+_PART = 10 * 2**20
 
 
 def is_missing(place: Place, under: str = "") -> bool:
     """Whether a local folder does not exist; only writing creates one.
 
     Raises:
-        LakeUnreachable: the lake's own folder has disappeared; see `expect`.
+        LakeUnreachable: the lake's own folder has disappeared (`bronze.delta.lake_folder`).
     """
     if not is_local(place) or (Path(place.url) / under).is_dir():
         return False
-    _check_root(place)
+    lake_folder.check(place)
     return True
-
-
-def open_store(place: Place) -> Any:
-    """The store whose root is the table's folder."""
-    try:
-        if is_local(place):
-            _check_root(place)
-            return LocalStore(prefix=Path(place.url).absolute(), mkdir=True)
-        given = options(place)
-        # obstore takes some options of deltalake as options of the connection.
-        client = {name: given.pop(name) for name in _CLIENT if name in given}
-        return from_url(place.url, config=given, client_options=client)  # type: ignore[call-overload]
-    except (KeyboardInterrupt, SystemExit, BronzeError):
-        raise
-    except BaseException as error:  # an option that it does not know makes obstore panic
-        raise store_error(place, "opened", error) from None
 
 
 @contextmanager
@@ -115,7 +47,7 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
     """
     try:
         if is_local(place):
-            _check_root(place)
+            lake_folder.check(place)
             local = Path(place.url) / path
             local.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -125,7 +57,7 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
                 local.unlink(missing_ok=True)
                 raise
         else:
-            upload = _Upload(obstore.open_writer(open_store(place), path))
+            upload = _Upload(place, path)
             yield upload
             upload.finish()
     except (BaseError, OSError, pa.ArrowException) as error:
@@ -133,32 +65,62 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
 
 
 class _Upload(io.RawIOBase):
-    """An obstore upload as a file. It is abandoned unless it is finished."""
+    """An upload as a file. It is abandoned unless it is finished.
 
-    def __init__(self, upload: Any) -> None:
-        self._upload = upload
+    A small one is a single request. Of a large one the parts are sent as they come.
+    """
+
+    def __init__(self, place: Place, path: str) -> None:
+        self._place, self._path = place, path
+        self._first = bytearray()
+        self._upload: Any = None
         self._size = 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self._upload.write(bytes(data))
         self._size += len(data)
+        if self._upload is not None:
+            self._upload.write(bytes(data))
+            return len(data)
+        self._first += data
+        if len(self._first) > _PART:
+            first, self._first = bytes(self._first), bytearray()
+            self._upload = client.request(self._place, lambda opened: self._begin(opened, first))
         return len(data)
+
+    def _begin(self, opened: Any, first: bytes) -> Any:
+        upload = obstore.open_writer(opened, client.path_in(self._place, self._path))
+        upload.write(first)
+        return upload
 
     def tell(self) -> int:
         return self._size
 
     def finish(self) -> None:
-        self._upload.close()
+        if self._upload is not None:
+            self._upload.close()
+        else:
+            _put(self._place, self._path, bytes(self._first))
 
 
 class _Download(io.RawIOBase):
-    """An object of obstore as a file."""
+    """An object of the store as a file. A small one is read by a single request."""
 
-    def __init__(self, source: Any) -> None:
-        self._source = source
+    def __init__(self, place: Place, path: str) -> None:
+        self._place, self._path = place, path
+        self._source: Any = None
+        self._at = 0
+        client.request(place, self._open)
+
+    def _open(self, opened: Any) -> None:
+        path = client.path_in(self._place, self._path)
+        whole = obstore.get(opened, path)
+        if whole.meta["size"] <= _PART:
+            self._source = io.BytesIO(bytes(whole.bytes()))
+        else:
+            self._source = obstore.open_reader(opened, path)
 
     def readable(self) -> bool:
         return True
@@ -167,13 +129,27 @@ class _Download(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        return bytes(self._source.read(None if size < 0 else size))
+        length = None if size < 0 else size
+        try:
+            data = bytes(self._source.read(length))
+        except (BaseError, OSError) as error:
+            if not client.is_refusal(error):
+                raise
+            data = client.request(self._place, lambda opened: self._read_again(opened, length))
+        self._at += len(data)
+        return data
+
+    def _read_again(self, opened: Any, length: int | None) -> bytes:
+        self._open(opened)
+        self._source.seek(self._at)
+        return bytes(self._source.read(length))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return int(self._source.seek(offset, whence))
+        self._at = int(self._source.seek(offset, whence))
+        return self._at
 
     def tell(self) -> int:
-        return int(self._source.tell())
+        return self._at
 
 
 def reader(place: Place, path: str) -> IO[bytes] | Any:
@@ -186,7 +162,7 @@ def reader(place: Place, path: str) -> IO[bytes] | Any:
     try:
         if is_local(place):
             return pa.OSFile(str(Path(place.url) / path))
-        return _Download(obstore.open_reader(open_store(place), path))
+        return _Download(place, path)
     except (BaseError, OSError) as error:
         raise read_error(place, path, error) from None
 
@@ -230,7 +206,7 @@ def put(place: Place, path: str, data: bytes) -> None:
         LakeUnreachable: it cannot be written.
     """
     try:
-        obstore.put(open_store(place), path, data)
+        _put(place, path, data)
     except (BaseError, OSError) as error:
         raise store_error(place, "written", error) from None
 
@@ -253,11 +229,11 @@ def prove_exclusive(place: Place) -> None:
     Raises:
         LakeError, LakeUnreachable
     """
-    path, opened = f"_bronze_{uuid4().hex}", open_store(place)
+    path = f"_bronze_{uuid4().hex}"
     try:
-        obstore.put(opened, path, b"", mode="create")
+        _put(place, path, b"", mode="create")
         try:
-            obstore.put(opened, path, b"again", mode="create")
+            _put(place, path, b"again", mode="create")
         except AlreadyExistsError:
             return
         finally:
@@ -276,7 +252,8 @@ def delete(place: Place, paths: list[str]) -> None:
     if not paths or is_missing(place):
         return
     try:
-        obstore.delete(open_store(place), paths)
+        named = [client.path_in(place, path) for path in paths]
+        client.request(place, lambda opened: obstore.delete(opened, named))
     except FileNotFoundError:
         return
     except (BaseError, OSError) as error:
@@ -288,12 +265,59 @@ def listing(place: Place, under: str = "") -> list[str]:
     if is_missing(place):
         return []
     try:
-        found = obstore.list(open_store(place), under or None, chunk_size=1000)
-        return [meta["path"] for chunk in found for meta in chunk]
+        return [meta["path"] for meta in objects(place, under)]
     except FileNotFoundError:
         return []
     except (BaseError, OSError) as error:
         raise store_error(place, "listed", error) from None
+
+
+def objects(place: Place, under: str = "", offset: str | None = None) -> list[Mapping[str, Any]]:
+    """The objects in the table's folder, or in one of its folders, after an offset.
+
+    Raises:
+        FileNotFoundError, OSError, obstore.exceptions.BaseError: they cannot be listed.
+        LakeError, LakeUnreachable: the store cannot be opened.
+    """
+    prefix = client.path_in(place, under)
+    after = None if offset is None else client.path_in(place, offset)
+    cut = len(client.path_in(place, "x")) - 1
+
+    def listed(opened: Any) -> list[Mapping[str, Any]]:
+        chunks = obstore.list(opened, prefix or None, offset=after, chunk_size=1000)
+        return [{**meta, "path": meta["path"][cut:]} for chunk in chunks for meta in chunk]
+
+    return client.request(place, listed)
+
+
+def get(place: Place, path: str) -> bytes:
+    """The content of an object.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        OSError, obstore.exceptions.BaseError: it cannot be read.
+        LakeError, LakeUnreachable: the store cannot be opened.
+    """
+    name = client.path_in(place, path)
+    return client.request(place, lambda opened: bytes(obstore.get(opened, name).bytes()))
+
+
+def create(place: Place, path: str, data: bytes) -> None:
+    """Writes a new object.
+
+    Raises:
+        AlreadyExistsError: it exists.
+        OSError, obstore.exceptions.BaseError: it cannot be written.
+        LakeError, LakeUnreachable: the store cannot be opened.
+    """
+    _put(place, path, data, mode="create")
+
+
+def _put(
+    place: Place, path: str, data: bytes, mode: Literal["create", "overwrite"] = "overwrite"
+) -> None:
+    name = client.path_in(place, path)
+    client.request(place, lambda opened: obstore.put(opened, name, data, mode=mode))
 
 
 def folders(place: Place) -> list[str]:
@@ -301,36 +325,10 @@ def folders(place: Place) -> list[str]:
     if is_missing(place):
         return []
     try:
-        found = obstore.list_with_delimiter(open_store(place))["common_prefixes"]
+        prefix = client.path_in(place) or None
+        found = client.request(
+            place, lambda opened: obstore.list_with_delimiter(opened, prefix)["common_prefixes"]
+        )
     except (BaseError, OSError) as error:
         raise store_error(place, "listed", error) from None
     return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
-
-
-def store_error(place: Place, what: str, error: BaseException) -> BronzeError:
-    """The error of bronze for an error of the store; ``what`` was being done, such as "read"."""
-    text = " ".join(str(error).split())
-    low = text.lower()
-    for sign, reason, hint in _SIGNS:
-        if sign in low:
-            return LakeUnreachable(
-                f"The lake at {place.url} could not be {what}: {reason}.", hint=hint
-            )
-    return LakeError(f"The lake at {place.url} could not be {what}: {error_text(error)}.")
-
-
-_SIGNS = (
-    ("no space left", "no space left on the device", "Free some space, and run again."),
-    ("file too large", "no space left for the file", "Free some space, and run again."),
-    ("quota", "the disk quota is used up", "Free some space, and run again."),
-    ("permission denied", "permission denied", "Check who owns the folder of [lake] root."),
-    ("read-only file system", "the file system is read-only", "Choose another [lake] root."),
-    ("no such file", "there is no such folder", "Choose another [lake] root."),
-    ("not a directory", "a part of its path is a file", "Choose another [lake] root."),
-    ("unauthorized", "the credentials are refused", "Check [lake.options] and the environment."),
-    ("forbidden", "the credentials do not allow it", "Check the role's rights on the container."),
-    ("403", "the credentials do not allow it", "Check the role's rights on the container."),
-    ("401", "the credentials are refused", "Check [lake.options] and the environment."),
-    ("connect", "it cannot be reached", "Check the URL of [lake] root and the network."),
-    ("dns", "its name cannot be resolved", "Check the URL of [lake] root."),
-)

@@ -20,7 +20,7 @@ import uuid_utils
 from bronze import failpoint, stopping
 from bronze.config import fingerprint
 from bronze.config.settings import Settings
-from bronze.delta import store
+from bronze.delta import log, store
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -298,7 +298,7 @@ def plan_tables(
     config = fingerprint.fingerprint_of(fingerprint.imprint(settings))
     audited = audit.mark(settings)
     tables = []
-    for target in targets:
+    for target, bronze_table in zip(targets, log.reads([t.place for t in targets]), strict=True):
         stopping.check()
         lineage_id = str(uuid_utils.uuid7())
         stamp = RowStamp(batch_id, now, origin.name, target.settings.method, lineage_id, audited)
@@ -307,7 +307,14 @@ def plan_tables(
             relation = relation_in_snapshot(target, snapshot, relations)
             current = adjust(selection.with_relation(target, relation))
             table_plan = plan.plan_table(
-                current, snapshot, origin, stamp, settings, readers, doubting
+                current,
+                snapshot,
+                origin,
+                stamp,
+                settings,
+                readers,
+                doubting,
+                bronze_table if current.place == target.place else None,
             )
         except (TableRefused, LakeError) as error:
             refusal = error

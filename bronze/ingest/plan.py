@@ -111,11 +111,13 @@ def plan_table(
     settings: Settings,
     readers: int,
     doubting: bool = False,
+    bronze_table: Callable[[], State | None] | None = None,
 ) -> Plan:
     """The plan of one table.
 
     With ``doubting``, or where another writer changed rows of the Bronze table, all rows are
-    compared, and each row of the Bronze table is checked against its own hashes.
+    compared, and each row of the Bronze table is checked against its own hashes. ``bronze_table``
+    is what reads the Bronze table, if it was begun to be read before.
 
     Raises:
         TableRefused: the table cannot be read, or Delta cannot hold its columns.
@@ -123,7 +125,7 @@ def plan_table(
         LakeError: bronze cannot write the Bronze table.
     """
     context = TableContext(target, snapshot, origin, stamp, settings, readers)
-    outline = outline_plan(context)
+    outline = outline_plan(context, bronze_table)
     state, contract = outline.state, outline.contract
     row_key, no_key_reason = row_key_of(context, contract, state)
     protection = outline.protection
@@ -289,15 +291,19 @@ class PlanOutline:
     protection: TableProtection | None
 
 
-def outline_plan(context: TableContext) -> PlanOutline:
+def outline_plan(
+    context: TableContext, bronze_table: Callable[[], State | None] | None = None
+) -> PlanOutline:
     """The part of a plan that needs no row of the source; all that `bronze check` does.
+
+    ``bronze_table`` is as in `plan_table`.
 
     Raises:
         TableRefused: the table cannot be loaded as the config says.
         LakeError: bronze cannot write the Bronze table.
     """
     target = context.target
-    state, contract, partition = resolve_columns(target, context.snapshot.since)
+    state, contract, partition = resolve_columns(target, context.snapshot.since, bronze_table)
     key = key_columns(target, contract)
     protection = keys.protection(context.settings, target, contract, making=False)
     if keys.is_rotated(protection, state):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bronze.delta import log, properties
@@ -33,7 +33,7 @@ TEXT = DeltaType("string")
 
 
 def resolve_columns(
-    target: Target, since: OpenTransactions
+    target: Target, since: OpenTransactions, bronze_table: Callable[[], State | None] | None = None
 ) -> tuple[State | None, ColumnContract, str | None]:
     """The Bronze table as it is, the columns that a run writes, and the partition column; no
     snapshot is needed for them.
@@ -41,6 +41,7 @@ def resolve_columns(
     Args:
         target: the table.
         since: what the source shows of open transactions.
+        bronze_table: what reads the Bronze table, if it was begun to be read before.
 
     Raises:
         TableRefused: the table cannot be loaded as the config says.
@@ -54,7 +55,7 @@ def resolve_columns(
         )
         if refusal:
             raise refusal
-    state = log.read(target.place)
+    state = bronze_table() if bronze_table else log.read(target.place)
     if state is None:
         contract = ColumnContract(columns, len(columns))
     else:

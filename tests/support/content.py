@@ -8,8 +8,9 @@ from collections import Counter
 import polars as pl
 
 from bronze.config.settings import Settings
-from bronze.delta import log, properties
+from bronze.delta import client, log, properties
 from bronze.delta.write.history import KIND
+from bronze.model.locations import Place
 from bronze.model.units import DELETED
 from bronze.postgres import statement
 from bronze.postgres.catalog.relations import relations
@@ -61,7 +62,7 @@ def differences(settings: Settings) -> dict[str, str]:
                 hashes = Counter(computed)
                 key = json.loads(state.properties[properties.KEY])
                 values = [column.target for column in now.columns]
-                fault = _fault(target.place.url, hashes, key, values, now.base, bool(hidden))
+                fault = _fault(target.place, hashes, key, values, now.base, bool(hidden))
                 if fault:
                     wrong[target.label] = fault
     return wrong
@@ -74,14 +75,14 @@ def _keyed(settings: Settings, table: str, hashes: pl.Series) -> pl.Series:
 
 
 def _fault(
-    url: str,
+    place: Place,
     hashes: Counter[str],
     key: list[str],
     columns: list[str],
     base: int,
     protected: bool,
 ) -> str:
-    frame = pl.read_delta(url)
+    frame = pl.read_delta(place.url, storage_options=client.options(place) or None)
     if KIND in frame.columns:
         # Versions of before a change of the key have no such key.
         frame = frame.drop_nulls(key).sort("update_timestamp", maintain_order=True)

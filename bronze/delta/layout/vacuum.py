@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-import obstore
-from deltalake import DeltaTable
 from obstore.exceptions import BaseError
 
 from bronze import failpoint
-from bronze.delta import log, store
+from bronze.delta import client, log, store
 from bronze.delta.commit import ORPHAN_AGE
 from bronze.delta.log import ENTRY, State, mapped_errors, read
 from bronze.delta.read import content
+from bronze.delta.store_errors import store_error
 from bronze.model.locations import Place
 
 # Entries are kept this long whatever the retention: `bronze.delta.commit.sweep` reads in the log
@@ -172,11 +171,10 @@ def objects_of(place: Place) -> Iterator[Object]:
         LakeError, LakeUnreachable
     """
     try:
-        for chunk in obstore.list(store.open_store(place), chunk_size=1000):
-            for meta in chunk:
-                yield Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
+        for meta in store.objects(place):
+            yield Object(meta["path"], meta["size"], meta["last_modified"].timestamp())
     except (BaseError, OSError) as error:
-        raise store.store_error(place, "listed", error) from None
+        raise store_error(place, "listed", error) from None
 
 
 def _entries(place: Place, objects: Iterable[Object]) -> list[_Entry]:
@@ -230,7 +228,5 @@ def _expired_log(place: Place, objects: Iterable[Object], floor: int, latest: in
     # Readers begin at the checkpoint that was created last.
     for version in sorted({floor, latest} - has):
         with mapped_errors(place, "checkpointed"):
-            DeltaTable(
-                place.url, version=version, storage_options=store.options(place) or None
-            ).create_checkpoint()
+            client.with_table(place, version, lambda table: table.create_checkpoint())
     return old

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import polars as pl
 from deltalake import DeltaTable
 
-from bronze.delta import store
+from bronze.delta import client
 from bronze.delta.schema import kinds
 from bronze.delta.statistics import SAFE
 from bronze.model.files import StoredFile
@@ -129,8 +129,7 @@ def opened(place: Place, version: int | None = None) -> Opened:
         deltalake.exceptions.TableNotFoundError: there is no table.
         deltalake.exceptions.DeltaError, OSError, ValueError: the log cannot be read.
     """
-    options = store.options(place) or None
-    return Opened(DeltaTable(place.url, version=version, storage_options=options))
+    return Opened(client.delta_table(place, version))
 
 
 def _opened_file(row: Mapping[str, Any], safe: Sequence[str]) -> StoredFile:

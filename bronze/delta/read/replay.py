@@ -21,15 +21,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
-import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.exceptions import BaseError, NotFoundError
 
-from bronze.delta import store
+from bronze.delta import client, store
 from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened, widest
 from bronze.delta.schema import NTZ, kinds
 from bronze.delta.statistics import SAFE
+from bronze.delta.store_errors import store_error
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
@@ -172,7 +172,6 @@ class _Log:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._store = store.open_store(place)
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:
@@ -181,22 +180,21 @@ class _Log:
         except (FileNotFoundError, NotFoundError):
             raise
         except (BaseError, OSError) as error:
-            raise store.store_error(self._place, "read", error) from None
+            raise store_error(self._place, "read", error) from None
 
     def listing(self, offset: str) -> Iterator[Mapping[str, Any]]:
         """The objects after an offset."""
         with self._store_errors():
-            for chunk in obstore.list(self._store, _LOG, offset=offset, chunk_size=1000):
-                yield from chunk
+            yield from store.objects(self._place, _LOG, offset)
 
     def content(self, path: str) -> bytes:
         """The content of an object."""
         with self._store_errors():
-            return bytes(obstore.get(self._store, path).bytes())
+            return store.get(self._place, path)
 
     def contents(self, paths: Sequence[str]) -> Iterable[bytes]:
         """The content of objects, several at a time where each takes a round trip."""
-        if store.is_local(self._place) or len(paths) == 1:
+        if client.is_local(self._place) or len(paths) == 1:
             return map(self.content, paths)
         with ThreadPoolExecutor(_CONCURRENT) as pool:
             return list(pool.map(self.content, paths))

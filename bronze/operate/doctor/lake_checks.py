@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import log, store
+from bronze.delta import client, log, store
 from bronze.errors import BronzeError
 from bronze.governance import audit_proof
 from bronze.model.locations import Place, TableName
@@ -30,7 +30,7 @@ _LISTED = 3
 
 def lake(settings: Settings) -> Check:
     """The check of the lake as a place to read from and write to."""
-    local = store.is_local(_root(settings))
+    local = client.is_local(_root(settings))
     steps = ("read", "write", *(("space",) if local else ()), "logs")
     return Check("lake", lambda: _examine(settings, local), _name(settings), _HANGS, steps=steps)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bronze.config.settings import Settings
-from bronze.delta import store
+from bronze.delta import client, store
 from bronze.operate.view import Resources
 
 _ROOT = Path("/")
@@ -131,7 +131,7 @@ def _resident(root: Path) -> int:
 
 def _disk(settings: Settings) -> tuple[int | None, int | None]:
     root = settings.place("", "")
-    if not store.is_local(root) or store.is_missing(root):
+    if not client.is_local(root) or store.is_missing(root):
         return None, None
     usage = shutil.disk_usage(root.url)
     return usage.free, usage.total

@@ -15,7 +15,7 @@ from functools import partial
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
-from bronze.delta import store
+from bronze.delta import lake_folder
 from bronze.delta.log import State
 from bronze.errors import BronzeError, ConfigError
 from bronze.model.results import Failure
@@ -197,7 +197,7 @@ class Outside:
             board.lake_error = message
             if failure is None and not board.lake_seen:
                 board.lake_seen = True
-                store.expect(settings.place("", ""))
+                lake_folder.expect(settings.place("", ""))
             board.guards.end(LAKE, Outcome(began, board.now, failure is not None))
             board.touch()
             # The first beat comes as soon as it is known what ran before.

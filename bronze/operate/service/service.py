@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
-from bronze.delta import store
+from bronze.delta import lake_folder
 from bronze.errors import ConfigError
 from bronze.execution import memory_shares
 from bronze.governance.tables.controls import Action, ControlRecord
@@ -327,7 +327,7 @@ class Service:
         self._alarms.stop(left)
         if not lake_error:
             self._record_end()
-        store.expect_no_more(board.settings.place("", ""))
+        lake_folder.expect_no_more(board.settings.place("", ""))
         if is_left:
             LOG.error("not all work has ended within the grace; nothing half-written is visible")
         LOG.info("service has ended")

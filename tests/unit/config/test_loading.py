@@ -311,9 +311,27 @@ def test_a_password_in_a_mapping_is_refused() -> None:
     assert "password = { secret = " in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("lake", "message"),
+    [
+        (
+            {"root": "s3://b/x", "options": {"aws_acces_key_id": "x"}},
+            "there is no option aws_acces_key_id for aws's store; did you mean aws_access_key_id?",
+        ),
+        ({"root": "s3n://b/x"}, "there is no store for s3n://; use s3://bucket/path"),
+        ({"root": "wasbs://c@a.blob.core.windows.net/x"}, "use abfss://container@account.dfs."),
+    ],
+)
+def test_a_lake_that_no_store_can_have_is_refused(lake: dict[str, Any], message: str) -> None:
+    """Its scheme, or one of its options; the sentence says what to write instead."""
+    with pytest.raises(ConfigError) as caught:
+        loading.parse({**VALID, "lake": lake})
+    assert message in caught.value.message
+
+
 def test_keys_of_the_object_store_are_in_no_repr() -> None:
     """Neither a key in the config's options nor a reference to one is shown."""
-    options = {"access_key": PASSWORD, "other": {"secret": "LAKE_KEY"}}
+    options = {"secret_access_key": PASSWORD, "token": {"secret": "LAKE_KEY"}}
     settings = loading.parse({**VALID, "lake": {"root": "s3://b/x", "options": options}})
     for shown in (repr(settings), repr(settings.lake), repr(settings.place("bronze", "bz_t"))):
         assert PASSWORD not in shown

@@ -16,7 +16,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from obstore.exceptions import AlreadyExistsError, GenericError
 
-from bronze.delta import commit, files, log, positions, store
+from bronze.delta import client, commit, files, log, positions, store
 from bronze.delta.schema import delta_schema
 from bronze.errors import CommitConflict, LakeError
 from bronze.model.columns import DeltaType
@@ -310,7 +310,7 @@ def test_a_checkpoint_that_fails_does_not_undo_the_commit(
 
     state = read(place)
     with monkeypatch.context() as patch:
-        patch.setattr(log, "DeltaTable", failing)
+        patch.setattr(client, "DeltaTable", failing)
         assert add(place, state, 1) == 1
     assert ids(place) == [0, 1]
     assert not list(Path(place.url).rglob("*.checkpoint.parquet"))

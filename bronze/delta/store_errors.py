@@ -1,0 +1,112 @@
+"""Errors of object stores and file systems as those of bronze."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from bronze.errors import BronzeError, LakeError, LakeUnreachable
+from bronze.library_errors import error_text
+from bronze.model import object_store
+from bronze.model.locations import Place
+
+REFUSALS = re.compile(
+    r"\b(?:401 Unauthorized|403 Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken"
+    r"|InvalidToken|AccessDenied|AuthenticationFailed|AuthorizationFailure|InvalidAuthenticationInfo"
+    r"|AuthenticationRequired)\b"
+)
+"""Signs of a refused key."""
+
+_ADDRESS = re.compile(r"Error performing [A-Z]+ (https?://[^\s,]+)")
+_STATUS = re.compile(r"status code: \d{3}|\bstatus: \d{3}")
+# Where clients look for credentials if there are none: the services of a machine in a cloud.
+_METADATA = (
+    "/latest/api/token",
+    "/latest/meta-data",
+    "/computemetadata/",
+    "/metadata/identity",
+)
+_NEEDED = {
+    "aws": "access_key_id and secret_access_key",
+    "azure": "account_key, sas_token, or client_id, client_secret and tenant_id",
+    "google": "service_account_key or application_credentials",
+}
+_REASONS = (
+    ("connectionrefused", "the connection is refused"),
+    ("connection refused", "the connection is refused"),
+    ("dns error", "the name of the host cannot be resolved"),
+    ("failed to lookup address", "the name of the host cannot be resolved"),
+    ("certificate", "its certificate cannot be trusted"),
+    ("invalidcontenttype", "it does not speak TLS"),
+    ("connectionreset", "the connection was reset"),
+    ("networkunreachable", "there is no route to it"),
+    ("hostunreachable", "there is no route to it"),
+    ("timedout", "it does not answer in time"),
+    ("timed out", "it does not answer in time"),
+    ("timeout", "it does not answer in time"),
+    ("incompletemessage", "it closed the connection"),
+    ("http is not allowed", "http:// needs the option allow_http"),
+    ("url scheme is not allowed", "http:// needs the option allow_http"),
+)
+
+
+def store_error(place: Place, what: str, error: BaseException) -> BronzeError:
+    """The error of bronze for an error of the store; ``what`` was being done, such as "read"."""
+    if problem := unreachable(place, what, error):
+        return problem
+    text = " ".join(str(error).split())
+    low = text.lower()
+    for sign, reason, hint in _SIGNS:
+        if sign in low:
+            return LakeUnreachable(
+                f"The lake at {place.url} could not be {what}: {reason}.", hint=hint
+            )
+    return LakeError(f"The lake at {place.url} could not be {what}: {error_text(error)}.")
+
+
+def unreachable(place: Place, what: str, error: BaseException) -> BronzeError | None:
+    """The error if the store could not be asked: by its address, or for lack of credentials."""
+    text = str(error)
+    match = _ADDRESS.search(text)
+    if match is None:
+        return None
+    address = urlsplit(match[1])
+    if any(part in address.path.lower() for part in _METADATA):
+        return LakeUnreachable(
+            f"The lake at {place.url} could not be {what}: no credentials are given, and this"
+            " machine has no identity of the cloud.",
+            hint=f"Set {_NEEDED[object_store.cloud_of(place.url) or 'aws']} in [lake.options], or"
+            " the cloud's variables of the environment.",
+        )
+    if _STATUS.search(text):
+        return None
+    low = text.lower()
+    # Timeouts and retries of the client stand in each message.
+    low = re.sub(r"retry_timeout:? ?[\w.]*|\w+_timeout", "", low)
+    reason = next((reason for sign, reason in _REASONS if sign in low), error_text(error))
+    port = address.port or (443 if address.scheme == "https" else 80)
+    return LakeUnreachable(
+        f"The lake at {place.url} could not be {what}: {address.hostname}, port {port}, cannot be"
+        f" reached: {reason}.",
+        hint="Check root and the endpoint under [lake], and the network.",
+    )
+
+
+_SIGNS = (
+    ("no space left", "no space left on the device", "Free some space, and run again."),
+    ("file too large", "no space left for the file", "Free some space, and run again."),
+    ("quota", "the disk quota is used up", "Free some space, and run again."),
+    ("permission denied", "permission denied", "Check who owns the folder of [lake] root."),
+    ("read-only file system", "the file system is read-only", "Choose another [lake] root."),
+    ("no such file", "there is no such folder", "Choose another [lake] root."),
+    ("not a directory", "a part of its path is a file", "Choose another [lake] root."),
+    ("unauthorized", "the credentials are refused", "Check [lake.options] and the environment."),
+    ("invalidaccesskeyid", "the credentials are refused", "Check [lake.options]."),
+    ("signaturedoesnotmatch", "the credentials are refused", "Check [lake.options]."),
+    ("authenticationfailed", "the credentials are refused", "Check [lake.options]."),
+    ("forbidden", "the credentials do not allow it", "Check the role's rights on the container."),
+    ("403", "the credentials do not allow it", "Check the role's rights on the container."),
+    ("401", "the credentials are refused", "Check [lake.options] and the environment."),
+    ("connect", "it cannot be reached", "Check the URL of [lake] root and the network."),
+    ("dns", "its name cannot be resolved", "Check the URL of [lake] root."),
+)
