@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from bronze.config.settings import Settings
-from bronze.delta import client, log
+from bronze.delta import log
 from bronze.delta.properties import TableProperties
+from bronze.delta.storage import client
 from bronze.delta.write.history import KIND, ORDER
 from bronze.errors import ConfigError, LakeError
 from bronze.model.units import ACTIVE

@@ -22,11 +22,12 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
-from bronze.delta import client, files, store
+from bronze.delta import files, store
 from bronze.delta.read.content import LogContent
 from bronze.delta.read.replay import Replayed, content_of
 from bronze.delta.schema import kinds
-from bronze.delta.store_errors import store_error
+from bronze.delta.storage import client
+from bronze.delta.storage.store_errors import store_error
 from bronze.errors import BronzeError, CommitConflict, FileDamaged, LakeError
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile

@@ -13,9 +13,9 @@ import obstore
 import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError
 
-from bronze.delta import client, lake_folder
-from bronze.delta.client import is_local
-from bronze.delta.store_errors import store_error
+from bronze.delta.storage import client, lake_folder
+from bronze.delta.storage.client import is_local
+from bronze.delta.storage.store_errors import store_error
 from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
 from bronze.library_errors import error_text
 from bronze.model.locations import Place
@@ -28,7 +28,7 @@ def is_missing(place: Place, under: str = "") -> bool:
     """Whether a local folder does not exist; only writing creates one.
 
     Raises:
-        LakeUnreachable: the lake's own folder has disappeared (`bronze.delta.lake_folder`).
+        LakeUnreachable: the lake's own folder has disappeared (`bronze.delta.storage.lake_folder`).
     """
     if not is_local(place) or (Path(place.url) / under).is_dir():
         return False

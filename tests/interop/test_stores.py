@@ -11,7 +11,8 @@ from obstore.store import from_url
 
 from bronze.api.client import Bronze
 from bronze.config.settings import Settings
-from bronze.delta import client, store
+from bronze.delta import store
+from bronze.delta.storage import client
 from bronze.errors import LakeUnreachable
 from bronze.ingest import pipeline
 from tests.conftest import Source

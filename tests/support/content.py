@@ -8,7 +8,8 @@ from collections import Counter
 import polars as pl
 
 from bronze.config.settings import Settings
-from bronze.delta import client, log, properties
+from bronze.delta import log, properties
+from bronze.delta.storage import client
 from bronze.delta.write.history import KIND
 from bronze.model.locations import Place
 from bronze.model.units import DELETED

@@ -17,11 +17,12 @@ from urllib.parse import unquote
 from obstore.exceptions import BaseError
 
 from bronze import failpoint
-from bronze.delta import client, log, store
+from bronze.delta import log, store
 from bronze.delta.commit import ORPHAN_AGE
 from bronze.delta.log import ENTRY, State, mapped_errors, read
 from bronze.delta.read import content
-from bronze.delta.store_errors import store_error
+from bronze.delta.storage import client
+from bronze.delta.storage.store_errors import store_error
 from bronze.model.locations import Place
 
 # Entries are kept this long whatever the retention: `bronze.delta.commit.sweep` reads in the log

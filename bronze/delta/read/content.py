@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import polars as pl
 from deltalake import DeltaTable
 
-from bronze.delta import client
 from bronze.delta.schema import kinds
 from bronze.delta.statistics import SAFE
+from bronze.delta.storage import client
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 

@@ -25,11 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.exceptions import BaseError, NotFoundError
 
-from bronze.delta import client, store
+from bronze.delta import store
 from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened, widest
 from bronze.delta.schema import NTZ, kinds
 from bronze.delta.statistics import SAFE
-from bronze.delta.store_errors import store_error
+from bronze.delta.storage import client
+from bronze.delta.storage.store_errors import store_error
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place

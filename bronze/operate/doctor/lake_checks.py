@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import client, log, store
+from bronze.delta import log, store
+from bronze.delta.storage import client
 from bronze.errors import BronzeError
 from bronze.governance import audit_proof
 from bronze.model.locations import Place, TableName

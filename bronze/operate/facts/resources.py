@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bronze.config.settings import Settings
-from bronze.delta import client, store
+from bronze.delta import store
+from bronze.delta.storage import client
 from bronze.operate.view import Resources
 
 _ROOT = Path("/")

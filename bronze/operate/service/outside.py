@@ -15,8 +15,8 @@ from functools import partial
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
-from bronze.delta import lake_folder
 from bronze.delta.log import State
+from bronze.delta.storage import lake_folder
 from bronze.errors import BronzeError, ConfigError
 from bronze.model.results import Failure
 from bronze.operate import beat, controls

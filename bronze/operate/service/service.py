@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bronze.api.progress import LOG
 from bronze.config.settings import Settings
-from bronze.delta import lake_folder
+from bronze.delta.storage import lake_folder
 from bronze.errors import ConfigError
 from bronze.execution import memory_shares
 from bronze.governance.tables.controls import Action, ControlRecord

@@ -16,8 +16,9 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from obstore.exceptions import AlreadyExistsError, GenericError
 
-from bronze.delta import client, commit, files, log, positions, store
+from bronze.delta import commit, files, log, positions, store
 from bronze.delta.schema import delta_schema
+from bronze.delta.storage import client
 from bronze.errors import CommitConflict, LakeError
 from bronze.model.columns import DeltaType
 from bronze.model.files import WrittenFile

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bronze.delta import client, lake_folder, store
+from bronze.delta import store
+from bronze.delta.storage import client, lake_folder
 from bronze.errors import LakeUnreachable
 from bronze.model.locations import Place
 

@@ -18,7 +18,8 @@ import pytest
 from obstore.store import from_url
 
 from bronze import secrets
-from bronze.delta import client, log, store
+from bronze.delta import log, store
+from bronze.delta.storage import client
 from bronze.errors import BronzeError, LakeError, LakeUnreachable
 from bronze.model import object_store
 from bronze.model.locations import Place, Secret
@@ -169,7 +170,7 @@ def test_every_option_is_taken_without_a_word_of_rust(cloud: str) -> None:
     url = {"aws": "s3://b/t", "azure": "az://c/t", "google": "gs://b/t"}[cloud]
     script = f"""
 from obstore.store import from_url
-from bronze.delta import client
+from bronze.delta.storage import client
 from bronze.errors import BronzeError
 from bronze.model import object_store as o
 from bronze.model.locations import Place

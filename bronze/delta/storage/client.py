@@ -30,7 +30,7 @@ from obstore.exceptions import (
 from obstore.store import LocalStore, from_url
 
 from bronze import secrets
-from bronze.delta import lake_folder, store_errors
+from bronze.delta.storage import lake_folder, store_errors
 from bronze.errors import BronzeError, LakeError
 from bronze.model import object_store
 from bronze.model.locations import Place, Secret

@@ -1,0 +1,1 @@
+"""Where the lake is: object stores and local folders."""
