@@ -23,12 +23,12 @@ from bronze.ingest.pipeline import Notify, worker_pool
 from bronze.model.events import TableProgress
 from bronze.tables import evolution, row_format
 from bronze.verify import file_check
-from bronze.verify.digests import Basis
 from bronze.verify.file_check import CheckedFile, FileCheckTask
 from bronze.verify.inventory import ExpectedTable
 from bronze.verify.repair import Damage
 from bronze.verify.results import FaultyFile, FaultyRow, VerifiedTable, status_of
-from bronze.verify.row_diff import MAX_LISTED
+from bronze.verify.rows.digests import Basis
+from bronze.verify.rows.row_diff import MAX_LISTED
 
 
 def verify_at_rest(

@@ -32,10 +32,11 @@ from bronze.protection import key_text, keys
 from bronze.tables import evolution, row_format, selection
 from bronze.tables.context import TableContext, streamed_columns_of
 from bronze.tables.selection import Target
-from bronze.verify import digests, evidence
-from bronze.verify.digests import Basis
+from bronze.verify import evidence
 from bronze.verify.evidence import SourceTask
 from bronze.verify.results import VerifiedTable
+from bronze.verify.rows import digests
+from bronze.verify.rows.digests import Basis
 
 
 @dataclass(frozen=True)

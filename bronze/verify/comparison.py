@@ -1,9 +1,10 @@
 """The comparison of Bronze tables with the source: bucket sums first, then the rows that differ.
 
 In one snapshot PostgreSQL hashes every row; of Bronze every file is read and every row hashed from
-its stored values (see `bronze.verify.digests`). The digests of both sides are summed up by buckets
-(see `bronze.verify.buckets`). Only for buckets that differ the keys and digests of rows are fetched
-and matched. With ``trust_hashes`` the row hashes stored in Bronze are taken instead.
+its stored values (see `bronze.verify.rows.digests`). The digests of both sides are summed up by
+buckets (see `bronze.verify.rows.buckets`). Only for buckets that differ the keys and digests of
+rows are fetched and matched. With ``trust_hashes`` the row hashes stored in Bronze are taken
+instead.
 """
 
 from __future__ import annotations
@@ -30,10 +31,8 @@ from bronze.ingest.pipeline import Notify, lock_relief, worker_pool
 from bronze.model.events import TableProgress
 from bronze.model.files import StoredFile
 from bronze.model.units import KnownRows
-from bronze.verify import at_rest, buckets, evidence, file_check
-from bronze.verify.buckets import Sums
+from bronze.verify import at_rest, evidence, file_check
 from bronze.verify.claim import Claim
-from bronze.verify.digests import Basis
 from bronze.verify.evidence import (
     FILE,
     ROW,
@@ -46,7 +45,10 @@ from bronze.verify.evidence import (
 from bronze.verify.file_check import CheckedFile, FileCheckTask
 from bronze.verify.repair import Damage
 from bronze.verify.results import FaultyFile, VerifiedTable, status_of
-from bronze.verify.row_diff import (
+from bronze.verify.rows import buckets
+from bronze.verify.rows.buckets import Sums
+from bronze.verify.rows.digests import Basis
+from bronze.verify.rows.row_diff import (
     FAULTS,
     MAX_LISTED,
     Identity,

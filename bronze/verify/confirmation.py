@@ -13,7 +13,7 @@ from dataclasses import replace
 from bronze import stopping
 from bronze.verify.comparison import Comparison
 from bronze.verify.results import VerifiedTable
-from bronze.verify.row_diff import Identity
+from bronze.verify.rows.row_diff import Identity
 
 LOOKS = 3
 Refresh = Callable[[Sequence[str]], None]

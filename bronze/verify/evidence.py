@@ -27,9 +27,9 @@ from bronze.postgres.copy import reader, rows_reader, server_hashes
 from bronze.protection import key_text, keyring, protect
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
-from bronze.verify import buckets, digests
-from bronze.verify.buckets import Sums
-from bronze.verify.digests import Basis
+from bronze.verify.rows import buckets, digests
+from bronze.verify.rows.buckets import Sums
+from bronze.verify.rows.digests import Basis
 
 _TRIES = 4
 _MAX_DELAY = 8.0

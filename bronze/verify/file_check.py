@@ -24,10 +24,10 @@ from bronze.model.locations import Place
 from bronze.model.units import DELETED
 from bronze.tables import soundness
 from bronze.tables.soundness import RowCheck
-from bronze.verify import buckets, digests
-from bronze.verify.buckets import Sums
-from bronze.verify.digests import Basis
-from bronze.verify.row_diff import MAX_LISTED
+from bronze.verify.rows import buckets, digests
+from bronze.verify.rows.buckets import Sums
+from bronze.verify.rows.digests import Basis
+from bronze.verify.rows.row_diff import MAX_LISTED
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from bronze.governance import actor
 from bronze.governance.tables.controls import ControlRecord
 from bronze.model.results import Failure
 from bronze.operate.alerts.life import Key
+from bronze.operate.service.capacity.windows import Limit
 from bronze.operate.service.streams import Stream
 from bronze.operate.service.timing import Clock
-from bronze.operate.service.windows import Limit
 from bronze.operate.service.works import Work
 from bronze.operate.tables import requests
 from bronze.operate.tables.catalog import ServedTable

@@ -14,10 +14,10 @@ from bronze.model.results import Failure
 from bronze.operate import scheduler
 from bronze.operate.breaker import Outcome
 from bronze.operate.scheduler import Capacity, Decision, DueTimes, Start, TableClock
-from bronze.operate.service import windows
 from bronze.operate.service.board import Board
+from bronze.operate.service.capacity import windows
+from bronze.operate.service.capacity.pressure import pressure
 from bronze.operate.service.outside import MAINTAIN, Outside, verify_name
-from bronze.operate.service.pressure import pressure
 from bronze.operate.service.works import Work
 from bronze.operate.tables import probes, states
 from bronze.operate.tables.catalog import ServedTable

@@ -25,9 +25,10 @@ from bronze.operate.alerts import deadline
 from bronze.operate.alerts.alerting import Advisors
 from bronze.operate.alerts.delivery import TERMS, Terms
 from bronze.operate.facts.resources import Meter
-from bronze.operate.service import reload, windows
+from bronze.operate.service import reload
 from bronze.operate.service.alarms import Alarms
 from bronze.operate.service.board import Board, Trouble, streaming_sources
+from bronze.operate.service.capacity import windows
 from bronze.operate.service.following import Following
 from bronze.operate.service.outside import Outside
 from bronze.operate.service.reload import ConfigFile

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from bronze.config import loading
 from bronze.config.settings import Settings
 from bronze.model.schedule import Window
-from bronze.operate.service import windows
-from bronze.operate.service.windows import DOWN_AFTER, Cap, limit
+from bronze.operate.service.capacity import windows
+from bronze.operate.service.capacity.windows import DOWN_AFTER, Cap, limit
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 WINDOW = Window("peak", 4, 20)

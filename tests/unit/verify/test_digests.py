@@ -7,7 +7,7 @@ import pytest
 
 from bronze.model.columns import NO_KEY, Column, DeltaType
 from bronze.rows import metadata
-from bronze.verify import buckets, digests
+from bronze.verify.rows import buckets, digests
 
 # Texts that another writer may have written as row_hash; none is one.
 FOREIGN = ["z" * 32, "0" * 31 + "\n", "A" * 32, "0" * 31, "0" * 33, "é" * 16, "ä" * 32, "", None]

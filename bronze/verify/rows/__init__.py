@@ -1,0 +1,1 @@
+"""Rows of both sides: their digests, the sums of these, and how rows differ."""
