@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bronze.operate.service import outside
+from bronze.operate.service import watch
 from tests.conftest import Source
 from tests.integration.operate.test_service import NEVER, config, make
 from tests.support.content import differences
@@ -20,7 +20,7 @@ STEP = timedelta(minutes=20)
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outside, "_BEAT_EVERY", 0.5)
+    monkeypatch.setattr(watch, "_BEAT_EVERY", 0.5)
 
 
 def settle(own: Serving) -> None:

@@ -53,7 +53,7 @@ class Serving:
 
     def look(self) -> None:
         """Has requests and the config read now."""
-        self.service._outside.controls.kick()
+        self.service._watch.controls.kick()
         self.service._looked_at_config = -1e9
 
     def runs(self, command: Command = "run") -> list[RunRecord]:

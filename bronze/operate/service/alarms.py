@@ -22,9 +22,9 @@ from bronze.operate.alerts.delivery import Terms
 from bronze.operate.alerts.life import EVALUATIONS
 from bronze.operate.conditions import SERVICE, Finding, conditions_of
 from bronze.operate.service.board import Board
-from bronze.operate.service.outside import Outside
-from bronze.operate.service.seeing import Seeing
+from bronze.operate.service.overview import Overview
 from bronze.operate.service.timing import Routine
+from bronze.operate.service.watch import Watch
 
 _EVALUATED_EVERY = 5.0
 _SOON = 0.5
@@ -43,13 +43,13 @@ class Alarms:
     def __init__(
         self,
         board: Board,
-        outside: Outside,
-        seeing: Seeing,
+        watch: Watch,
+        overview: Overview,
         terms: Terms,
         advisors: Advisors,
     ) -> None:
         """Alerts for a board, from what is seen; `start` begins to evaluate."""
-        self._seeing, self._outside = seeing, outside
+        self._overview, self._watch = overview, watch
         self._board, self._terms, self._advisors = board, terms, advisors
         self._settings = board.settings
         self.alerting = Alerting(board.settings, terms=terms, advisors=advisors)
@@ -90,7 +90,7 @@ class Alarms:
         """
         self._evaluation.stop()
         self._evaluation.join(_EVALUATED_EVERY)
-        self._seeing.see()
+        self._overview.see()
         for _ in range(EVALUATIONS):
             self._evaluate()
         alerting = self.alerting
@@ -116,8 +116,8 @@ class Alarms:
         if self._known_at is None:
             self._known_at = time.monotonic()
         is_new = time.monotonic() - self._known_at < _TOLD_FOR
-        unseen = self._seeing.unseen_since if is_new else None
-        found = conditions_of(settings, self._seeing.view, findings, unseen)
+        unseen = self._overview.unseen_since if is_new else None
+        found = conditions_of(settings, self._overview.view, findings, unseen)
         self.alerting.evaluate(found, controls.silences(records))
         self._note_storage()
         return _EVALUATED_EVERY
@@ -133,13 +133,13 @@ class Alarms:
             Finding("config_invalid", name, since, f"There is no table {name} in the source")
             for name, since in board.missing.items()
         ]
-        looks = [("lake_unreachable", root, f"The lake at {root}", self._outside.lake)]
+        looks = [("lake_unreachable", root, f"The lake at {root}", self._watch.lake)]
         looks += [
             ("source_unreachable", name, f"Source {name}", routine)
-            for name, routine in self._outside.sources.items()
+            for name, routine in self._watch.sources.items()
         ]
         for kind, subject, words, routine in looks:
-            is_known = board.lake_error if routine is self._outside.lake else None
+            is_known = board.lake_error if routine is self._watch.lake else None
             silent = routine.busy_for
             if silent > _CURRENT and not is_known and subject not in board.source_errors:
                 since = now - timedelta(seconds=silent)
@@ -170,7 +170,7 @@ class Alarms:
         now = time.monotonic()
         is_current = now - max(self._evaluation.done_at, 0.0) < _CURRENT
         is_looping = now - self.looped_at < _CURRENT
-        is_whole = not any(r.fault for r in (*self._outside.routines, self._seeing.routine))
+        is_whole = not any(r.fault for r in (*self._watch.routines, self._overview.routine))
         can_tell = not self.error and not self.alerting.troubles()
         return is_current and is_looping and is_whole and can_tell
 

@@ -29,12 +29,12 @@ from bronze.operate.service import reload
 from bronze.operate.service.alarms import Alarms
 from bronze.operate.service.board import Board, Trouble, streaming_sources
 from bronze.operate.service.capacity import windows
-from bronze.operate.service.following import Following
-from bronze.operate.service.outside import Outside
+from bronze.operate.service.dispatch import Dispatch
+from bronze.operate.service.overview import Overview
 from bronze.operate.service.reload import ConfigFile
-from bronze.operate.service.running import Running
-from bronze.operate.service.seeing import Seeing
+from bronze.operate.service.streaming import Streaming
 from bronze.operate.service.timing import Clock, JumpWatch, Routine
+from bronze.operate.service.watch import Watch
 from bronze.operate.tables.guards import Guards
 from bronze.postgres.connection import allowance
 from bronze.version import VERSION
@@ -122,7 +122,7 @@ def start_web(service: Service) -> Server:
         return record
 
     web = server.start(
-        board.settings, view=lambda: service.seeing.view, runs=service.seeing.runs, act=act
+        board.settings, view=lambda: service.overview.view, runs=service.overview.runs, act=act
     )
     LOG.info("dashboard", url=web.url)
     return web
@@ -161,13 +161,13 @@ class Service:
         self._clock = clock
         self.board = Board(settings, clock, once, clock.now())
         self.board.guards = Guards(settings.breaker)
-        self._outside = Outside(self.board)
-        self._running = Running(self.board, self._outside)
-        self._following = Following(self.board, self._outside)
+        self._watch = Watch(self.board)
+        self._dispatch = Dispatch(self.board, self._watch)
+        self._streaming = Streaming(self.board, self._watch)
         advisors = advisors or advisors_of(lambda: self.board.settings)
-        self.seeing = Seeing(self.board)
-        self._alarms = Alarms(self.board, self._outside, self.seeing, terms, advisors)
-        self.seeing.alerts = lambda: self._alarms.alerting.alerts.values()
+        self.overview = Overview(self.board)
+        self._alarms = Alarms(self.board, self._watch, self.overview, terms, advisors)
+        self.overview.alerts = lambda: self._alarms.alerting.alerts.values()
         self._file = ConfigFile(settings)
         self._jumps = JumpWatch(clock)
         self._measuring = Routine("resources", self._measure)
@@ -178,9 +178,9 @@ class Service:
         """Works until it is stopped, or with ``once`` until all is done; the exit code."""
         board = self.board
         LOG.info("service begins", version=VERSION, lake=board.settings.lake.root)
-        self._outside.start()
+        self._watch.start()
         self._measuring.start()
-        self.seeing.routine.start()
+        self.overview.routine.start()
         self._alarms.start()
         while not stop.is_set():
             with board.changed:
@@ -192,8 +192,8 @@ class Service:
 
     def look(self) -> None:
         """Has requests read, and everything evaluated, at once."""
-        self._outside.controls.kick()
-        self.seeing.routine.kick()
+        self._watch.controls.kick()
+        self.overview.routine.kick()
         self._alarms.kick()
 
     # The loop
@@ -207,12 +207,12 @@ class Service:
             self._look_at_config(always=hangup.is_set())
             hangup.clear()
         self._set_permits()
-        self._running.stop_too_long()
+        self._dispatch.stop_too_long()
         is_time = self._wake is not None and board.now >= self._wake
         if board.is_dirty or is_time:
             board.is_dirty = False
-            self._wake = self._running.decide().wake
-        self._following.decide()
+            self._wake = self._dispatch.decide().wake
+        self._streaming.decide()
 
     def _measure(self) -> float:
         """Measures what the process takes; the disk of a lake that hangs may take for ever."""
@@ -282,8 +282,8 @@ class Service:
                 board.tables[name] = None
             for stream in board.streams.values():
                 stream.stop.set()
-        self._outside.follow_sources(changed)
-        for routine in (*self._outside.sources.values(), self._outside.trust):
+        self._watch.follow_sources(changed)
+        for routine in (*self._watch.sources.values(), self._watch.trust):
             routine.kick()
         board.touch()
 
@@ -297,7 +297,7 @@ class Service:
             tables is not None or source in board.source_errors
             for source, tables in board.tables.items()
         )
-        return is_listed and self._running.is_idle and self._following.is_done
+        return is_listed and self._dispatch.is_idle and self._streaming.is_done
 
     # The end
 
@@ -307,14 +307,14 @@ class Service:
         with board.changed:
             board.is_stopping = True
             LOG.info("service ends", works=len(board.works), grace=board.settings.serve.grace)
-            self._running.stop()
-            self._following.stop()
-            while not (self._running.is_idle and self._following.is_idle):
+            self._dispatch.stop()
+            self._streaming.stop()
+            while not (self._dispatch.is_idle and self._streaming.is_idle):
                 left = until - time.monotonic()
                 if left <= 0:
                     break
                 board.changed.wait(min(left, _TICK))
-            is_left = not (self._running.is_idle and self._following.is_idle)
+            is_left = not (self._dispatch.is_idle and self._streaming.is_idle)
             if board.once and not stop.is_set():
                 self._note_not_run()
             outcomes = list(board.outcomes)
@@ -322,7 +322,7 @@ class Service:
             lake_error, is_once = board.lake_error, board.once
         if is_once:
             self._alarms.evaluate_to_the_end()
-        for routine in (*self._outside.routines, self._measuring, self.seeing.routine):
+        for routine in (*self._watch.routines, self._measuring, self.overview.routine):
             routine.stop()
         left = max(_ALERTS_END, until - time.monotonic()) if is_once else _ALERTS_END
         self._alarms.stop(left)
@@ -354,7 +354,7 @@ class Service:
 
     def _record_end(self) -> None:
         """Writes into the lake that the service was stopped, if that takes no longer than 5 s."""
-        work = deadline.start(self._outside.write_beat, "bronze-end")
+        work = deadline.start(self._watch.write_beat, "bronze-end")
         try:
             failure = work.result(_RECORDED_WITHIN)
             error = failure.message if failure else ""

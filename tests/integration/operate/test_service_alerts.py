@@ -16,7 +16,7 @@ from bronze.demo.server import Server
 from bronze.operate import beat
 from bronze.operate.alerts.life import Condition
 from bronze.operate.conditions import conditions_of
-from bronze.operate.service import alarms, outside, service
+from bronze.operate.service import alarms, service, watch
 from tests.conftest import Source
 from tests.integration.operate.test_service import config, make
 from tests.integration.operate.test_service_failures import stopped
@@ -29,8 +29,8 @@ OUTAGE = ("source_unreachable", "test")
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, seconds in (
-        (outside, "_LISTED_EVERY", 0.5),
-        (outside, "_AGAIN", 0.2),
+        (watch, "_LISTED_EVERY", 0.5),
+        (watch, "_AGAIN", 0.2),
         (alarms, "_EVALUATED_EVERY", 0.3),
         (alarms, "_BEAT_EVERY", 0.3),
     ):
@@ -60,7 +60,7 @@ def test_an_outage_of_a_source_is_one_message(server: Server, source: Source) ->
                 (message,) = inbox.wait(1)
                 hands.move(seconds=10)
                 until(lambda: len(own.service.board.waiting) == 12)
-                until(lambda: [a.key for a in own.service.seeing.view.alerts] == [OUTAGE])
+                until(lambda: [a.key for a in own.service.overview.view.alerts] == [OUTAGE])
     assert len(inbox.requests) == 1
     notice = json.loads(message.body)
     assert (notice["kind"], notice["subject"]) == OUTAGE
@@ -77,7 +77,7 @@ def test_the_heartbeat_is_fetched_while_alerts_could_be_told(source: Source) -> 
             assert not own.service._alarms._is_well()
             own.service._alarms.error = ""
             assert own.service._alarms._is_well()
-            own.service.seeing.routine.fault = "Panic"
+            own.service.overview.routine.fault = "Panic"
             assert not own.service._alarms._is_well()
     assert alarms.fetch("http://127.0.0.1:1/") != ""
 

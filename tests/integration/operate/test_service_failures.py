@@ -20,7 +20,7 @@ import pytest
 from bronze.demo.server import Server
 from bronze.operate import beat
 from bronze.operate.facts import resources
-from bronze.operate.service import outside
+from bronze.operate.service import watch
 from bronze.operate.tables.guards import LAKE, source_subject, table_subject
 from tests.conftest import Source
 from tests.integration.operate.test_service import NOON, config, make
@@ -33,10 +33,10 @@ READS = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%slow%' AND pid <> pg_
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks at sources and the lake are as frequent as tests need them."""
-    monkeypatch.setattr(outside, "_LISTED_EVERY", 0.5)
-    monkeypatch.setattr(outside, "_BEAT_EVERY", 0.5)
-    monkeypatch.setattr(outside, "_AGAIN", 0.2)
-    monkeypatch.setattr(outside, "_PROBED_EVERY", 0.2)
+    monkeypatch.setattr(watch, "_LISTED_EVERY", 0.5)
+    monkeypatch.setattr(watch, "_BEAT_EVERY", 0.5)
+    monkeypatch.setattr(watch, "_AGAIN", 0.2)
+    monkeypatch.setattr(watch, "_PROBED_EVERY", 0.2)
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def test_an_outage_is_noticed_between_listings(
     server: Server, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within seconds, although the source is listed much later, and nothing reads it."""
-    monkeypatch.setattr(outside, "_LISTED_EVERY", 600.0)
+    monkeypatch.setattr(watch, "_LISTED_EVERY", 600.0)
     make(source, "one")
     with serving(config(source), Hands(NOON)) as own:
         board = own.service.board
@@ -83,8 +83,8 @@ def test_a_source_that_stops_and_comes_back(server: Server, source: Source) -> N
             hands.move(seconds=40)
             until(lambda: "test.public.one" in board.live().waiting)
             waits = board.live().waiting["test.public.one"]
-            until(lambda: any(s.error for s in own.service.seeing.view.sources))
-            kinds = {alert.condition.kind for alert in own.service.seeing.view.alerts}
+            until(lambda: any(s.error for s in own.service.overview.view.sources))
+            kinds = {alert.condition.kind for alert in own.service.overview.view.alerts}
             assert "table_failed" not in kinds
         until(lambda: len(own.landed("public.one")) == 2)
         until(lambda: "test" not in board.live().source_errors)
@@ -201,7 +201,7 @@ def test_a_table_that_is_dropped_fails_no_other(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the service has not listed the tables since: the others of the run land."""
-    monkeypatch.setattr(outside, "_LISTED_EVERY", 60.0)
+    monkeypatch.setattr(watch, "_LISTED_EVERY", 60.0)
     make(source, "stays", "goes")
     settings = config(source)
     hands = Hands(NOON + timedelta(minutes=59, seconds=30))

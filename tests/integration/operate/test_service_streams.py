@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bronze.config.settings import Settings
-from bronze.operate.service import outside
+from bronze.operate.service import watch
 from bronze.operate.tables import requests
 from tests.conftest import Source
 from tests.integration.operate.test_service import config, make
@@ -17,8 +17,8 @@ SLOTS = "SELECT count(*) FROM pg_replication_slots WHERE database = current_data
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outside, "_LISTED_EVERY", 0.5)
-    monkeypatch.setattr(outside, "_CONTROLS_EVERY", 0.2)
+    monkeypatch.setattr(watch, "_LISTED_EVERY", 0.5)
+    monkeypatch.setattr(watch, "_CONTROLS_EVERY", 0.2)
 
 
 def streamed(source: Source, *names: str) -> Settings:
@@ -34,10 +34,10 @@ def test_streamed_tables_are_followed_and_known_to_be_quiet(source: Source) -> N
         until(lambda: differences(settings) == {})
         source.execute("UPDATE live SET word = 'changed' WHERE id < 5")
         until(lambda: differences(settings) == {})
-        until(lambda: own.service.seeing.view.tables)
+        until(lambda: own.service.overview.view.tables)
 
         def state() -> str:
-            tables = {table.table: table for table in own.service.seeing.view.tables}
+            tables = {table.table: table for table in own.service.overview.view.tables}
             return tables["public.live"].state
 
         until(lambda: state() in ("quiet", "fresh"))

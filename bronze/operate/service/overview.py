@@ -23,8 +23,8 @@ from bronze.operate.facts.outlook import Outlooks
 from bronze.operate.freshness import USUAL_RUNS
 from bronze.operate.history import History
 from bronze.operate.service.board import Board, Trouble
-from bronze.operate.service.outside import MAINTAIN, verify_name
 from bronze.operate.service.timing import Routine
+from bronze.operate.service.watch import MAINTAIN, verify_name
 from bronze.operate.tables import catalog, states
 from bronze.operate.tables.guards import crashes
 from bronze.operate.view import Live, View
@@ -43,7 +43,7 @@ _TOLD_FOR = timedelta(minutes=10)
 _Runs = Mapping[str, Sequence[RunRecord]]
 
 
-class Seeing:
+class Overview:
     """The history of the lake, and the view of now."""
 
     def __init__(self, board: Board) -> None:

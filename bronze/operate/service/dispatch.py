@@ -17,7 +17,7 @@ from bronze.operate.scheduler import Capacity, Decision, DueTimes, Start, TableC
 from bronze.operate.service.board import Board
 from bronze.operate.service.capacity import windows
 from bronze.operate.service.capacity.pressure import pressure
-from bronze.operate.service.outside import MAINTAIN, Outside, verify_name
+from bronze.operate.service.watch import MAINTAIN, Watch, verify_name
 from bronze.operate.service.works import Work
 from bronze.operate.tables import probes, states
 from bronze.operate.tables.catalog import ServedTable
@@ -29,12 +29,12 @@ _FULL = "all runs at once are taken ([serve] runs)"
 _STOPPED = "Stopped"
 
 
-class Running:
+class Dispatch:
     """The runs of tables, and the chores: verifications and maintenance."""
 
-    def __init__(self, board: Board, outside: Outside) -> None:
+    def __init__(self, board: Board, watch: Watch) -> None:
         """Nothing runs yet."""
-        self._board, self._outside = board, outside
+        self._board, self._watch = board, watch
         self._times = DueTimes()
         self._tried: set[str] = set()
 
@@ -195,10 +195,10 @@ class Running:
         for name, subject in subjects.items():
             if name in blames and guards.of(subject).until is None:
                 guards.end(subject, Outcome(work.began, now, failed=True))
-        if "source" in blames and work.source in self._outside.sources:
-            self._outside.sources[work.source].kick()
+        if "source" in blames and work.source in self._watch.sources:
+            self._watch.sources[work.source].kick()
         if "lake" in blames:
-            self._outside.lake.kick()
+            self._watch.lake.kick()
 
     def _end_table(
         self, work: Work, table: ServedTable, failure: Failure | None, now: datetime

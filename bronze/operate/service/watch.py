@@ -43,7 +43,7 @@ _EXAMINED_AGAIN = 3.0
 _SHARE = 0.01
 
 
-class Outside:
+class Watch:
     """The routines that look at sources and at the lake."""
 
     def __init__(self, board: Board) -> None:

@@ -10,8 +10,8 @@ from bronze.api.progress import LOG
 from bronze.operate.breaker import Outcome
 from bronze.operate.service import streams
 from bronze.operate.service.board import Board
-from bronze.operate.service.outside import Outside
 from bronze.operate.service.streams import Stream
+from bronze.operate.service.watch import Watch
 from bronze.operate.tables import probes
 from bronze.operate.tables.catalog import ServedTable
 from bronze.operate.tables.guards import LAKE, source_subject
@@ -30,12 +30,12 @@ class _Plan:
     was_begun: bool = False
 
 
-class Following:
+class Streaming:
     """The streams."""
 
-    def __init__(self, board: Board, outside: Outside) -> None:
+    def __init__(self, board: Board, watch: Watch) -> None:
         """No stream runs yet."""
-        self._board, self._outside = board, outside
+        self._board, self._watch = board, watch
         self._plans: dict[str, _Plan] = {}
 
     def decide(self) -> None:
@@ -124,7 +124,7 @@ class Following:
                 subject = LAKE if blame == "lake" else source_subject(source)
                 if board.guards.of(subject).until is None:
                     board.guards.end(subject, Outcome(stream.began, now, failed=True))
-                looks = self._outside
+                looks = self._watch
                 routine = looks.lake if blame == "lake" else looks.sources.get(source)
                 if routine:
                     routine.kick()
