@@ -6,16 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from bronze.config.settings import Settings
 from bronze.governance.tables.runs import Command, RunRecord
 from bronze.operate.alerts.alerting import Advisors
 from bronze.operate.alerts.delivery import TERMS
+from bronze.operate.facts.resources import Meter
 from bronze.operate.history import History
 from bronze.operate.service.service import Service
 from bronze.operate.service.timing import Clock
+from bronze.operate.view import Resources
 
 PATIENCE = 12.0
 
@@ -82,6 +84,14 @@ def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
         time.sleep(0.05)
 
 
+class _Meter(Meter):
+    """The process of the tests has taken what earlier tests needed: low priority would wait."""
+
+    def measure(self, settings: Settings) -> Resources:
+        """What is measured, with a memory that is enough."""
+        return replace(super().measure(settings), memory=0)
+
+
 @contextmanager
 def serving(
     settings: Settings, hands: Hands | None = None, *, once: bool = False
@@ -89,6 +99,7 @@ def serving(
     """A service, until the block ends."""
     hands = hands or Hands()
     own = Serving(Service(settings, once, hands.clock, TERMS, Advisors()), settings)
+    own.service._meter = _Meter()
 
     def run() -> None:
         own.code = own.service.run(own.stop, own.hangup)
