@@ -134,7 +134,9 @@ def _examine_governance(settings: Settings) -> Iterator[Verdict]:
     if store.is_missing(_root(settings)):
         yield unknown("There is no lake to read.")
         return
-    tables = store.folders(settings.place(GOVERNANCE, ""))
+    names = store.folders(settings.place(GOVERNANCE, ""))
+    # The service keeps what is no table in a folder that Delta's readers leave out.
+    tables = [name for name in names if not name.startswith("_")]
     faults = [
         f"{GOVERNANCE}.{table} {fault}"
         for table in tables

@@ -29,10 +29,12 @@ from bronze.errors import ConfigError, LakeError
 from bronze.governance import audit_state
 from bronze.ingest import pipeline
 from bronze.model.locations import Place
+from bronze.operate import beat
 from bronze.operate.alerts.life import Condition
 from bronze.operate.doctor import causes, source_checks
 from bronze.operate.doctor.diagnosis import Diagnosis, diagnose
 from bronze.operate.doctor.examination import Finding
+from bronze.operate.view import Live
 from bronze.postgres.replication.slot import Slot
 from tests.acceptance.test_cli import configured, toml
 from tests.conftest import Source
@@ -430,6 +432,8 @@ def test_damage_of_governance_and_of_the_audit_log_is_found(source: Source) -> N
     source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
     config = configured(source)
     CliRunner().invoke(app, ["run", "-c", str(config)], catch_exceptions=False)
+    now = datetime.now(UTC)
+    beat.write(Settings.from_file(config), Live("service", "host", 1, "1", now, now))
     checks = ["governance", "audit"]
     assert set(states(diagnose(config, checks, 30)).values()) == {"ok"}
     lost = next((source.lake / "governance/runs").glob("*.parquet"))
