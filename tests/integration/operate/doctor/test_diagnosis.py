@@ -432,8 +432,7 @@ def test_damage_of_governance_and_of_the_audit_log_is_found(source: Source) -> N
     source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
     config = configured(source)
     CliRunner().invoke(app, ["run", "-c", str(config)], catch_exceptions=False)
-    now = datetime.now(UTC)
-    beat.write(Settings.from_file(config), Live("service", "host", 1, "1", now, now))
+    beat.write(Settings.from_file(config), Live("service", "host", 1, "1", NOON, NOON))
     checks = ["governance", "audit"]
     assert set(states(diagnose(config, checks, 30)).values()) == {"ok"}
     lost = next((source.lake / "governance/runs").glob("*.parquet"))
