@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -214,7 +215,7 @@ def google() -> Iterator[Store]:
 
 def azurite() -> list[str] | None:
     """The command of azurite, None if it cannot be had: it is taken from npm."""
-    home = Path(os.environ.get("BRONZE_AZURITE", "/tmp/azurite"))  # noqa: S108
+    home = Path(os.environ.get("BRONZE_AZURITE") or Path(tempfile.gettempdir(), "azurite"))
     program = home / "node_modules" / ".bin" / "azurite-blob"
     npm = shutil.which("npm")
     if not program.exists():
