@@ -14,7 +14,7 @@ _NOT_FRESH = ("never landed", "unknown", "failed", "quarantined")
 
 def with_sentence(view: View, zone: str) -> View:
     """The view with its sentence; times are in the zone."""
-    about_tables = "; ".join(part for part in (_tables(view, zone), _told(view, zone)) if part)
+    about_tables = "; ".join(part for part in (_tables(view, zone), _alerts(view, zone)) if part)
     sentences = [
         f"{text[:1].upper()}{text[1:]}." for text in (_service(view), about_tables) if text
     ]
@@ -100,7 +100,7 @@ def _of(tables: list[TableView], view: View) -> str:
     return f"{len(tables):,} of {count(len(view.tables), 'table')}"
 
 
-def _told(view: View, zone: str) -> str:
+def _alerts(view: View, zone: str) -> str:
     """How many alerts are open, and who was told of the worst."""
     alerts = view.open_alerts
     if not alerts:

@@ -27,6 +27,10 @@ from bronze.operate.tables.guards import Blame
 from bronze.operate.tables.states import CHORE_PRIORITY
 from bronze.operate.view import Running
 
+# Seconds to wait until a stream has landed what a verification compares; and between two looks.
+_STREAMED_WITHIN = 60.0
+_LOOK = 0.2
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -158,9 +162,11 @@ def _run(settings: Settings, permits: Permits, share: Share, work: Work) -> Ende
     # A name that the source does not know would refuse the whole run.
     listed = {table.key for table in catalog.listed(settings, work.source)}
     names = [table.key for table in work.tables if table.key in listed]
-    gone = {table.key: _gone(table) for table in work.tables if table.key not in listed}
+    missing = {
+        table.key: _missing_failure(table) for table in work.tables if table.key not in listed
+    }
     if not names:
-        return Ended(gone, None, 1)
+        return Ended(missing, None, 1)
     done = recorded.run(
         settings,
         names,
@@ -173,7 +179,7 @@ def _run(settings: Settings, permits: Permits, share: Share, work: Work) -> Ende
     )
     errors = {result.table: result.error for result in done.tables if result.error}
     failures = {table.key: errors[table.label] for table in work.tables if table.label in errors}
-    failures |= gone
+    failures |= missing
     if done.unrecorded:
         LOG.error("unrecorded", error=done.unrecorded.message)
     for note in done.notes:
@@ -181,13 +187,9 @@ def _run(settings: Settings, permits: Permits, share: Share, work: Work) -> Ende
     return Ended(failures, done.unrecorded, done.exit_code)
 
 
-def _gone(table: ServedTable) -> Failure:
+def _missing_failure(table: ServedTable) -> Failure:
     text = f"Table {table.label} is no longer in the source {table.source}."
     return Failure("TableRefused", text, "Its Bronze table stays as it is.", "42P01")
-
-
-_STREAMED_WITHIN = 60.0
-_LOOK = 0.2
 
 
 def _verify(settings: Settings, permits: Permits, share: Share, work: Work) -> Ended:
