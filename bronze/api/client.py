@@ -137,6 +137,7 @@ class Bronze:
         self,
         tables: Sequence[str] = (),
         *,
+        upgrade: bool = False,
         pool: Executor | None = None,
         notify: NotifyMaintained | None = None,
         stop: Event | None = None,
@@ -146,6 +147,8 @@ class Bronze:
 
         Args:
             tables: names of tables in PostgreSQL, of Bronze tables or of governance tables.
+            upgrade: also name the features of tables of older versions of bronze (Delta's writer
+                version 7), which DuckDB needs to insert into them.
             pool: where tasks run instead of the config's ``[run] engine``.
             notify: called with what was done to each table, from this thread.
             stop: ends the maintenance when it is set, from any thread, within a second or two.
@@ -158,7 +161,9 @@ class Bronze:
         from bronze.api import recorded
 
         show = notify or (lambda _: None)
-        return recorded.maintain(self.config, tables, pool=pool, notify=show, stop=stop)
+        return recorded.maintain(
+            self.config, tables, upgrade=upgrade, pool=pool, notify=show, stop=stop
+        )
 
     def tables(self) -> tuple[str, ...]:
         """The names of the Bronze tables in the lake, sorted, without the governance tables.

@@ -159,6 +159,7 @@ def maintain(
     settings: Settings,
     tables: Sequence[str],
     *,
+    upgrade: bool = False,
     pool: Executor | None,
     notify: maintenance.Notify,
     cause: Cause | None = None,
@@ -175,10 +176,12 @@ def maintain(
 
     def events(done: MaintainResult) -> list[Event]:
         failed = {t.target: t.error.kind for t in done.tables if t.error}
+        upgraded = [table.target for table in done.tables if table.upgraded]
         details = {
             "seconds": round(done.seconds, 3),
             **_arguments(tables),
             "tables": len(done.tables),
+            **({"upgraded": upgraded} if upgraded else {}),
             "rewritten_bytes": sum(table.rewritten for table in done.tables),
             "expired_files": sum(table.expired_files for table in done.tables),
             **({"failed": failed} if failed else {}),
@@ -194,6 +197,7 @@ def maintain(
             return maintenance.maintain(
                 settings,
                 tables,
+                upgrade=upgrade,
                 pool=pool,
                 notify=remember,
                 planned=lambda planned: log.plan("", planned),

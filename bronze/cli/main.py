@@ -153,6 +153,12 @@ def maintain(
     tables: Annotated[
         list[str] | None, typer.Argument(help="Bronze tables; all in the lake if none.")
     ] = None,
+    upgrade: Annotated[
+        bool,
+        typer.Option(
+            "--upgrade", help="Name the features of old tables, so that DuckDB can insert."
+        ),
+    ] = False,
     config: Config = Path("bronze.toml"),
     as_json: AsJson = False,
 ) -> None:
@@ -162,7 +168,7 @@ def maintain(
 
     with exit_codes(as_json):
         with stop_on_signals() as stop:
-            result = bronze.open(config).maintain(tables or (), stop=stop)
+            result = bronze.open(config).maintain(tables or (), upgrade=upgrade, stop=stop)
         output.print_result(result) if as_json else results.maintain_result(result)
         raise typer.Exit(result.exit_code)
 

@@ -150,6 +150,9 @@ def maintain_result(result: MaintainResult) -> None:
     ]
     names = ("files", "now", "rewritten", "expired", "freed", "log", "s")
     print_figures(("Bronze table", *names), rows)
+    for row in result.tables:
+        if row.upgraded:
+            print_line(f"{row.target}: its features are named now (writer version 7)")
     _print_errors({row.target: row.error for row in result.tables})
     _print_record_failure(result)
 

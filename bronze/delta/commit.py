@@ -15,12 +15,11 @@ from urllib.parse import unquote
 
 import tenacity
 
-from bronze.delta import actions, audit_mark, files, positions, store
-from bronze.delta.log import MARK, Action, State, infos, read, write
+from bronze.delta import actions, audit_mark, files, positions, schema, store
+from bronze.delta.log import MARK, NAMED_FEATURES, Action, State, infos, read, write
 from bronze.delta.partition import source_of
 from bronze.delta.positions import Position
 from bronze.delta.properties import AUDIT_LOGS, TABLE
-from bronze.delta.schema import properties
 from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
@@ -169,7 +168,7 @@ def _shape_actions(
 ) -> list[Action]:
     """The actions that give a table its schema, and the name of a record of the audit log."""
     _refuse_names_that_differ_in_case(shape)
-    wanted = {**properties(shape.stats), **dict(shape.notes)}
+    wanted = {**schema.properties(shape.stats), **dict(shape.notes)}
     if audited:
         wanted[AUDIT_LOGS] = audit_mark.logs(state, audited)
     marks = audit_mark.transactions(state, audited) if audited else ()
@@ -275,6 +274,35 @@ def replace(
         audited=audited,
         compared=compared,
     )
+
+
+@retry_conflicts
+def upgrade_protocol(place: Place) -> int | None:
+    """Names the features of a table that has a protocol of numbers, so that writers without check
+    constraints, as DuckDB, write it. Readers need nothing else than before.
+
+    Returns:
+        The new version; None if there is no table, or its features are named already.
+
+    Raises:
+        CommitConflict: other writers committed in between, at every attempt.
+        LakeError, LakeUnreachable
+    """
+    state = read(place)
+    if state is None or state.content.protocol.writer >= NAMED_FEATURES:
+        return None
+    state.writable()
+    now = int(time.time() * 1000)
+    protocol = schema.protocol(state.columns)
+    parameters = {"newProtocol": json.dumps(protocol)}
+    entry: list[Action] = [
+        actions.commit_info("UPGRADE PROTOCOL", parameters, False, {}, now),
+        {"protocol": protocol},
+    ]
+    if _is_bronze(state, None) and (mark := _mark(state, None)) is not None:
+        entry += actions.transactions([(MARK, mark)], now)
+    write(place, state.version + 1, entry)
+    return state.version + 1
 
 
 def discard(place: Place, batch_id: str) -> None:

@@ -54,9 +54,16 @@ _CONCURRENT = 8
 _CHECKPOINT_EVERY = 20
 _FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
 # Up to writer version 4 there are neither column mapping nor deletion vectors; 5 and 6 have column
-# mapping; from 7 on features are named.
+# mapping.
 _OLD_WRITER = 4
-_NAMED_FEATURES = 7
+NAMED_FEATURES = 7
+"""The writer version from which on features are named."""
+# What fields of a schema say of their values, and bronze does not look at.
+_FIELD_RULES = {
+    "delta.generationExpression": "generated columns",
+    "delta.invariants": "invariants of columns",
+    "delta.identity": "identity columns",
+}
 
 
 @dataclass(frozen=True)
@@ -151,9 +158,11 @@ class State:
         """
         protocol = self.content.protocol
         unknown = sorted((protocol.writer_features | protocol.reader_features) - _FEATURES)
-        if protocol.writer not in (*range(_OLD_WRITER + 1), _NAMED_FEATURES):
+        if protocol.writer not in (*range(_OLD_WRITER + 1), NAMED_FEATURES):
             unknown.append(f"writer version {protocol.writer}")
         unknown += [name for name in self.properties if name.startswith("delta.constraints.")]
+        schema = self.content.metadata.schema
+        unknown += [rule for name, rule in _FIELD_RULES.items() if f'"{name}' in schema]
         if len(self.content.metadata.partition_columns) > 1:
             unknown.append("several partition columns")
         if unknown:

@@ -29,6 +29,8 @@ _KINDS = {_NAMES.get(name, name): name for name in get_args(DeltaTypeName)}
 _DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
 
 NTZ = "timestampNtz"
+WRITER_FEATURES = ("appendOnly", "invariants", "changeDataFeed")
+"""The features of all tables that bronze makes."""
 
 
 def delta_schema(columns: Iterable[tuple[str, DeltaType]]) -> str:
@@ -80,16 +82,16 @@ def _kind(name: str, found: Any) -> DeltaType:
 def protocol(columns: Iterable[tuple[str, DeltaType]]) -> dict[str, Any]:
     """The protocol of a table with these columns: what its readers and writers have to support.
 
-    A timestamp without time zone is a feature of its own, and the features that a protocol of
-    numbers implies have to be named beside it.
+    Features are named: a protocol of numbers implies others, check constraints among them, and
+    writers that lack those refuse the table. A timestamp without time zone is a feature of readers.
     """
     if not any(_has_ntz(kind) for _, kind in columns):
-        return {"minReaderVersion": 1, "minWriterVersion": 4}
+        return {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": [*WRITER_FEATURES]}
     return {
         "minReaderVersion": 3,
         "minWriterVersion": 7,
         "readerFeatures": [NTZ],
-        "writerFeatures": ["appendOnly", "invariants", "changeDataFeed", NTZ],
+        "writerFeatures": [*WRITER_FEATURES, NTZ],
     }
 
 

@@ -42,6 +42,7 @@ def maintain(
     settings: Settings,
     tables: Sequence[str] = (),
     *,
+    upgrade: bool = False,
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
     planned: Planned = lambda _: None,
@@ -56,6 +57,8 @@ def maintain(
         settings: the config.
         tables: names of Bronze tables, source tables or governance tables; none means all tables of
             the lake.
+        upgrade: also name the features of tables whose protocol has numbers alone, as bronze made
+            them before; see `bronze.delta.commit.upgrade_protocol`.
         pool: an executor for the tasks, instead of the config's engine.
         notify: is called with the result of each table, in this thread.
         planned: is called with the tables before they are maintained.
@@ -69,13 +72,14 @@ def maintain(
     """
     began = time.monotonic()
     with stopping.scope(stop):
-        results = _maintain_tables(settings, tables, pool, notify, planned)
+        results = _maintain_tables(settings, tables, upgrade, pool, notify, planned)
     return MaintainResult(time.monotonic() - began, tuple(results))
 
 
 def _maintain_tables(
     settings: Settings,
     tables: Sequence[str],
+    upgrade: bool,
     pool: Executor | None,
     notify: Notify,
     planned: Planned,
@@ -87,7 +91,7 @@ def _maintain_tables(
     context = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
     results = []
     with context as running:
-        workflows = [_maintain_table(settings, table) for table in chosen]
+        workflows = [_maintain_table(settings, table, upgrade) for table in chosen]
         for result in executors.drive(running, workflows, limit):
             notify(result)
             results.append(result)
@@ -134,10 +138,12 @@ def _in_lake(settings: Settings) -> Iterator[LakeTable]:
                 yield table
 
 
-def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[MaintainedTable]:
+def _maintain_table(
+    settings: Settings, table: LakeTable, upgrade: bool
+) -> Workflow[MaintainedTable]:
     """The workflow of one table; an error is in the result."""
     began = time.monotonic()
-    improved, expired = OptimizeResult(), vacuum.VacuumResult()
+    improved, expired, upgraded = OptimizeResult(), vacuum.VacuumResult(), None
     error = None
     try:
         stopping.check()
@@ -152,6 +158,8 @@ def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[Maintained
             expiry.expire_records(state.place, table.name, history, datetime.now(UTC))
         improved = yield from optimize_table(settings, state.place, wish, table.name)
         stopping.check()
+        if upgrade:
+            upgraded = commit.upgrade_protocol(state.place)
         expired = vacuum.expire(state.place, settings.maintain.retention, (), time.time())
     except BronzeError as caught:
         error = caught.failure()
@@ -166,6 +174,7 @@ def _maintain_table(settings: Settings, table: LakeTable) -> Workflow[Maintained
         expired_entries=expired.entries,
         seconds=time.monotonic() - began,
         error=error,
+        upgraded=upgraded is not None,
     )
 
 

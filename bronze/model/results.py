@@ -207,7 +207,8 @@ class StreamResult(Shown):
 @dataclass(frozen=True)
 class MaintainedTable:
     """The result of maintaining one table. ``version`` is that of the optimize, None if there was
-    nothing to optimize; ``rewritten`` and ``expired_bytes`` are in bytes.
+    nothing to optimize; ``rewritten`` and ``expired_bytes`` are in bytes; ``upgraded`` says that
+    the features of its protocol are named now.
     """
 
     target: str
@@ -220,6 +221,7 @@ class MaintainedTable:
     expired_entries: int = 0
     seconds: float = 0.0
     error: Failure | None = None
+    upgraded: bool = False
 
 
 @dataclass(frozen=True, repr=False)

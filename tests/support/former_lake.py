@@ -2,7 +2,8 @@
 
 Earlier versions named a Bronze table by its own name alone (``bz_t``) in most governance tables;
 they had neither the marks of commits and of the audit log among a table's app transactions, nor
-the properties that came with them; the checkpoints of streams had no series. The audit log stays
+the properties that came with them; protocols named no features; the checkpoints of streams had no
+series. The audit log stays
 as it is: its records are chained by hashes.
 """
 
@@ -36,6 +37,8 @@ def make_former(lake: Path) -> None:
 def _former(action: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any] | None:
     if "txn" in action and action["txn"]["appId"].startswith(LATER_MARKS):
         return None
+    if action.get("protocol", {}).get("minReaderVersion") == 1:
+        action["protocol"] = {"minReaderVersion": 1, "minWriterVersion": 4}
     if "metaData" in action:
         schema = json.loads(action["metaData"]["schemaString"])
         fields = [field for field in schema["fields"] if field["name"] not in LATER_COLUMNS]

@@ -17,6 +17,8 @@ from deltalake import DeltaTable, write_deltalake
 from obstore.exceptions import AlreadyExistsError, GenericError
 
 from bronze.delta import commit, files, log, positions, store
+from bronze.delta.properties import TABLE
+from bronze.delta.read.content import TableProtocol
 from bronze.delta.schema import delta_schema
 from bronze.delta.storage import client
 from bronze.errors import CommitConflict, LakeError
@@ -413,6 +415,40 @@ def test_known_features_are_written(
     state = read(place)
     state.writable()
     assert state.partition == (partition[0] if partition else None)
+
+
+def test_an_old_protocol_is_upgraded_to_named_features(place: Place) -> None:
+    """The upgrade names the features and changes nothing else; a second one commits nothing."""
+    put(place, OLD, {TABLE: "test.public.t"})
+    commit.commit(place, read(place), commit.Change("WRITE"), {})
+    before = read(place)
+    assert commit.upgrade_protocol(place) == before.version + 1
+    after = read(place)
+    assert after.content.protocol == TableProtocol(
+        1, 7, frozenset(), frozenset({"appendOnly", "invariants", "changeDataFeed"})
+    )
+    assert after.content.metadata == before.content.metadata
+    assert after.foreign == before.foreign
+    assert commit.upgrade_protocol(place) is None
+    assert read(place).version == after.version
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"delta.generationExpression": "id + 1"}, "generated columns"),
+        ({"delta.invariants": '{"expression": {"expression": "id > 0"}}'}, "invariants of columns"),
+    ],
+)
+def test_rules_in_the_fields_of_a_schema_are_refused(
+    place: Place, metadata: dict[str, str], named: str
+) -> None:
+    """Values that another writer checks or computes are not written past it."""
+    fields = json.loads(delta_schema(ID))["fields"]
+    fields[0]["metadata"] = metadata
+    put(place, OLD, schema=json.dumps({"type": "struct", "fields": fields}))
+    with pytest.raises(LakeError, match=named):
+        read(place).writable()
 
 
 @pytest.mark.parametrize(
