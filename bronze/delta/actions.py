@@ -7,10 +7,13 @@ milliseconds since 1970.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
 from bronze.delta.log import ENGINE, Action, State
+from bronze.delta.read.content import TableProtocol
+from bronze.delta.read.deletion_vectors import described
 from bronze.delta.schema import NTZ, delta_schema, protocol
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
@@ -77,7 +80,7 @@ def table_actions(
         return
     known = state.content.protocol.reader_features
     if NTZ in needed.get("readerFeatures", ()) and NTZ not in known:
-        yield {"protocol": needed}
+        yield {"protocol": _joined(state.content.protocol, needed)}
     metadata = state.content.metadata
     yield {
         "metaData": {
@@ -90,6 +93,16 @@ def table_actions(
             "configuration": configuration,
             "createdTime": metadata.created_time,
         }
+    }
+
+
+def _joined(protocol: TableProtocol, needed: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol with the features that a table has and those that it needs."""
+    readers, writers = needed["readerFeatures"], needed["writerFeatures"]
+    return {
+        **needed,
+        "readerFeatures": [*readers, *sorted(protocol.reader_features - {*readers})],
+        "writerFeatures": [*writers, *sorted(protocol.writer_features - {*writers})],
     }
 
 
@@ -117,6 +130,7 @@ def remove(file: StoredFile, is_data: bool, now: int) -> Action:
             "extendedFileMetadata": True,
             "partitionValues": dict(file.partition),
             "size": file.size,
+            **({"deletionVector": described(file.vector)} if file.vector else {}),
         }
     }
 

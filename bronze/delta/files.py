@@ -15,6 +15,8 @@ from typing import IO, Any
 from urllib.parse import unquote
 from uuid import uuid4
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from obstore.exceptions import BaseError
 
 from bronze import failpoint, portion, stopping
 from bronze.delta import store
+from bronze.delta.read import deletion_vectors
 from bronze.delta.statistics import Statistics
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
@@ -52,6 +55,7 @@ CHANGE = "_change_type"
 
 Layout = Sequence[tuple[str, DeltaType]]
 Partition = tuple[tuple[str, str | None], ...]
+_Numbers = npt.NDArray[np.int64]
 
 
 class Output:
@@ -196,7 +200,8 @@ def _frame(table: pa.Table, height: int) -> pl.DataFrame:
 def open_parquet(
     place: Place, file: StoredFile | WrittenFile, proven: bool = False
 ) -> pq.ParquetFile:
-    """A file to read; if ``proven``, checksums of its pages are verified.
+    """A file to read; if ``proven``, checksums of its pages are verified. `parts` leaves out the
+    rows that its deletion vector deletes.
 
     Raises:
         FileDamaged: it does not exist, or is not Parquet.
@@ -205,9 +210,11 @@ def open_parquet(
     path = unquote(file.path) if isinstance(file, StoredFile) else file.path
     if is_outside(file.path):
         raise store.damage_error(place, path, "is outside of the table's folder")
+    vector = file.vector if isinstance(file, StoredFile) else None
+    deleted = deletion_vectors.deleted_rows(place, vector) if vector else None
     source = store.reader(place, path)
     with _map_errors(place, path):
-        return _Named(source, place, path, proven)
+        return _Named(source, place, path, proven, deleted)
 
 
 def is_outside(path: str) -> bool:
@@ -219,10 +226,14 @@ def is_outside(path: str) -> bool:
 
 
 class _Named(pq.ParquetFile):  # type: ignore[misc]
-    """A Parquet file with its place and path, so that errors can name it."""
+    """A Parquet file with its place and path, so that errors can name it, and the numbers of its
+    deleted rows in their order, None if there are none.
+    """
 
-    def __init__(self, source: Any, place: Place, path: str, proven: bool) -> None:
-        self.place, self.path = place, path
+    def __init__(
+        self, source: Any, place: Place, path: str, proven: bool, deleted: _Numbers | None
+    ) -> None:
+        self.place, self.path, self.deleted = place, path, deleted
         super().__init__(source, pre_buffer=False, page_checksum_verification=proven)
 
 
@@ -249,7 +260,8 @@ def parts(
     groups: Sequence[int] | None = None,
     partition: Mapping[str, str | None] | None = None,
 ) -> Iterator[tuple[int, pa.Table]]:
-    """The rows, a row group at a time, each part with the number of its first row in the file.
+    """The rows, a row group at a time, each part with the number of its first row in the file. Rows
+    that a deletion vector deletes are left out, and not counted.
 
     Every part has the columns of ``layout`` in their order and types, whoever wrote the file;
     columns that the file does not have are NULL, or have the value of its partition.
@@ -268,6 +280,9 @@ def parts(
         return nullcontext()
 
     found = _parts(parquet, layout, columns, groups, partition)
+    deleted = _deleted_rows(parquet)
+    if deleted is not None:
+        found = _without(deleted, found)
     # Variables of a generator stay in memory while it waits: the part is popped from a list.
     held: list[tuple[int, pa.Table]] = []
     while True:
@@ -276,6 +291,34 @@ def parts(
         if not held:
             return
         yield held.pop()
+
+
+def row_counts(parquet: pq.ParquetFile) -> list[int]:
+    """How many rows of each row group `parts` yields."""
+    counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+    deleted = _deleted_rows(parquet)
+    if deleted is None:
+        return counts
+    bounds = np.searchsorted(deleted, np.cumsum([0, *counts]))
+    return [int(n) for n in np.array(counts, np.int64) - np.diff(bounds)]
+
+
+def _deleted_rows(parquet: pq.ParquetFile) -> _Numbers | None:
+    return parquet.deleted if isinstance(parquet, _Named) else None
+
+
+def _without(
+    deleted: _Numbers, found: Iterator[tuple[int, pa.Table]]
+) -> Iterator[tuple[int, pa.Table]]:
+    """The parts without deleted rows, which are not counted either."""
+    for start, table in found:
+        first, last = np.searchsorted(deleted, (start, start + table.num_rows))
+        if first < last:
+            kept = np.ones(table.num_rows, bool)
+            kept[deleted[first:last] - start] = False
+            table = table.filter(pa.array(kept))
+        if table.num_rows:
+            yield start - int(first), table
 
 
 def _parts(

@@ -23,6 +23,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
 from bronze.delta import files, store
+from bronze.delta.read import deletion_vectors
 from bronze.delta.read.content import LogContent
 from bronze.delta.read.replay import Replayed, content_of
 from bronze.delta.schema import kinds
@@ -52,7 +53,9 @@ _RESTORE = (
 _CONCURRENT = 8
 # A reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
-_FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
+_FEATURES = frozenset(
+    {"appendOnly", "invariants", "changeDataFeed", "timestampNtz", deletion_vectors.FEATURE}
+)
 # Up to writer version 4 there are neither column mapping nor deletion vectors; 5 and 6 have column
 # mapping.
 _OLD_WRITER = 4
@@ -101,8 +104,9 @@ class State:
             FileDamaged: the log names one outside of the table's folder.
         """
         for file in self.listed_files:
-            if files.is_outside(file.path):
-                raise store.damage_error(self.place, file.path, "is outside of the table's folder")
+            for path in paths_of(file):
+                if files.is_outside(path):
+                    raise store.damage_error(self.place, path, "is outside of the table's folder")
         return self.listed_files
 
     @cached_property
@@ -172,6 +176,13 @@ class State:
                 hint="Drop the feature or constraint with the tool that added it, or give the"
                 " table another target.",
             )
+
+
+def paths_of(file: StoredFile) -> Iterator[str]:
+    """The paths of a data file and of its deletion vector, as the log has them."""
+    yield file.path
+    if file.vector and (path := deletion_vectors.path_of(file.vector)):
+        yield path
 
 
 def read(place: Place) -> State | None:

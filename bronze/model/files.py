@@ -24,11 +24,27 @@ class WrittenFile:
 
 
 @dataclass(frozen=True)
+class DeletionVector:
+    """Where the log says that the numbers of a file's deleted rows are.
+
+    ``storage`` is "u" (a file in the table's folder), "p" (a path) or "i" (inline); ``location`` is
+    the log's text for it; ``size`` is in bytes, ``cardinality`` the number of deleted rows.
+    """
+
+    storage: str
+    location: str
+    offset: int | None
+    size: int
+    cardinality: int
+
+
+@dataclass(frozen=True)
 class StoredFile:
     """One Parquet file of a table, as its Delta log describes it.
 
-    ``path`` is percent-encoded, as in the log; ``rows`` is -1 if the log has no row count;
-    ``low`` and ``high`` are the minimum and maximum of columns whose statistics can be trusted.
+    ``path`` is percent-encoded, as in the log; ``rows`` is the number of rows that are not deleted,
+    -1 if the log has no row count; ``low`` and ``high`` are the minimum and maximum of columns
+    whose statistics can be trusted; ``vector`` has the rows of it that are deleted.
     """
 
     path: str
@@ -37,6 +53,7 @@ class StoredFile:
     low: tuple[tuple[str, Any], ...] = ()
     high: tuple[tuple[str, Any], ...] = ()
     partition: tuple[tuple[str, str | None], ...] = ()
+    vector: DeletionVector | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import polars as pl
 
 from bronze.config.settings import Settings
+from bronze.delta import commit
 from bronze.delta.layout import vacuum
 from bronze.delta.layout.vacuum import VacuumResult
 from bronze.delta.properties import TableProperties
@@ -35,16 +36,27 @@ def delete_old_versions(settings: Settings, table: str) -> ErasureResult:
     records, expired_records = 0, VacuumResult()
     if TableProperties.read(target.state.properties).has_protection:
         records, expired_records = _remove_older_records(settings, target)
+    version = _remove_hidden_rows(target)
     expired = vacuum.purge(target.state.place, time.time()) + expired_records
     return ErasureResult(
         target=target.name,
-        version=target.state.version,
+        version=version,
         records=records,
         files=expired.files,
         bytes=expired.bytes,
         entries=expired.entries,
         seconds=time.monotonic() - began,
     )
+
+
+@commit.retry_conflicts
+def _remove_hidden_rows(table: ProtectedTable) -> int:
+    """Rewrites the files with deletion vectors, whose deleted rows are still in them; the version
+    of the table.
+    """
+    state = table.reload().state
+    hidden = [file for file in state.files if file.vector]
+    return row_removal.rewrite_files(state, hidden) if hidden else state.version
 
 
 def _remove_older_records(settings: Settings, table: ProtectedTable) -> tuple[int, VacuumResult]:

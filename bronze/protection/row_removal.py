@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from urllib.parse import unquote
 
 import polars as pl
@@ -48,7 +49,8 @@ def remove_records(
 
 
 def remove_rows(state: State, matches: RowFilter, columns: Sequence[str]) -> tuple[int, int]:
-    """Rewrites the files that have some rows without them, and commits that.
+    """Rewrites the files that have some rows without them, and commits that; also files that have
+    them as deleted rows, which a deletion vector only hides.
 
     Args:
         state: the table as it was read.
@@ -62,22 +64,36 @@ def remove_rows(state: State, matches: RowFilter, columns: Sequence[str]) -> tup
         CommitConflict: somebody else committed since ``state`` was read.
         LakeError, LakeUnreachable
     """
+    counts = [(file, _count_in_file(state, file, matches, columns)) for file in state.files]
+    chosen = [file for file, count in counts if count]
+    rows = sum(count for _, count in counts)
+    return rewrite_files(state, chosen, matches, rows) if rows else state.version, rows
+
+
+def rewrite_files(
+    state: State, old: Sequence[StoredFile], matches: RowFilter | None = None, erased: int = 0
+) -> int:
+    """Rewrites files without some rows, and without those that deletion vectors delete, in one
+    commit.
+
+    Args:
+        state: the table as it was read.
+        old: the files.
+        matches: which rows are left out; None is none of those that are not deleted.
+        erased: how many rows that are, for the commit's facts.
+
+    Returns:
+        The version of the table.
+
+    Raises:
+        CommitConflict: somebody else committed since ``state`` was read.
+        LakeError, LakeUnreachable
+    """
     batch = str(uuid_utils.uuid7())
-    old: list[StoredFile] = []
-    new: list[WrittenFile] = []
-    rows = 0
     try:
-        for file in state.files:
-            count = _count_in_file(state, file, matches, columns)
-            if count:
-                old.append(file)
-                rows += count
-                rest = _file_without(state, file, matches, batch)
-                new += [rest] if rest else []
-        if not old:
-            return state.version, 0
-        change = Change("DELETE", new, old, is_data=False)
-        return commit.commit(state.place, state, change, {"batch_id": batch, "erased": rows}), rows
+        rests = [_file_without(state, file, matches, batch) for file in old]
+        change = Change("DELETE", [rest for rest in rests if rest], old, is_data=False)
+        return commit.commit(state.place, state, change, {"batch_id": batch, "erased": erased})
     except BaseException:
         # Where no answer came, the commit may stand all the same: that is looked up.
         with suppress(BronzeError):
@@ -88,13 +104,13 @@ def remove_rows(state: State, matches: RowFilter, columns: Sequence[str]) -> tup
 def _count_in_file(
     state: State, file: StoredFile, matches: RowFilter, columns: Sequence[str]
 ) -> int:
-    parquet = files.open_parquet(state.place, file)
+    parquet = files.open_parquet(state.place, replace(file, vector=None))
     parts = files.parts(parquet, state.columns, list(columns), None, dict(file.partition))
     return sum(int(matches(pl.DataFrame(part)).sum()) for _, part in parts)
 
 
 def _file_without(
-    state: State, file: StoredFile, matches: RowFilter, batch: str
+    state: State, file: StoredFile, matches: RowFilter | None, batch: str
 ) -> WrittenFile | None:
     """Writes a file's other rows; None where it has no others."""
     parquet = files.open_parquet(state.place, file)
@@ -103,5 +119,5 @@ def _file_without(
     stats = [column for column in optimize.statistics(state) if column in dict(state.columns)]
     parts = files.parts(parquet, state.columns, None, None, dict(file.partition))
     frames = (pl.DataFrame(part) for _, part in parts)
-    others = (frame.filter(~matches(frame)) for frame in frames)
+    others = (frame.filter(~matches(frame)) if matches else frame for frame in frames)
     return files.write(others, state.place, name, stats, file.partition)

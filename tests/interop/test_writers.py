@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -16,6 +18,7 @@ from bronze.model.locations import Place
 from tests.conftest import Source
 from tests.support.content import differences
 from tests.support.former_lake import make_former
+from tests.support.vectors import delete, in_file
 
 pytestmark = pytest.mark.interop
 
@@ -30,13 +33,20 @@ def by_polars(table: Path, rows: pl.DataFrame) -> None:
     rows.write_delta(str(table), mode="append")
 
 
-def by_duckdb(table: Path, rows: pl.DataFrame) -> None:
-    """DuckDB's, of its delta extension, which comes from PyPI."""
+@contextmanager
+def duckdb_connection() -> Iterator[Any]:
+    """DuckDB with its delta extension, which comes from PyPI."""
     duckdb = pytest.importorskip("duckdb")
     extension = pytest.importorskip("duckdb_extension_delta")
     (library,) = Path(extension.__file__).parent.rglob("*.duckdb_extension")
     with duckdb.connect() as connection:
         connection.load_extension(str(library))
+        yield connection
+
+
+def by_duckdb(table: Path, rows: pl.DataFrame) -> None:
+    """DuckDB's."""
+    with duckdb_connection() as connection:
         connection.execute(f"ATTACH '{table}' AS bronze (TYPE delta)")
         connection.register("rows", rows.to_arrow())
         connection.execute("INSERT INTO bronze SELECT * FROM rows")
@@ -114,6 +124,48 @@ def test_tables_of_older_versions_are_upgraded_on_request(source: Source) -> Non
     source.execute("DELETE FROM t WHERE id = 2")
     assert opened.run().exit_code == 0
     assert differences(source.settings()) == {}
+
+
+def test_rows_that_deletion_vectors_delete(source: Source) -> None:
+    """Rows that another writer deletes by a vector, as Databricks does, are deleted for bronze too;
+    the next run brings them back, and every command works on the table.
+    """
+    source.execute("CREATE TABLE t (id int PRIMARY KEY, name text)")
+    source.execute("INSERT INTO t SELECT g, 'name ' || g FROM generate_series(1, 1000) g")
+    opened = bronze.Bronze(source.settings())
+    assert opened.run().exit_code == 0
+    table = source.table("t")
+    (path,) = DeltaTable(str(table)).get_add_actions()["path"].to_pylist()
+    delete(table, str(path), in_file(table, "", [*range(0, 1000, 7)])[0])
+    left = {*range(1, 1001)} - {n + 1 for n in range(0, 1000, 7)}
+    for rows in (by_duckdb_read(table), pl.read_delta(str(table)), opened.table("t").collect()):
+        assert {*rows["id"]} == left
+        assert rows.height == len(left)
+    at_rest = opened.verify(at_rest=True).tables[0]
+    assert (at_rest.bronze_rows, at_rest.altered, at_rest.files) == (857, 0, ())
+    assert at_rest.foreign == ("version 1: DELETE by another writer",)
+    proof = opened.verify().tables[0]
+    assert (proof.missing, proof.extra, proof.different) == (143, 0, 0)
+    source.execute("DELETE FROM t WHERE id IN (1, 2)")
+    source.execute("UPDATE t SET name = 'new' WHERE id IN (3, 8)")
+    assert opened.run().exit_code == 0
+    assert differences(source.settings()) == {}
+    assert opened.verify().exit_code == opened.verify(at_rest=True).exit_code == 0
+    assert opened.maintain().exit_code == 0
+    # Row 1 was deleted by the vector, and is in the first file all the same.
+    for key in ("1", "2"):
+        erased = opened.forget("t", {"id": key})
+        assert erased.exit_code == 0
+        assert erased.left == 0
+    assert not list(table.glob("deletion_vector_*.bin"))
+    assert opened.verify().exit_code == 0
+
+
+def by_duckdb_read(table: Path) -> pl.DataFrame:
+    """The rows as DuckDB reads them."""
+    with duckdb_connection() as connection:
+        found: pl.DataFrame = connection.execute(f"FROM delta_scan('{table}')").pl()
+    return found
 
 
 def protocol(table: Path) -> dict[str, object]:

@@ -20,7 +20,7 @@ from bronze import failpoint
 from bronze.delta import log, store
 from bronze.delta.commit import ORPHAN_AGE
 from bronze.delta.log import ENTRY, State, mapped_errors, read
-from bronze.delta.read import content
+from bronze.delta.read import deletion_vectors, replay
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
 from bronze.model.locations import Place
@@ -32,6 +32,7 @@ _LOG = "_delta_log/"
 _OF_LOG = re.compile(rf"{_LOG}(\d{{20}})\.(?:json|crc|checkpoint\..*parquet)")
 _CHECKPOINT = re.compile(rf"{_LOG}(\d{{20}})\.checkpoint\..*parquet")
 _FEED = "_change_data/"
+_VECTORS = re.compile(r"(?:^|/)deletion_vector_[0-9a-f-]{36}\.bin$")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> V
     dead = [
         found
         for found in objects
-        if is_data(found.path)
+        if _is_part(found.path)
         and not {found.path, unquote(found.path)} & needed
         and (found.path in known or found.at < spared)
     ]
@@ -140,7 +141,7 @@ def purge(place: Place, now: float) -> VacuumResult:
     dead = [
         found
         for found in objects
-        if is_data(found.path)
+        if _is_part(found.path)
         and not {found.path, unquote(found.path)} & needed
         and (found.path in known or found.at < now - ORPHAN_AGE)
     ]
@@ -195,8 +196,13 @@ def _time(actions: Iterable[Mapping[str, Any]], written: float) -> float:
 
 
 def _paths(actions: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    named = (action.get(kind) for action in actions for kind in ("add", "remove", "cdc"))
-    return frozenset(unquote(action["path"]) for action in named if action)
+    named = [action.get(kind) for action in actions for kind in ("add", "remove", "cdc")]
+    files = [action for action in named if action]
+    vectors = filter(None, map(deletion_vectors.vector_of, files))
+    return frozenset(
+        {unquote(file["path"]) for file in files}
+        | set(filter(None, map(deletion_vectors.path_of, vectors)))
+    )
 
 
 def _current(entries: Sequence[_Entry], moment: float, latest: int) -> int:
@@ -209,14 +215,22 @@ def _live(state: State, version: int) -> Sequence[str]:
     with mapped_errors(state.place, "read"):
         if version == state.version:
             return state.content.paths()
-        return content.opened(state.place, version).paths()
+        return replay.content_of(state.place, version).paths()
 
 
 def is_data(path: str) -> bool:
     """Whether a path is a Parquet file of rows or of the change data feed, and not hidden."""
+    return path.endswith(".parquet") and not _is_hidden(path)
+
+
+def _is_part(path: str) -> bool:
+    """Whether a path is a data file or a file of deletion vectors."""
+    return is_data(path) or bool(_VECTORS.search(path) and not _is_hidden(path))
+
+
+def _is_hidden(path: str) -> bool:
     folders = path.removeprefix(_FEED).split("/")
-    hidden = any(name.startswith(("_", ".")) and "=" not in name for name in folders)
-    return path.endswith(".parquet") and not hidden
+    return any(name.startswith(("_", ".")) and "=" not in name for name in folders)
 
 
 def _expired_log(place: Place, objects: Iterable[Object], floor: int, latest: int) -> list[str]:

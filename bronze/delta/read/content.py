@@ -1,6 +1,7 @@
 """The content of a Delta log: the metadata, protocol, files and app transactions of a table.
 
-`opened` has it from deltalake; `bronze.delta.read.replay` reads usual logs in less time.
+`opened` has it from deltalake, without deletion vectors; `bronze.delta.read.replay` reads usual
+logs in less time, and those with deletion vectors.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class LogContent(Protocol):
         """All data files, those of the latest commit first."""
 
     def paths(self) -> Sequence[str]:
-        """The paths of all data files, as `StoredFile` has them."""
+        """The paths of all data files and deletion vectors, as the log has them."""
 
 
 @dataclass(frozen=True)

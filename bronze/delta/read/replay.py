@@ -26,16 +26,18 @@ import pyarrow.parquet as pq
 from obstore.exceptions import BaseError, NotFoundError
 
 from bronze.delta import store
+from bronze.delta.read import deletion_vectors
 from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened, widest
 from bronze.delta.schema import NTZ, kinds
 from bronze.delta.statistics import SAFE
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
 from bronze.model.columns import DeltaType
-from bronze.model.files import StoredFile
+from bronze.model.files import DeletionVector, StoredFile
 from bronze.model.locations import Place
 
 Actions = list[dict[str, Any]]
+_FileKey = tuple[str, DeletionVector | None]
 
 _LOG = "_delta_log"
 _ENTRY = re.compile(r"(\d{20})\.json")
@@ -109,11 +111,15 @@ class Replayed:
             # They make deltalake overflow the stack, which ends the process.
             raise ValueError("the statistics of a file are nested too deeply") from None
         except _UNUSUAL:
+            if deletion_vectors.FEATURE in self.protocol.reader_features:
+                raise
             return opened(self.place, self.version).files()
 
     def paths(self) -> Sequence[str]:
-        """The paths of all data files."""
-        return [add["path"] for add in self.adds]
+        """The paths of all data files and deletion vectors."""
+        vectors = filter(None, map(deletion_vectors.vector_of, self.adds))
+        files = filter(None, map(deletion_vectors.path_of, vectors))
+        return [*(add["path"] for add in self.adds), *files]
 
     def is_latest(self) -> bool:
         """Whether this is certain to be the present content, by one listing of the last entries.
@@ -131,8 +137,8 @@ class Replayed:
         return found == {self.version: self.last}
 
 
-def content_of(place: Place) -> LogContent:
-    """The present content of a log.
+def content_of(place: Place, version: int | None = None) -> LogContent:
+    """The content of a log, as of a version or the latest one.
 
     Raises:
         deltalake.exceptions.TableNotFoundError: there is no table.
@@ -140,18 +146,27 @@ def content_of(place: Place) -> LogContent:
         LakeError, LakeUnreachable: the store does not answer.
     """
     try:
-        return _replayed(place)
+        return _replayed(place, version)
     except _UNUSUAL:
-        return opened(place)
+        content = opened(place, version)
+    if deletion_vectors.FEATURE not in content.protocol.reader_features:
+        return content
+    # deltalake does not say which rows of which file are deleted.
+    try:
+        return _replayed(place, version, is_long=True)
+    except _NotSimpleError as error:
+        raise ValueError(f"bronze cannot read its deletion vectors: {error}") from None
 
 
-def _replayed(place: Place) -> Replayed:
-    """Replays a log. Raises one of ``_UNUSUAL`` if deltalake has to read it."""
+def _replayed(place: Place, latest: int | None = None, is_long: bool = False) -> Replayed:
+    """Replays a log, up to a version if one is given. Raises one of ``_UNUSUAL`` if deltalake has
+    to read it: a long one, unless ``is_long`` says that it is to be replayed all the same.
+    """
     if store.is_missing(place, _LOG):
         raise FileNotFoundError(_LOG)
     log = _Log(place)
-    hint = _hinted_checkpoint(log)
-    checkpoint, entries, last = _objects_to_read(log, hint)
+    oldest = _hinted_checkpoint(log) if latest is None else 0
+    checkpoint, entries, last = _objects_to_read(log, oldest, latest, is_long)
     newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(entries)]
     layers: list[Actions] = [_actions(data) for data in log.contents(newest_first)]
     if checkpoint is not None:
@@ -231,12 +246,15 @@ def _identity(found: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _objects_to_read(
-    log: _Log, oldest: int
+    log: _Log, oldest: int, latest: int | None, is_long: bool
 ) -> tuple[int | None, list[int], tuple[object, ...] | None]:
     """The version of the latest checkpoint, None without one; those of the entries after it; and
     the identity of the last entry, None without one.
     """
     entries, checkpoints = _listed(log, oldest)
+    if latest is not None:
+        entries = {version: found for version, found in entries.items() if version <= latest}
+        checkpoints = {version: o for version, o in checkpoints.items() if version <= latest}
     checkpoint = max(checkpoints, default=None)
     if checkpoint is None and oldest:
         raise _NotSimpleError("the checkpoint is missing")
@@ -245,7 +263,8 @@ def _objects_to_read(
     if versions != list(range(first, first + len(versions))):
         raise _NotSimpleError("entries are missing")
     size = 0 if checkpoint is None else checkpoints[checkpoint]["size"]
-    if sum(entries[v]["size"] for v in versions) > _LONGEST or size > _LARGEST_CHECKPOINT:
+    weight = sum(entries[v]["size"] for v in versions)
+    if not is_long and (weight > _LONGEST or size > _LARGEST_CHECKPOINT):
         raise _NotSimpleError("the log is long")
     return checkpoint, versions, _identity(entries[versions[-1]]) if versions else None
 
@@ -276,18 +295,17 @@ def _checkpoint_actions(data: bytes) -> Actions:
 def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replayed:
     """The content of actions; the latest layer comes first."""
     adds: list[Mapping[str, Any]] = []
-    seen: set[str] = set()
+    seen: set[_FileKey] = set()
     transactions: dict[str, int] = {}
     metadata = protocol = None
     for actions in layers:
-        paths: list[str] = []
+        keys: list[_FileKey] = []
         for action in actions:
             ((kind, value),) = action.items()
             if kind in ("add", "remove"):
-                if value.get("deletionVector"):
-                    raise _NotSimpleError("a file has deleted rows")
-                paths.append(value["path"])
-                if kind == "add" and value["path"] not in seen:
+                key = value["path"], deletion_vectors.vector_of(value)
+                keys.append(key)
+                if kind == "add" and key not in seen:
                     adds.append(value)
             elif kind == "txn":
                 transactions.setdefault(value["appId"], int(value["version"]))
@@ -295,9 +313,9 @@ def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replay
                 metadata = metadata or _metadata(value)
             elif kind == "protocol":
                 protocol = protocol or _protocol(value)
-        if len(set(paths)) != len(paths):
+        if len(set(keys)) != len(keys):
             raise _NotSimpleError("an entry has two actions of a file")
-        seen.update(paths)
+        seen.update(keys)
     if metadata is None or protocol is None:
         raise _NotSimpleError("the log has no table")
     if not _is_plain(protocol) or _EXPIRY in metadata.configuration:
@@ -306,9 +324,12 @@ def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replay
 
 
 def _is_plain(protocol: TableProtocol) -> bool:
-    """Whether the files and rows of a table are what its ``add`` actions say."""
+    """Whether the files and rows of a table are what its ``add`` actions say; with deletion vectors
+    too, as these are parts of the actions.
+    """
     return protocol.reader == 1 or (
-        protocol.reader == _NAMED_FEATURES and protocol.reader_features <= {NTZ}
+        protocol.reader == _NAMED_FEATURES
+        and protocol.reader_features <= {NTZ, deletion_vectors.FEATURE}
     )
 
 
@@ -342,14 +363,15 @@ def _file(
     values = dict(add["partitionValues"])
     if any(columns[name].name not in _PLAIN for name in partition_columns):
         raise _NotSimpleError("partition values have to be read by their type")
-    rows = stats.get("numRecords")
+    rows, vector = stats.get("numRecords"), deletion_vectors.vector_of(add)
     return StoredFile(
         path=add["path"],
         size=int(add["size"]),
-        rows=-1 if rows is None else int(rows),
+        rows=-1 if rows is None else int(rows) - (vector.cardinality if vector else 0),
         low=tuple(_bounds(low, columns)),
         high=tuple((name, widest(bound)) for name, bound in _bounds(high, columns)),
         partition=tuple((name, values.get(name) or None) for name in partition_columns),
+        vector=vector,
     )
 
 

@@ -56,8 +56,7 @@ def _groups(
     constants: dict[str, str | None],
 ) -> list[int]:
     """The row groups with one of the keys; no others are read, as their values may be large."""
-    counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-    ends = np.cumsum(counts)
+    ends = np.cumsum(files.row_counts(parquet))
     hits: set[int] = set()
     for start, table in files.parts(parquet, layout, keys.columns, None, constants):
         rows = pl.DataFrame(table)

@@ -356,12 +356,6 @@ def named(*writer: str, reader: tuple[str, ...] = ()) -> dict[str, Any]:
 
 OLD = {"minReaderVersion": 1, "minWriterVersion": 4}
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, str], tuple[str, ...], str]] = {
-    "deletion vectors": (
-        named("deletionVectors", reader=("deletionVectors",)),
-        {"delta.enableDeletionVectors": "true"},
-        (),
-        "deletionVectors",
-    ),
     "column mapping": (
         {"minReaderVersion": 2, "minWriterVersion": 5},
         {},
@@ -402,6 +396,11 @@ def test_unknown_features_are_refused(place: Place, name: str) -> None:
         (OLD, {"delta.enableChangeDataFeed": "true"}, ("a",)),
         (named("appendOnly", "invariants"), {}, ()),
         (named("timestampNtz", "changeDataFeed", reader=("timestampNtz",)), {}, ()),
+        (
+            named("deletionVectors", reader=("deletionVectors",)),
+            {"delta.enableDeletionVectors": "true"},
+            (),
+        ),
     ],
 )
 def test_known_features_are_written(

@@ -631,7 +631,7 @@ def test_columns_that_have_no_order_are_refused(place: Place, by: tuple[str, ...
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("feature", ["deletionVectors", "columnMapping", "rowTracking"])
+@pytest.mark.parametrize("feature", ["columnMapping", "rowTracking"])
 def test_tables_with_unknown_features_are_refused(place: Place, feature: str) -> None:
     """A table with features that a rewrite does not know is left as it is."""
     for seed in range(8):

@@ -195,14 +195,14 @@ def cut_entry(folder: Path) -> None:
 
 
 def add_deletion_vector(folder: Path) -> None:
-    """A file with deleted rows."""
+    """A file whose deleted rows are named in a way that is not known."""
     vector = {"storageType": "u", "pathOrInlineDv": "x", "sizeInBytes": 1, "cardinality": 1}
     entry(folder, 3, added(deletionVector=vector))
 
 
 def add_feature(folder: Path) -> None:
     """A feature of readers."""
-    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+    features = {"readerFeatures": ["columnMapping"], "writerFeatures": ["columnMapping"]}
     entry(folder, 3, {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}})
 
 
