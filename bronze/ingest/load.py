@@ -287,7 +287,7 @@ def _have_doubtful_rows_moved(state: State, plan: Plan) -> bool:
     """
     if not plan.doubting or plan.state is None:
         return False
-    return not {file.path for file in plan.state.files} <= {file.path for file in state.files}
+    return not {file.identity for file in plan.state.files} <= {f.identity for f in state.files}
 
 
 def _commit_facts(table: TableRun, **counts: int) -> dict[str, Any]:

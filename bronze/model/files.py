@@ -55,6 +55,13 @@ class StoredFile:
     partition: tuple[tuple[str, str | None], ...] = ()
     vector: DeletionVector | None = None
 
+    @property
+    def identity(self) -> tuple[str, int, DeletionVector | None]:
+        """What rows of the file are identified by, beside their numbers: with another deletion
+        vector it has other rows.
+        """
+        return self.path, self.size, self.vector
+
 
 @dataclass(frozen=True)
 class RowFormat:

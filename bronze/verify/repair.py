@@ -321,8 +321,8 @@ def _current_state(claim: Claim, needed: Sequence[StoredFile]) -> State:
     """
     place = claim.context.target.place
     state = log.read(place)
-    if state is None or not {file.path for file in needed} <= {
-        file.path for file in state.listed_files
+    if state is None or not {file.identity for file in needed} <= {
+        file.identity for file in state.listed_files
     }:
         raise CommitConflict(
             f"Another writer committed to the table at {place.url} first.",

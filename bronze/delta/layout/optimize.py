@@ -276,9 +276,9 @@ def _valid(
     state: State | None, columns: tuple[tuple[str, DeltaType], ...], made: Sequence[Made]
 ) -> list[Made]:
     """The rewrites that may still be committed; the files of the others are deleted."""
-    live = {(file.path, file.size) for file in state.files} if state else set()
+    live = {file.identity for file in state.files} if state else set()
     is_same = state is not None and state.columns == columns
-    valid = [one for one in made if is_same and {(f.path, f.size) for f in one.order.files} <= live]
+    valid = [one for one in made if is_same and {f.identity for f in one.order.files} <= live]
     _discard(made[0].order.place, [one for one in made if one not in valid])
     return valid
 

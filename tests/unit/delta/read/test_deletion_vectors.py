@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -115,6 +117,24 @@ def test_a_rewrite_leaves_deleted_rows_behind(tmp_path: Path) -> None:
     vacuum.purge(place, now)
     assert not stored.exists()
     assert ids(place) == alive
+
+
+def test_a_vector_that_comes_while_a_file_is_rewritten_stays(tmp_path: Path) -> None:
+    """A file whose rows another writer deletes meanwhile is not replaced by what was read."""
+    place = table(tmp_path, *(range(start, start + 20) for start in range(0, 200, 20)))
+    first = read(place).files[0]
+
+    def delete_meanwhile(work: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
+        made = list(map(work, jobs))
+        if not any(file.vector for file in read(place).files):
+            vectors.delete(Path(place.url), first.path, vectors.inline([3]))
+        return made
+
+    gone = dict(first.low)["id"] + 3
+    wish = TableLayout((), 2**20)
+    optimize.optimize_table(place, wish, batch_id=f"{BATCH}5", memory=2**27, each=delete_meanwhile)
+    assert ids(place) == sorted({*range(200)} - {gone})
+    assert len(read(place).files) == 1
 
 
 def test_vectors_are_read_from_checkpoints_and_long_logs(tmp_path: Path) -> None:
