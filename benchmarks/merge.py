@@ -32,7 +32,7 @@ from rich.table import Table
 from bronze.delta import commit, files, log
 from bronze.delta.commit import Change, Shape
 from bronze.delta.positions import Position
-from bronze.delta.write import insert, merge
+from bronze.delta.write import insert, merge, merge_job
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 from bronze.model.stamp import RowStamp
@@ -120,7 +120,7 @@ def bronze(folder: Path, changes: Path) -> None:
     stamp = RowStamp(_BATCH.format(1), dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "bench", "batch")
     into = SHAPE.destination(place, (KEY,), stamp)
     jobs = [
-        merge.Merge(into, file, (frame,))
+        merge_job.Merge(into, file, (frame,))
         for file in merge.candidate_files(state.files, [frame], (KEY,), place)
     ]
     with ThreadPoolExecutor(2) as pool:

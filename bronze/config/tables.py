@@ -43,6 +43,7 @@ class TableSettings(Section):
     deletes: Literal["detect", "ignore"] | Seconds = "detect"
     on_delete: Literal["mark", "remove"] = "mark"
     history: bool = False
+    deletion_vectors: bool = False
     cluster_by: NameList = Field(default=(), max_length=4)
     partition_by: str | None = None
     priority: int = Field(default=2, ge=1, le=9)
@@ -80,6 +81,10 @@ class TableSettings(Section):
             )
         if self.history and "on_delete" in self.model_fields_set:
             raise ValueError("on_delete cannot be combined with history, which keeps deleted rows")
+        if self.history and self.deletion_vectors:
+            raise ValueError(
+                "deletion_vectors cannot be combined with history, whose rows never change"
+            )
         if self.overlap is not None and self.cursor == "xmin":
             raise ValueError('overlap is only for a cursor column; cursor = "xmin" needs none')
         return self

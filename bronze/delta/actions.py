@@ -6,6 +6,7 @@ milliseconds since 1970.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -14,9 +15,9 @@ from uuid import uuid4
 from bronze.delta.log import ENGINE, Action, State
 from bronze.delta.read.content import TableProtocol
 from bronze.delta.read.deletion_vectors import described
-from bronze.delta.schema import NTZ, delta_schema, protocol
+from bronze.delta.schema import delta_schema, protocol
 from bronze.model.columns import DeltaType
-from bronze.model.files import StoredFile, WrittenFile
+from bronze.model.files import DeletionVector, StoredFile, WrittenFile
 
 # The characters of a path that are not percent-encoded, beside letters and digits.
 _PLAIN = "/=-_.~"
@@ -61,8 +62,8 @@ def table_actions(
     """The protocol and metadata of a table, as far as they change; ``properties`` are added to
     those of ``state``.
     """
-    needed = protocol(columns)
     if state is None:
+        needed = protocol(columns, properties)
         yield {"protocol": needed}
         yield {
             "metaData": {
@@ -78,8 +79,8 @@ def table_actions(
     configuration = {**state.properties, **properties}
     if columns == state.columns and configuration == state.properties:
         return
-    known = state.content.protocol.reader_features
-    if NTZ in needed.get("readerFeatures", ()) and NTZ not in known:
+    needed = protocol(columns, configuration)
+    if {*needed.get("readerFeatures", ())} - state.content.protocol.reader_features:
         yield {"protocol": _joined(state.content.protocol, needed)}
     metadata = state.content.metadata
     yield {
@@ -116,6 +117,23 @@ def add(file: WrittenFile, is_data: bool, now: int) -> Action:
             "modificationTime": now,
             "dataChange": is_data,
             "stats": file.stats,
+        }
+    }
+
+
+def add_again(known: Mapping[str, Any], vector: DeletionVector, now: int) -> Action:
+    """The action that adds a data file of the table again, with another deletion vector; ``known``
+    is its ``add`` action.
+    """
+    stats = {**json.loads(known["stats"]), "tightBounds": False}
+    return {
+        "add": {
+            **{name: value for name, value in known.items() if value is not None},
+            "partitionValues": dict(known["partitionValues"]),
+            "modificationTime": now,
+            "dataChange": True,
+            "stats": json.dumps(stats, ensure_ascii=False),
+            "deletionVector": described(vector),
         }
     }
 

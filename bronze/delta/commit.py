@@ -22,7 +22,7 @@ from bronze.delta.positions import Position
 from bronze.delta.properties import AUDIT_LOGS, TABLE
 from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
 from bronze.model.columns import DeltaType
-from bronze.model.files import StoredFile, WrittenFile
+from bronze.model.files import DeletionVector, StoredFile, WrittenFile
 from bronze.model.locations import Destination, Place
 from bronze.model.stamp import AuditMark, RowStamp
 
@@ -92,7 +92,8 @@ class Change:
 
     ``feed`` are the files of the change data feed; without them, readers derive the feed from the
     data files. ``is_data`` is false if no row changes; ``quiet`` are pairs of an old and a new file
-    with the same rows, beside files whose rows change.
+    with the same rows, beside files whose rows change. ``marked`` are those of the ``removed``
+    files that stay in the table with another deletion vector.
     """
 
     operation: Literal["WRITE", "MERGE", "DELETE", "OPTIMIZE"]
@@ -101,6 +102,7 @@ class Change:
     feed: Sequence[WrittenFile] = ()
     is_data: bool = True
     quiet: Sequence[tuple[StoredFile, WrittenFile]] = ()
+    marked: Sequence[tuple[StoredFile, DeletionVector]] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -155,6 +157,9 @@ def commit(
         entry += actions.transactions([(MARK, mark)], now)
     entry += [actions.remove(file, change.is_data, now) for file in change.removed]
     entry += [actions.add(file, change.is_data, now) for file in change.added]
+    if state is not None:
+        add_of = state.content.add_of
+        entry += [actions.add_again(add_of(file), vector, now) for file, vector in change.marked]
     for old, new in change.quiet:
         entry += [actions.remove(old, False, now), actions.add(new, False, now)]
     entry += [actions.feed(file) for file in change.feed]
@@ -293,7 +298,7 @@ def upgrade_protocol(place: Place) -> int | None:
         return None
     state.writable()
     now = int(time.time() * 1000)
-    protocol = schema.protocol(state.columns)
+    protocol = schema.protocol(state.columns, {})
     parameters = {"newProtocol": json.dumps(protocol)}
     entry: list[Action] = [
         actions.commit_info("UPGRADE PROTOCOL", parameters, False, {}, now),

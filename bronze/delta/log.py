@@ -26,7 +26,7 @@ from bronze.delta import files, store
 from bronze.delta.read import deletion_vectors
 from bronze.delta.read.content import LogContent
 from bronze.delta.read.replay import Replayed, content_of
-from bronze.delta.schema import kinds
+from bronze.delta.schema import VECTORS, kinds
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
 from bronze.errors import BronzeError, CommitConflict, FileDamaged, LakeError
@@ -53,9 +53,7 @@ _RESTORE = (
 _CONCURRENT = 8
 # A reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
-_FEATURES = frozenset(
-    {"appendOnly", "invariants", "changeDataFeed", "timestampNtz", deletion_vectors.FEATURE}
-)
+_FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz", VECTORS})
 # Up to writer version 4 there are neither column mapping nor deletion vectors; 5 and 6 have column
 # mapping.
 _OLD_WRITER = 4

@@ -29,6 +29,9 @@ _KINDS = {_NAMES.get(name, name): name for name in get_args(DeltaTypeName)}
 _DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
 
 NTZ = "timestampNtz"
+VECTORS = "deletionVectors"
+VECTORS_ENABLED = "delta.enableDeletionVectors"
+"""The property by which writers may delete rows by deletion vectors."""
 WRITER_FEATURES = ("appendOnly", "invariants", "changeDataFeed")
 """The features of all tables that bronze makes."""
 
@@ -79,19 +82,23 @@ def _kind(name: str, found: Any) -> DeltaType:
     return DeltaType(_KINDS[found])
 
 
-def protocol(columns: Iterable[tuple[str, DeltaType]]) -> dict[str, Any]:
-    """The protocol of a table with these columns: what its readers and writers have to support.
+def protocol(
+    columns: Iterable[tuple[str, DeltaType]], properties: Mapping[str, str]
+) -> dict[str, Any]:
+    """The protocol of a table with these columns and properties: what its readers and writers have
+    to support.
 
     Features are named: a protocol of numbers implies others, check constraints among them, and
-    writers that lack those refuse the table. A timestamp without time zone is a feature of readers.
+    writers that lack those refuse the table. Timestamps without time zone and deletion vectors are
+    features of readers.
     """
-    if not any(_has_ntz(kind) for _, kind in columns):
-        return {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": [*WRITER_FEATURES]}
+    readers = [NTZ] if any(_has_ntz(kind) for _, kind in columns) else []
+    readers += [VECTORS] if properties.get(VECTORS_ENABLED) == "true" else []
     return {
-        "minReaderVersion": 3,
+        "minReaderVersion": 3 if readers else 1,
         "minWriterVersion": 7,
-        "readerFeatures": [NTZ],
-        "writerFeatures": [*WRITER_FEATURES, NTZ],
+        **({"readerFeatures": readers} if readers else {}),
+        "writerFeatures": [*WRITER_FEATURES, *readers],
     }
 
 

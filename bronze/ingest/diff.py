@@ -18,13 +18,16 @@ from bronze import failpoint, portion
 from bronze.delta import files
 from bronze.delta.commit import Change
 from bronze.delta.log import State
+from bronze.delta.read import deletion_vectors
+from bronze.delta.schema import VECTORS
 from bronze.delta.write import history, insert, merge
 from bronze.delta.write.changes import Changes, height
+from bronze.delta.write.merge_job import Merge, Merged
 from bronze.errors import Mismatch
 from bronze.execution.executors import Task, Workflow
 from bronze.ingest.plan import Plan
 from bronze.ingest.worker import FileMerge, merge_file
-from bronze.model.files import StoredFile, WrittenFile
+from bronze.model.files import DeletionVector, StoredFile, WrittenFile
 from bronze.model.stamp import RowStamp
 from bronze.model.units import KnownRows, UnitResult
 from bronze.rows.fingerprint import Fingerprints
@@ -61,19 +64,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Edit:
-    """What to commit. ``growth`` is how many live rows the table gains, less those it loses."""
+    """What to commit. ``growth`` is how many live rows the table gains, less those it loses;
+    ``vector_file`` has the deletion vectors of the change.
+    """
 
     change: Change
     inserted: int
     updated: int
     deleted: int
     growth: int
+    vector_file: WrittenFile | None = None
 
     @property
     def commit_files(self) -> tuple[WrittenFile, ...]:
         """All files that the commit needs."""
         rewritten = (new for _, new in self.change.quiet)
-        return (*self.change.added, *self.change.feed, *rewritten)
+        vectors = [self.vector_file] if self.vector_file else []
+        return (*self.change.added, *self.change.feed, *rewritten, *vectors)
 
 
 def difference_of(
@@ -148,11 +155,12 @@ def edit_table(plan: Plan, stamp: RowStamp, difference: Difference, state: State
     """
     if plan.target.settings.history:
         return (yield from _append_versions(plan, stamp, difference, state))
-    merged = yield from _merge_files(plan, stamp, difference, state.files)
+    merged = yield from _merge_files(plan, stamp, difference, state)
     failpoint.reach("merged")
     changed = [m for m in merged if m.rewritten and (m.edits or not m.file)]
     feed = [m.feed for m in changed if m.feed]
-    adopted, jobs = _insert_jobs(plan, stamp, difference.changes, merged, bool(feed))
+    has_feed = bool(feed) or any(m.fed is not None for m in changed)
+    adopted, jobs = _insert_jobs(plan, stamp, difference.changes, merged, has_feed)
     inserted: list[insert.Inserted] = yield [
         Task(insert.insert, job, plan.target.label) for job in jobs
     ]
@@ -163,13 +171,30 @@ def edit_table(plan: Plan, stamp: RowStamp, difference: Difference, state: State
     new_rows = sum(file.rows for file in adopted) + sum(result.rows for result in inserted)
     deleted = sum(m.deleted for m in merged)
     replaced = [m.old for m in changed]
+    vector_file, marked = _write_vectors(plan, changed)
+    failpoint.reach("marked")
+    quiet = _unchanged_rewrites(merged)
     return Edit(
-        Change("MERGE", added, replaced, feed, quiet=_unchanged_rewrites(merged)),
+        Change("MERGE", added, replaced, feed, quiet=quiet, marked=marked),
         inserted=new_rows,
         updated=sum(m.updated for m in merged),
         deleted=deleted,
         growth=new_rows + sum(m.revived for m in merged) - deleted,
+        vector_file=vector_file,
     )
+
+
+def _write_vectors(
+    plan: Plan, merged: Sequence[Merged]
+) -> tuple[WrittenFile | None, list[tuple[StoredFile, DeletionVector]]]:
+    """Writes the deletion vectors of files that stay in the table into one file."""
+    old = [m.old for m in merged if m.vector]
+    if not old:
+        return None, []
+    file, vectors = deletion_vectors.write(
+        plan.target.place, [m.vector for m in merged if m.vector]
+    )
+    return file, list(zip(old, vectors, strict=True))
 
 
 def _append_versions(
@@ -192,9 +217,9 @@ def _append_versions(
     appended = history.Appended((), 0, 0, 0)
     if difference.changes or deleted_rows:
         (appended,) = yield [Task(history.append, job, plan.target.label)]
-    rewritten: list[merge.Merged] = []
+    rewritten: list[Merged] = []
     if plan.contract.rewrite:
-        rewritten = yield from _merge_files(plan, stamp, Difference(()), state.files)
+        rewritten = yield from _merge_files(plan, stamp, Difference(()), state)
     failpoint.reach("inserted")
     change = Change(
         "WRITE",
@@ -207,28 +232,32 @@ def _append_versions(
 
 
 def _merge_files(
-    plan: Plan, stamp: RowStamp, difference: Difference, stored: Sequence[StoredFile]
-) -> Workflow[list[merge.Merged]]:
+    plan: Plan, stamp: RowStamp, difference: Difference, state: State
+) -> Workflow[list[Merged]]:
     """Merges a difference into each file that may hold one of its rows."""
-    tasks = _merge_tasks(plan, stamp, difference, stored)
-    merged: list[merge.Merged] = yield [Task(merge_file, task, plan.target.label) for task in tasks]
+    tasks = _merge_tasks(plan, stamp, difference, state)
+    merged: list[Merged] = yield [Task(merge_file, task, plan.target.label) for task in tasks]
     _check_row_counts(plan, merged)
     return merged
 
 
 def _merge_tasks(
-    plan: Plan, stamp: RowStamp, difference: Difference, stored: Sequence[StoredFile]
+    plan: Plan, stamp: RowStamp, difference: Difference, state: State
 ) -> Iterator[FileMerge]:
     """A task for each file that may have to be rewritten."""
     into = plan.destination(stamp)
+    stored: Sequence[StoredFile] = state.files
+    # The commit that gives the table the feature cannot use it yet.
+    uses_vectors = VECTORS in state.content.protocol.writer_features
     rewrite_all = plan.contract.rewrite
     # Only keys can be looked up by the bounds of a file: fingerprints may be of any file's rows.
     in_any_file = difference.delete_others or any(len(prints) for _, prints in difference.missing)
     if not (rewrite_all or in_any_file):
         keys = (*difference.changes, *difference.deletes)
         stored = merge.candidate_files(stored, keys, into.key, into.place)
+    vectors = plan.target.settings.deletion_vectors and uses_vectors
     for file in stored:
-        job = merge.Merge(
+        job = Merge(
             into=into,
             file=file,
             changes=difference.changes,
@@ -237,11 +266,12 @@ def _merge_tasks(
             on_delete=plan.target.settings.on_delete,
             rewrite=rewrite_all,
             doubting=plan.doubting,
+            vectors=vectors,
         )
         yield FileMerge(job, difference.missing)
 
 
-def _check_row_counts(plan: Plan, merged: Sequence[merge.Merged]) -> None:
+def _check_row_counts(plan: Plan, merged: Sequence[Merged]) -> None:
     """Checks that each rewritten file has the rows of the old one, less those that were removed.
 
     Raises:
@@ -253,8 +283,11 @@ def _check_row_counts(plan: Plan, merged: Sequence[merge.Merged]) -> None:
         # The log need not have the number of rows of a file.
         if not result.rewritten or before < 0:
             continue
+        if result.vector:
+            before = result.edits
         after = result.file.rows if result.file else 0
-        after += result.moved.height if result.moved is not None else 0
+        others = (result.moved, result.kept)
+        after += sum(frame.height for frame in others if frame is not None)
         if after != before - (result.deleted if removes else 0):
             raise Mismatch(
                 f"A file of {plan.target.name} with {before} rows was rewritten with {after} rows.",
@@ -263,7 +296,7 @@ def _check_row_counts(plan: Plan, merged: Sequence[merge.Merged]) -> None:
             )
 
 
-def _unchanged_rewrites(merged: Sequence[merge.Merged]) -> list[tuple[StoredFile, WrittenFile]]:
+def _unchanged_rewrites(merged: Sequence[Merged]) -> list[tuple[StoredFile, WrittenFile]]:
     """The files, old and new, that were rewritten without a change of their rows."""
     return [(m.old, m.file) for m in merged if m.file and not m.edits]
 
@@ -272,7 +305,7 @@ def _insert_jobs(
     plan: Plan,
     stamp: RowStamp,
     changes: Sequence[Changes],
-    merged: Sequence[merge.Merged],
+    merged: Sequence[Merged],
     feed: bool,
 ) -> tuple[list[WrittenFile], list[insert.Insert]]:
     """The staged files that become files of the table as they are, and jobs that write the other
@@ -297,8 +330,11 @@ def _insert_jobs(
     *full, last = groups
     jobs = [_insert_job(plan, stamp, group, feed) for group in full]
     moved = tuple(m.moved for m in merged if m.moved is not None)
-    if last or moved:
-        jobs.append(_insert_job(plan, stamp, last, feed, moved))
+    kept = tuple(m.kept for m in merged if m.kept is not None)
+    fed = tuple(m.fed for m in merged if m.fed is not None)
+    if last or moved or fed:
+        job = _insert_job(plan, stamp, last, feed)
+        jobs.append(replace(job, moved=moved, kept=kept, fed=fed))
     return adopted, jobs
 
 
@@ -307,13 +343,11 @@ def _insert_job(
     stamp: RowStamp,
     group: Sequence[tuple[Changes, bytes]],
     feed: bool,
-    moved: tuple[pl.DataFrame, ...] = (),
 ) -> insert.Insert:
-    """The job that writes the new rows of some changes, and rows that moved to other partitions."""
+    """The job that writes the new rows of some changes."""
     return insert.Insert(
         into=plan.destination(stamp),
         changes=tuple(change for change, _ in group),
         matched=tuple(mask for _, mask in group),
         feed=feed,
-        moved=moved,
     )

@@ -11,7 +11,7 @@ from bronze.delta.commit import Shape
 from bronze.delta.log import State
 from bronze.delta.partition import column_of
 from bronze.delta.properties import TableProperties
-from bronze.delta.schema import delta_schema
+from bronze.delta.schema import VECTORS_ENABLED, delta_schema
 from bronze.delta.statistics import SAFE
 from bronze.delta.write.history import KIND
 from bronze.errors import TableRefused
@@ -189,6 +189,7 @@ def shape_of(
         **_state_notes(context, contract, state),
         properties.RULES: scoring,
         properties.LAYOUT: delta_schema(layout),
+        **({VECTORS_ENABLED: "true"} if context.target.settings.deletion_vectors else {}),
     }
     maintenance = context.settings.maintain.properties()
     stats = _statistics_columns(context.target, contract, row_key, layout)

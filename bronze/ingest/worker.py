@@ -23,6 +23,7 @@ from bronze.anomaly.detection import score_rows
 from bronze.anomaly.samples import Trained, Training
 from bronze.delta import files, partition
 from bronze.delta.write import clustered, history, merge
+from bronze.delta.write.merge_job import Merge, Merged
 from bronze.errors import SourceUnreachable
 from bronze.ingest.enrich import enrich
 from bronze.model.files import WrittenFile
@@ -302,11 +303,11 @@ def rejected_values(
 class FileMerge:
     """A file to merge changes into; ``missing`` has fingerprints of rows that the source lacks."""
 
-    job: merge.Merge
+    job: Merge
     missing: tuple[tuple[KnownRows, Fingerprints], ...] = field(repr=False)
 
 
-def merge_file(task: FileMerge) -> merge.Merged:
+def merge_file(task: FileMerge) -> Merged:
     """Merges changes into one file.
 
     Raises:

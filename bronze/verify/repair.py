@@ -24,6 +24,7 @@ from bronze.delta.commit import Change, Shape
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
 from bronze.delta.write import merge
+from bronze.delta.write.merge_job import Merge, Merged
 from bronze.errors import BronzeError, CommitConflict, TableRefused
 from bronze.execution import executors
 from bronze.execution.executors import Task, Workflow
@@ -265,7 +266,7 @@ def _remove_rows(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
         stamp=replace(claim.context.stamp, batch_id=batch_id),
     )
     jobs = [
-        merge.Merge(
+        Merge(
             into=into,
             file=file,
             changes=(),
@@ -275,7 +276,7 @@ def _remove_rows(claim: Claim, rows: Rows, batch_id: str) -> Workflow[int]:
         )
         for file, numbers in rows.items()
     ]
-    merged: list[merge.Merged] = yield [Task(merge.merge, job, claim.label) for job in jobs]
+    merged: list[Merged] = yield [Task(merge.merge, job, claim.label) for job in jobs]
     change = Change(
         "DELETE",
         added=[one.file for one in merged if one.file and one.edits],

@@ -20,8 +20,10 @@ from deltalake import DeltaTable
 from hypothesis import HealthCheck, Phase, settings
 
 from bronze.delta import commit, files, log
+from bronze.delta.read import deletion_vectors
+from bronze.delta.schema import VECTORS_ENABLED
 from bronze.delta.statistics import SAFE
-from bronze.delta.write import insert, merge
+from bronze.delta.write import insert, merge, merge_job
 from bronze.delta.write.changes import Changes
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
@@ -123,6 +125,7 @@ class Bench:
     layout: Layout
     key: tuple[str, ...]
     dates_of: str | None = None
+    vectors: bool = False
 
     @property
     def into(self) -> Destination:
@@ -150,7 +153,8 @@ class Bench:
             assert file is not None
             made.append(file)
         change = commit.Change("WRITE", made)
-        shape = commit.Shape(self.layout, self.stats)
+        notes = ((VECTORS_ENABLED, "true"),) if self.vectors else ()
+        shape = commit.Shape(self.layout, self.stats, notes=notes)
         commit.commit(self.place, None, change, {"batch_id": BEFORE.batch_id}, shape=shape)
         return [file.path for file in made]
 
@@ -158,7 +162,7 @@ class Bench:
         self,
         changes: Sequence[Changes],
         gone: Mapping[str, Sequence[int]] | None = None,
-        on_delete: merge.OnDelete = "mark",
+        on_delete: merge_job.OnDelete = "mark",
         rewrite: bool = False,
         deletes: Sequence[Changes] = (),
         emptied: bool = False,
@@ -171,7 +175,7 @@ class Bench:
             both = (*changes, *deletes)
             found = merge.candidate_files(state.files, both, self.key, self.place)
         jobs = [
-            merge.Merge(
+            merge_job.Merge(
                 into=self.into,
                 file=file,
                 changes=tuple(changes),
@@ -180,6 +184,7 @@ class Bench:
                 delete_others=emptied,
                 on_delete=on_delete,
                 rewrite=rewrite,
+                vectors=self.vectors,
             )
             for file in found
         ]
@@ -188,20 +193,28 @@ class Bench:
         feed = [one.feed for one in rewritten if one.feed]
         masks = insert.join_masks([one.matched for one in merged], changes)
         moved = tuple(one.moved for one in merged if one.moved is not None)
+        kept = tuple(one.kept for one in merged if one.kept is not None)
+        fed = tuple(one.fed for one in merged if one.fed is not None)
         inserted = insert.insert(
             insert.Insert(
                 into=self.into,
                 changes=tuple(changes),
                 matched=masks,
-                feed=bool(feed),
+                feed=bool(feed or fed),
                 moved=moved,
+                kept=kept,
+                fed=fed,
             )
         )
         quiet = [(one.old, one.file) for one in rewritten if one.file and not one.edits]
         loud = [one for one in rewritten if one.edits or not one.file]
         added = [*(one.file for one in loud if one.file), *inserted.files]
         feed += inserted.feed
-        change = commit.Change("MERGE", added, [one.old for one in loud], feed, quiet=quiet)
+        old = [one.old for one in loud]
+        marked = [one for one in loud if one.vector]
+        _, made = deletion_vectors.write(self.place, [one.vector for one in marked if one.vector])
+        pairs = [(one.old, vector) for one, vector in zip(marked, made, strict=True)]
+        change = commit.Change("MERGE", added, old, feed, quiet=quiet, marked=pairs)
         version = commit.commit(self.place, state, change, {"batch_id": NOW.batch_id})
         return Landed(version, [file.path for file in found], merged, inserted, feed)
 
@@ -233,7 +246,7 @@ class Landed:
 
     version: int
     looked: list[str]
-    merged: list[merge.Merged]
+    merged: list[merge_job.Merged]
     inserted: insert.Inserted
     feed: list[WrittenFile]
 

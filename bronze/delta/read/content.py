@@ -69,6 +69,13 @@ class LogContent(Protocol):
     def paths(self) -> Sequence[str]:
         """The paths of all data files and deletion vectors, as the log has them."""
 
+    def add_of(self, file: StoredFile) -> Mapping[str, Any]:
+        """The ``add`` action of one of the files.
+
+        Raises:
+            LookupError: it is not known; it is for tables with deletion vectors.
+        """
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -121,6 +128,10 @@ class Opened:
         """The paths of all data files."""
         adds: Any = self.table.get_add_actions(flatten=False)
         return [str(path) for path in adds["path"].to_pylist()]
+
+    def add_of(self, file: StoredFile) -> Mapping[str, Any]:
+        """Deltalake does not have it."""
+        raise LookupError(file.path)
 
 
 def opened(place: Place, version: int | None = None) -> Opened:

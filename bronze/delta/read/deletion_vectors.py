@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import numpy as np
 import numpy.typing as npt
 from obstore.exceptions import BaseError
 
 from bronze.delta import store
-from bronze.model.files import DeletionVector
+from bronze.model.files import DeletionVector, WrittenFile
 from bronze.model.locations import Place
-
-FEATURE = "deletionVectors"
-"""The feature of readers and writers that tables with deletion vectors have."""
 
 Numbers = npt.NDArray[np.int64]
 
@@ -32,7 +29,7 @@ _FILE_VERSION = 1
 # Z85 (ZeroMQ RFC 32), whose digits base64.b85decode has in another order.
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 _B85 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
-_DECODING = str.maketrans(_Z85, _B85)
+_DECODING, _ENCODING = str.maketrans(_Z85, _B85), str.maketrans(_B85, _Z85)
 _UUID_LENGTH = 20
 
 
@@ -105,6 +102,32 @@ def deleted_rows(place: Place, vector: DeletionVector) -> Numbers:
         reason = f"is not a deletion vector: {error}"
         raise store.damage_error(place, path or "of the log with a vector", reason) from None
     return rows
+
+
+def bitmap_of(rows: Numbers) -> bytes:
+    """The bitmap of the numbers of some rows, in the portable format."""
+    from pyroaring import BitMap64
+
+    return _MAGIC.to_bytes(4, "little") + bytes(BitMap64(rows.tolist()).serialize())
+
+
+def write(
+    place: Place, bitmaps: Sequence[tuple[bytes, int]]
+) -> tuple[WrittenFile, list[DeletionVector]]:
+    """Writes some bitmaps, each with the number of its rows, into one file of the table.
+
+    Raises:
+        LakeError, LakeUnreachable: it cannot be written.
+    """
+    name, content, vectors = uuid4(), bytearray((_FILE_VERSION,)), []
+    for bitmap, cardinality in bitmaps:
+        location = base64.b85encode(name.bytes).decode().translate(_ENCODING)
+        vectors.append(DeletionVector("u", location, len(content), len(bitmap), cardinality))
+        content += len(bitmap).to_bytes(4) + bitmap + zlib.crc32(bitmap).to_bytes(4)
+    path = f"deletion_vector_{name}.bin"
+    with store.writer(place, path) as output:
+        output.write(bytes(content))
+    return WrittenFile(path, len(content), 0, ""), vectors
 
 
 def _content(place: Place, path: str, vector: DeletionVector) -> bytes:

@@ -28,7 +28,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from bronze.delta import store
 from bronze.delta.read import deletion_vectors
 from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened, widest
-from bronze.delta.schema import NTZ, kinds
+from bronze.delta.schema import NTZ, VECTORS, kinds
 from bronze.delta.statistics import SAFE
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
@@ -111,7 +111,7 @@ class Replayed:
             # They make deltalake overflow the stack, which ends the process.
             raise ValueError("the statistics of a file are nested too deeply") from None
         except _UNUSUAL:
-            if deletion_vectors.FEATURE in self.protocol.reader_features:
+            if VECTORS in self.protocol.reader_features:
                 raise
             return opened(self.place, self.version).files()
 
@@ -120,6 +120,18 @@ class Replayed:
         vectors = filter(None, map(deletion_vectors.vector_of, self.adds))
         files = filter(None, map(deletion_vectors.path_of, vectors))
         return [*(add["path"] for add in self.adds), *files]
+
+    def add_of(self, file: StoredFile) -> Mapping[str, Any]:
+        """The ``add`` action of one of the files.
+
+        Raises:
+            LookupError: there is no such file.
+        """
+        vector_of = deletion_vectors.vector_of
+        for add in self.adds:
+            if add["path"] == file.path and vector_of(add) == file.vector:
+                return add
+        raise LookupError(file.path)
 
     def is_latest(self) -> bool:
         """Whether this is certain to be the present content, by one listing of the last entries.
@@ -149,7 +161,7 @@ def content_of(place: Place, version: int | None = None) -> LogContent:
         return _replayed(place, version)
     except _UNUSUAL:
         content = opened(place, version)
-    if deletion_vectors.FEATURE not in content.protocol.reader_features:
+    if VECTORS not in content.protocol.reader_features:
         return content
     # deltalake does not say which rows of which file are deleted.
     try:
@@ -328,8 +340,7 @@ def _is_plain(protocol: TableProtocol) -> bool:
     too, as these are parts of the actions.
     """
     return protocol.reader == 1 or (
-        protocol.reader == _NAMED_FEATURES
-        and protocol.reader_features <= {NTZ, deletion_vectors.FEATURE}
+        protocol.reader == _NAMED_FEATURES and protocol.reader_features <= {NTZ, VECTORS}
     )
 
 

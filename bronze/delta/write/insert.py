@@ -20,9 +20,10 @@ from bronze.model.locations import Destination
 @dataclass(frozen=True)
 class Insert:
     """The rows to add to the table ``into``: the rows of each change with keys that no file has,
-    and the rows that ``moved`` from another partition.
+    and the rows that ``moved`` from another partition; with ``kept`` and ``fed`` of
+    `bronze.delta.write.merge_job.Merged`.
 
-    ``matched`` are masks as in `bronze.delta.write.merge.Merged`, joined over all files. With
+    ``matched`` are masks as in `bronze.delta.write.merge_job.Merged`, joined over all files. With
     ``feed`` the rows are also written to the change data feed, where the commit has one.
     """
 
@@ -31,6 +32,8 @@ class Insert:
     matched: tuple[bytes, ...] = field(repr=False)
     feed: bool = True
     moved: tuple[pl.DataFrame, ...] = field(default=(), repr=False)
+    kept: tuple[pl.DataFrame, ...] = field(default=(), repr=False)
+    fed: tuple[pl.DataFrame, ...] = field(default=(), repr=False)
 
     @cached_property
     def lines(self) -> tuple[npt.NDArray[np.int64], ...]:
@@ -43,7 +46,7 @@ class Insert:
 
 @dataclass(frozen=True)
 class Inserted:
-    """What an `Insert` wrote; ``rows`` is the number of new rows, without the moved ones."""
+    """What an `Insert` wrote; ``rows`` is the number of new rows, without those of the table."""
 
     rows: int
     files: tuple[WrittenFile, ...]
@@ -51,7 +54,7 @@ class Inserted:
 
 
 def unmatched_lines(mask: bytes, height: int) -> npt.NDArray[np.int64]:
-    """The lines of changes that are not in a mask of `bronze.delta.write.merge.Merged`."""
+    """The lines of changes that are not in a mask of `bronze.delta.write.merge_job.Merged`."""
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=height)
     return np.flatnonzero(bits == 0)
 
@@ -86,6 +89,8 @@ def insert(job: Insert) -> Inserted:
         for rows in job.moved:
             data_buffer.add(rows)
             feed_buffer.add(feed_rows(rows, "update_postimage"))
+        data_buffer.add(*job.kept)
+        feed_buffer.add(*job.fed)
         data_buffer.flush()
         feed_buffer.flush()
     return Inserted(sum(map(len, job.lines)), tuple(output.files), tuple(feed.files))

@@ -1,18 +1,16 @@
 """Merge: replaces stored rows by changed ones, in the files that have their keys.
 
 Each file of the table that may have a changed key is a job of its own: its keys are joined with
-those of the changes, and only if rows differ the file is rewritten, in its old row order. The job
-also writes the change data feed (``cdc`` files, as in the Delta protocol): the images of a row
-before and after an update, and deleted rows. `bronze.delta.write.insert` then inserts the changes
-with keys that no file has, and `bronze.delta.commit` makes all of it visible in one commit.
+those of the changes, and only if rows differ the file is rewritten, in its old row order; or, where
+the table has deletion vectors and few rows differ, these are deleted by one, and written elsewhere.
+The job also writes the change data feed (``cdc`` files, as in the Delta protocol): the images of a
+row before and after an update, and deleted rows. `bronze.delta.write.insert` then inserts the
+changes with keys that no file has, and `bronze.delta.commit` makes all of it visible in one commit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,77 +20,23 @@ import pyarrow.parquet as pq
 
 from bronze import portion
 from bronze.delta import files
-from bronze.delta.partition import column_of, dated
+from bronze.delta.read import deletion_vectors
 from bronze.delta.write import changes as changing
-from bronze.delta.write.changes import (
-    Changes,
-    RowGroupBuffer,
-    Rows,
-    feed_rows,
-    height,
-    join_frames,
-    mark_deleted,
-    read,
-    select_rows,
-)
-from bronze.model.files import StoredFile, WrittenFile
-from bronze.model.locations import Destination, Place
+from bronze.delta.write import row_edits
+from bronze.delta.write.changes import Changes, RowGroupBuffer, Rows, height, read
+from bronze.delta.write.merge_job import Merge, Merged
+from bronze.delta.write.row_edits import EDITS, LINE, ROW, SOURCE
+from bronze.model.files import StoredFile
+from bronze.model.locations import Place
 from bronze.model.units import DELETED
 
-OnDelete = Literal["mark", "remove"]
 # The number of keys from which the keys of changes are joined with those of a file.
 _KEYS_PER_JOIN = 2_000_000
-# The number of a row in its file, and of its change: which of the changes, and the line in it.
-_ROW, _SOURCE, _LINE = "\0row", "\0source", "\0line"
-# Up to this many rows of a row group are replaced without copying the others.
-_MAX_SLICED = 100
-
-
-@dataclass(frozen=True)
-class Merge:
-    """The changes to merge into one file of the table ``into``.
-
-    Deleted in the source are the rows with the numbers ``gone`` and with the keys ``deletes``; with
-    ``delete_others`` also all rows that are not among the changes. ``rewrite`` rewrites the file
-    even if none of its rows changes, as its columns changed. With ``doubting``, equal row hashes do
-    not prove equal values: every row with a change is replaced.
-    """
-
-    into: Destination
-    file: StoredFile
-    changes: tuple[Changes, ...] = field(repr=False)
-    gone: npt.NDArray[np.int64] | None = field(default=None, repr=False)
-    deletes: tuple[Changes, ...] = field(default=(), repr=False)
-    delete_others: bool = False
-    on_delete: OnDelete = "mark"
-    rewrite: bool = False
-    doubting: bool = False
-
-
-@dataclass(frozen=True)
-class Merged:
-    """The result of merging into one file.
-
-    ``matched`` has a mask for each of the changes: its rows with keys that the file has. ``file``
-    is None where nothing changed, or (with ``rewritten``) where no row is left. ``moved`` are
-    updated rows that now belong to another partition; ``revived`` is the number of updated rows
-    that were not live before.
-    """
-
-    old: StoredFile
-    matched: tuple[bytes, ...] = field(repr=False)
-    rewritten: bool = False
-    file: WrittenFile | None = None
-    feed: WrittenFile | None = None
-    updated: int = 0
-    deleted: int = 0
-    moved: pl.DataFrame | None = field(default=None, repr=False)
-    revived: int = 0
-
-    @property
-    def edits(self) -> int:
-        """The number of rows that were updated or deleted."""
-        return self.updated + self.deleted
+# A smaller file is rewritten rather than given a deletion vector, and so is one of whose rows this
+# share would be deleted: readers would go on reading them.
+_SMALLEST_FILE, _MOST_DELETED = 2**20, 0.2
+# Up to this many changed rows of a file, and bytes, are written with those of other files.
+_FEW, _FEW_BYTES = 1_000, 2**20
 
 
 def candidate_files(
@@ -131,12 +75,25 @@ def merge(job: Merge) -> Merged:
     parquet = files.open_parquet(job.into.place, job.file)
     matches = _matches(job, parquet, job.changes)
     matched = tuple(
-        _mask(matches.filter(pl.col(_SOURCE) == i)[_LINE], height(change))
+        _mask(matches.filter(pl.col(SOURCE) == i)[LINE], height(change))
         for i, change in enumerate(job.changes)
     )
     edits, revived = _effective_edits(job, parquet, matches)
     if not edits.height and not job.rewrite:
         return Merged(job.file, matched)
+    if _can_stay(job, parquet, edits):
+        return _mark(job, parquet, matched, edits, revived)
+    return _rewrite(job, parquet, matched, edits, revived)
+
+
+def _rewrite(
+    job: Merge,
+    parquet: pq.ParquetFile,
+    matched: tuple[bytes, ...],
+    edits: pl.DataFrame,
+    revived: int,
+) -> Merged:
+    """Writes the file again, with its edits."""
     batch, partition = job.into.stamp.batch_id, job.file.partition
     cluster = files.cluster_of(job.file.path)
     # Updates leave the rows in place, so the file stays in its cluster.
@@ -149,14 +106,17 @@ def merge(job: Merge) -> Merged:
     ):
         feed_buffer = RowGroupBuffer(feed.add)
         for start, table in _file_parts(job, parquet):
-            in_part = edits.filter(pl.col(_ROW).is_between(start, start + table.num_rows - 1))
-            in_part = in_part.with_columns(pl.col(_ROW) - start)
-            for rows, few in _split_by_size(table, in_part, weights):
-                output.add(_apply_edits(job, rows, few, feed_buffer, moved) if few.height else rows)
+            in_part = _edits_of(edits, start, table)
+            for rows, few in row_edits.split_by_size(table, in_part, weights):
+                output.add(
+                    row_edits.apply_edits(job, rows, few, feed_buffer, moved)
+                    if few.height
+                    else rows
+                )
             # Frees their memory before the next rows are read.
             del table, rows
         feed_buffer.flush()
-    updated = int((edits[_LINE].is_not_null()).sum())
+    updated = _count_updates(edits)
     return Merged(
         job.file,
         matched,
@@ -170,37 +130,115 @@ def merge(job: Merge) -> Merged:
     )
 
 
+def _can_stay(job: Merge, parquet: pq.ParquetFile, edits: pl.DataFrame) -> bool:
+    """Whether the file keeps its rows, and a deletion vector deletes those that are edited."""
+    if not job.vectors or job.rewrite or job.file.size < _SMALLEST_FILE or job.file.rows < 0:
+        return False
+    stored = parquet.metadata.num_rows
+    deleted = stored - sum(files.row_counts(parquet)) + edits.height
+    return bool(deleted <= stored * _MOST_DELETED)
+
+
+def _mark(
+    job: Merge,
+    parquet: pq.ParquetFile,
+    matched: tuple[bytes, ...],
+    edits: pl.DataFrame,
+    revived: int,
+) -> Merged:
+    """Deletes the edited rows by a deletion vector, and writes what they are now, or returns it."""
+    batch, partition = job.into.stamp.batch_id, job.file.partition
+    moved: list[pl.DataFrame] = []
+    kept: list[pl.DataFrame] = []
+    fed: list[pl.DataFrame] = []
+    weights = [changing.weights(job.into.place, change) for change in job.changes]
+    is_small = edits.height <= _FEW and edits.height * _width(parquet) <= _FEW_BYTES
+    ends = np.cumsum(files.row_counts(parquet))
+    groups = np.unique(np.searchsorted(ends, edits[ROW].to_numpy(), side="right")).tolist()
+    with (
+        files.data(job.into.place, batch, job.into.stats, partition) as output,
+        files.feed(job.into.place, batch, partition) as feed,
+    ):
+        buffer = RowGroupBuffer(kept.append if is_small else output.add)
+        feed_buffer = RowGroupBuffer(fed.append if is_small else feed.add)
+        for start, table in _file_parts(job, parquet, None, groups):
+            in_part = _edits_of(edits, start, table)
+            if not in_part.height:
+                continue
+            edited = row_edits.take_rows(table, in_part[ROW].to_numpy())
+            del table
+            numbered = in_part.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias(ROW))
+            for rows, few in row_edits.split_by_size(edited, numbered, weights):
+                now = row_edits.apply_edits(job, rows, few, feed_buffer, moved)
+                buffer.add(*([pl.DataFrame(now)] if now.num_rows else []))
+        buffer.flush()
+        feed_buffer.flush()
+    updated = _count_updates(edits)
+    deleted = files.all_deleted(parquet, edits[ROW].to_numpy())
+    return Merged(
+        job.file,
+        matched,
+        rewritten=True,
+        file=output.file,
+        feed=feed.file,
+        updated=updated,
+        deleted=edits.height - updated,
+        moved=pl.concat(moved) if moved else None,
+        revived=revived,
+        vector=(deletion_vectors.bitmap_of(deleted), len(deleted)),
+        kept=pl.concat(kept) if kept else None,
+        fed=pl.concat(fed) if fed else None,
+    )
+
+
+def _width(parquet: pq.ParquetFile) -> float:
+    """The bytes of a row, uncompressed."""
+    groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+    size = sum(int(group.total_byte_size) for group in groups)
+    return size / max(1, int(parquet.metadata.num_rows))
+
+
+def _edits_of(edits: pl.DataFrame, start: int, table: pa.Table) -> pl.DataFrame:
+    """The edits of a part of the file, with the numbers of its rows."""
+    in_part = edits.filter(pl.col(ROW).is_between(start, start + table.num_rows - 1))
+    return in_part.with_columns(pl.col(ROW) - start)
+
+
+def _count_updates(edits: pl.DataFrame) -> int:
+    return int(edits[LINE].is_not_null().sum())
+
+
 def _file_parts(
-    job: Merge, parquet: pq.ParquetFile, columns: Sequence[str] | None = None
+    job: Merge,
+    parquet: pq.ParquetFile,
+    columns: Sequence[str] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, pa.Table]]:
-    return files.parts(parquet, job.into.columns, columns, None, dict(job.file.partition))
+    return files.parts(parquet, job.into.columns, columns, groups, dict(job.file.partition))
 
 
 def _matches(job: Merge, parquet: pq.ParquetFile, changes: Sequence[Changes]) -> pl.DataFrame:
     """The rows of the file with a key of the changes: row number, change and line of each."""
-    nothing = pl.DataFrame(schema=_EDITS)
+    nothing = pl.DataFrame(schema=EDITS)
     if not changes:
         return nothing
     parts = [pl.DataFrame(table) for _, table in _file_parts(job, parquet, job.into.key)]
     if not parts:
         return nothing
-    stored = pl.concat(parts).with_row_index(_ROW)
+    stored = pl.concat(parts).with_row_index(ROW)
     matches = [nothing]
     for keys in _key_batches(job, changes):
         joined = portion.join(stored, keys, job.into.key, "inner")
-        matches.append(joined.select(pl.col(n).cast(t) for n, t in _EDITS.items()))
-    return pl.concat(matches).sort(_ROW)
-
-
-_EDITS: dict[str, Any] = {_ROW: pl.Int64, _SOURCE: pl.Int64, _LINE: pl.Int64}
+        matches.append(joined.select(pl.col(n).cast(t) for n, t in EDITS.items()))
+    return pl.concat(matches).sort(ROW)
 
 
 def _key_batches(job: Merge, changes: Sequence[Changes]) -> Iterator[pl.DataFrame]:
     """The keys of the changes with the number of the change and the line, in portions."""
     frames: list[pl.DataFrame] = []
     for source, change in enumerate(changes):
-        keys = read(job.into.place, change, job.into.key).with_row_index(_LINE)
-        frames.append(keys.with_columns(pl.lit(source, pl.Int64).alias(_SOURCE)))
+        keys = read(job.into.place, change, job.into.key).with_row_index(LINE)
+        frames.append(keys.with_columns(pl.lit(source, pl.Int64).alias(SOURCE)))
         if sum(frame.height for frame in frames) >= _KEYS_PER_JOIN:
             yield pl.concat(frames)
             frames = []
@@ -213,10 +251,10 @@ def _effective_edits(
 ) -> tuple[pl.DataFrame, int]:
     """The rows to replace (with change and line) and to delete; how many of them become live."""
     revived = 0
-    edits = [pl.DataFrame(schema=_EDITS)]
+    edits = [pl.DataFrame(schema=EDITS)]
     if matches.height:
-        hashes = _changed_rows(job, matches, ["row_hash"])["row_hash"]
-        old = _stored_rows(job, parquet, matches[_ROW], ["row_hash", "record_status"])
+        hashes = row_edits.changed_rows(job, matches, ["row_hash"])["row_hash"]
+        old = _stored_rows(job, parquet, matches[ROW], ["row_hash", "record_status"])
         live = old["record_status"].ne_missing(DELETED)
         live &= old["row_hash"].is_not_null() | job.doubting
         same = (old["row_hash"] == hashes) & live & (not job.doubting)
@@ -224,27 +262,27 @@ def _effective_edits(
         edits.append(matches.filter(~same.fill_null(False)))
     deleted = _deleted_rows(job, parquet)
     if len(deleted):
-        gone = pl.DataFrame({_ROW: deleted}).cast(pl.Int64)
-        gone = gone.join(matches, on=_ROW, how="anti")
+        gone = pl.DataFrame({ROW: deleted}).cast(pl.Int64)
+        gone = gone.join(matches, on=ROW, how="anti")
         edits.append(
-            gone.with_columns(pl.lit(None).alias(_SOURCE), pl.lit(None).alias(_LINE)).select(
-                pl.col(name).cast(kind) for name, kind in _EDITS.items()
+            gone.with_columns(pl.lit(None).alias(SOURCE), pl.lit(None).alias(LINE)).select(
+                pl.col(name).cast(kind) for name, kind in EDITS.items()
             )
         )
-    return pl.concat(edits).sort(_ROW), revived
+    return pl.concat(edits).sort(ROW), revived
 
 
 def _deleted_rows(job: Merge, parquet: pq.ParquetFile) -> Rows:
     """The numbers of the live rows that were deleted in the source."""
     deleted = [] if job.gone is None else [job.gone]
     if job.deletes and not job.delete_others:
-        rows = _matches(job, parquet, job.deletes)[_ROW].unique().sort()
+        rows = _matches(job, parquet, job.deletes)[ROW].unique().sort()
         if len(rows):
             deleted.append(rows.to_numpy()[_live(_stored_rows(job, parquet, rows, _STATUS))])
     if job.delete_others:
         parts = _file_parts(job, parquet, _STATUS)
         deleted += [start + np.flatnonzero(_live(pl.DataFrame(table))) for start, table in parts]
-    return np.unique(_join_numbers(deleted))
+    return np.unique(row_edits.join_numbers(deleted))
 
 
 _STATUS = ["record_status"]
@@ -261,7 +299,9 @@ def _stored_rows(
     """Some columns of some rows (sorted numbers) of the file."""
     numbers = rows.to_numpy()
     frames = []
-    for start, table in _file_parts(job, parquet, columns):
+    ends = np.cumsum(files.row_counts(parquet))
+    groups = np.unique(np.searchsorted(ends, numbers, side="right")).tolist()
+    for start, table in _file_parts(job, parquet, columns, groups):
         inside = numbers[(numbers >= start) & (numbers < start + table.num_rows)]
         if len(inside):
             frames.append(pl.DataFrame(table)[inside - start])
@@ -269,122 +309,7 @@ def _stored_rows(
     return selected
 
 
-def _split_by_size(
-    table: pa.Table, edits: pl.DataFrame, weights: Sequence[changing.Weights]
-) -> Iterator[tuple[pa.Table, pl.DataFrame]]:
-    """Splits a row group and its edits where the new rows are too large for the memory."""
-    sizes = np.zeros(edits.height)
-    for source, row_sizes in enumerate(weights):
-        chosen = (edits[_SOURCE] == source).fill_null(False)
-        sizes[chosen.to_numpy()] = row_sizes[edits[_LINE].filter(chosen).to_numpy()]
-    runs = (np.cumsum(sizes) - sizes) // changing.BYTES
-    starts = np.flatnonzero(np.diff(runs)) + 1
-    rows = edits[_ROW].to_numpy()
-    bounds = [0, *starts.tolist(), edits.height]
-    lows = [0, *rows[starts].tolist(), table.num_rows]
-    for i, (low, high) in enumerate(pairwise(lows)):
-        few = edits[bounds[i] : bounds[i + 1]].with_columns(pl.col(_ROW) - low)
-        yield table.slice(low, high - low), few
-
-
-def _apply_edits(
-    job: Merge,
-    table: pa.Table,
-    edits: pl.DataFrame,
-    feed: RowGroupBuffer,
-    moved: list[pl.DataFrame],
-) -> pa.Table:
-    """Applies edits to a row group, and writes them to the change data feed."""
-    updates = edits.filter(pl.col(_LINE).is_not_null())
-    gone = edits.filter(pl.col(_LINE).is_null())[_ROW].to_numpy()
-    rows, after, removed = [], [], []
-    if updates.height:
-        before = pl.DataFrame(_take_rows(table, updates[_ROW].to_numpy()))
-        dates_of = job.into.dates_of
-        stored = before.select("load_timestamp", *([column_of(dates_of)] if dates_of else []))
-        names = before.columns
-        feed.add(feed_rows(before, "update_preimage"))
-        # Large rows are not kept in memory longer than needed.
-        del before
-        new = _changed_rows(job, updates, names)
-        first = stored["load_timestamp"]
-        if job.doubting:
-            # A load time that is missing, or later than the row's own update, is wrong.
-            wrong = (first > new["load_timestamp"]).fill_null(True)
-            first = first.set(wrong, None).fill_null(new["load_timestamp"])
-        new.replace_column(new.get_column_index("load_timestamp"), first)
-        stays = np.ones(new.height, np.bool_)
-        if job.into.dates_of:
-            new = dated(new, job.into.dates_of)
-            date = column_of(job.into.dates_of)
-            stays = new[date].eq_missing(stored[date]).to_numpy()
-        if not stays.all():
-            moved += [new.filter(~stays)]
-            new = new.filter(stays)
-        feed.add(feed_rows(new, "update_postimage"))
-        rows.append(updates[_ROW].to_numpy()[stays])
-        removed.append(updates[_ROW].to_numpy()[~stays])
-        after.append(new)
-        del new
-    if len(gone):
-        before = pl.DataFrame(_take_rows(table, gone))
-        if job.on_delete == "remove":
-            feed.add(feed_rows(before, "delete"))
-            removed.append(gone)
-        else:
-            new = mark_deleted(before, job.into.stamp)
-            feed.add(feed_rows(before, "update_preimage"))
-            feed.add(feed_rows(new, "update_postimage"))
-            rows.append(gone)
-            after.append(new)
-    changed = join_frames(after) if after else pl.DataFrame(table.slice(0, 0))
-    after.clear()
-    arrow = changed.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(table.schema)
-    return _replace_rows(table, _join_numbers(rows), arrow, _join_numbers(removed))
-
-
-def _take_rows(table: pa.Table, rows: Rows) -> pa.Table:
-    return table if len(rows) == table.num_rows else table.take(pl.Series(rows).to_arrow())
-
-
-def _join_numbers(rows: Sequence[Rows]) -> Rows:
-    return np.concatenate([np.empty(0, np.int64), *rows])
-
-
-def _replace_rows(table: pa.Table, rows: Rows, changed: pa.Table, removed: Rows) -> pa.Table:
-    """Replaces some rows of a table, and removes others."""
-    if len(rows) + len(removed) > _MAX_SLICED:
-        order = np.arange(table.num_rows)
-        order[rows] = table.num_rows + np.arange(len(rows))
-        both = pl.concat([pl.DataFrame(table), pl.DataFrame(changed)])
-        mixed = both[np.delete(order, removed)]
-        return mixed.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(table.schema)
-    # Slices copy nothing.
-    new = {int(row): changed.slice(i, 1) for i, row in enumerate(rows)}
-    pieces, start = [], 0
-    for row in np.sort(np.concatenate([rows, removed])).tolist():
-        pieces.append(table.slice(start, row - start))
-        pieces += [new[row]] if row in new else []
-        start = row + 1
-    return pa.concat_tables([*pieces, table.slice(start)])
-
-
 def _mask(lines: pl.Series, height: int) -> bytes:
     mask = np.zeros(height, np.bool_)
     mask[lines.to_numpy()] = True
     return np.packbits(mask).tobytes()
-
-
-def _changed_rows(job: Merge, edits: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """Some columns of the changed row of each of the ``edits``, in their order."""
-    layout = [(name, kind) for name, kind in job.into.columns if name in columns]
-    frames, order = [], []
-    for source in edits[_SOURCE].unique(maintain_order=True):
-        positions = np.flatnonzero((edits[_SOURCE] == source).to_numpy())
-        lines = edits[_LINE].to_numpy()[positions]
-        sequence = np.argsort(lines)
-        frames.append(select_rows(job.into.place, job.changes[source], lines[sequence], layout))
-        order.append(positions[sequence])
-    if len(frames) == 1 and (np.diff(order[0]) > 0).all():
-        return frames[0]
-    return pl.concat(frames)[np.argsort(np.concatenate(order))]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from bronze import portion
 from bronze.delta import files
 from bronze.delta.write import changes as changing
-from bronze.delta.write import insert, merge
+from bronze.delta.write import insert, merge, merge_job, row_edits
 from bronze.delta.write.changes import Changes
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
@@ -99,7 +99,7 @@ class Case:
     new: list[Row]
     chunks: list[tuple[list[int], int]]
     gone: set[int]
-    on_delete: merge.OnDelete
+    on_delete: merge_job.OnDelete
     seams: dict[str, int]
 
 
@@ -167,7 +167,7 @@ def cases(draw: st.DrawFn) -> Case:
 _places = itertools.count()
 
 _LIMITED = {
-    "_MAX_SLICED": [merge],
+    "_MAX_SLICED": [row_edits],
     "_KEYS_PER_JOIN": [merge],
     "GROUP": [changing],
     "BYTES": [changing],
@@ -395,7 +395,7 @@ def test_a_changed_row_is_not_a_deleted_one(bench: Bench) -> None:
 )
 @pytest.mark.parametrize("on_delete", ["mark", "remove"])
 def test_few_and_many_edits_of_a_row_group_do_the_same(
-    bench: Bench, edits: int, on_delete: merge.OnDelete
+    bench: Bench, edits: int, on_delete: merge_job.OnDelete
 ) -> None:
     """Whichever way rows are put together, a row group keeps its order, and others their bytes."""
     rows = [plain(i, f"t{i}") for i in range(900)]
@@ -439,7 +439,7 @@ def test_a_file_is_rewritten_for_its_columns_alone(bench: Bench) -> None:
         *METADATA_COLUMNS,
     )
     into = Destination(bench.place, layout, ("id",), ("id",), NOW)
-    job = merge.Merge(into, bench.state.files[0], (), rewrite=True)
+    job = merge_job.Merge(into, bench.state.files[0], (), rewrite=True)
     made = merge.merge(job)
     assert made.rewritten
     assert (made.updated, made.deleted, made.feed, made.matched) == (0, 0, None, ())
@@ -485,7 +485,7 @@ def test_a_job_is_a_value(bench: Bench) -> None:
     bench.create([[[plain(1), plain(2)]]])
     state = bench.state
     changes = (frame(PLAIN, [plain(2, "b", NOW)]),)
-    job = merge.Merge(
+    job = merge_job.Merge(
         Destination(bench.place, PLAIN, ("id",), ("id",), NOW), state.files[0], changes
     )
     one, two = merge.merge(job), merge.merge(dataclasses.replace(job))

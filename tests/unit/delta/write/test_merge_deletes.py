@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from bronze.delta.write import merge
+from bronze.delta.write import merge_job
 from bronze.model.units import DELETED
 from tests.support.merging import (
     BEFORE,
@@ -57,7 +57,7 @@ def held_to(
 
 @pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("on_delete", ["mark", "remove"])
-def test_rows_are_deleted_by_key(bench: Bench, on_delete: merge.OnDelete, staged: bool) -> None:
+def test_rows_are_deleted_by_key(bench: Bench, on_delete: merge_job.OnDelete, staged: bool) -> None:
     """Live rows are marked or removed, in whatever file; no other row and no other file changes.
 
     Rows that are marked already are left as they are, keys that are not there are no matter, and
@@ -112,7 +112,7 @@ def test_deletes_beside_updates(bench: Bench, staged: bool) -> None:
 
 @pytest.mark.parametrize("on_delete", ["mark", "remove"])
 @pytest.mark.parametrize("changed", [False, True])
-def test_all_rows_are_deleted(bench: Bench, on_delete: merge.OnDelete, changed: bool) -> None:
+def test_all_rows_are_deleted(bench: Bench, on_delete: merge_job.OnDelete, changed: bool) -> None:
     """An emptied table has those rows only that have come since, as they were if they are equal."""
     rows = [plain(number) for number in range(5)] + [plain(5, record_status=DELETED)]
     rows += [plain(6, record_status=DELETED)]

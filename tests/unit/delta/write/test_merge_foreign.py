@@ -15,7 +15,7 @@ from deltalake import write_deltalake
 from bronze import portion
 from bronze.delta import files
 from bronze.delta.write import changes as changing
-from bronze.delta.write import merge
+from bronze.delta.write import merge_job
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 from bronze.model.units import ACTIVE, DELETED
@@ -107,7 +107,7 @@ def test_a_large_row_group_of_another_writer_is_read_in_parts(
 
 @pytest.mark.parametrize("on_delete", ["mark", "remove"])
 def test_rows_that_become_large_are_replaced_a_few_at_a_time(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, on_delete: merge.OnDelete
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, on_delete: merge_job.OnDelete
 ) -> None:
     """A row group whose new rows are too large to be there at once becomes several, in its order,
     whatever else happens to its rows.

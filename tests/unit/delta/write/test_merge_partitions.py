@@ -10,7 +10,6 @@ import pytest
 from deltalake import write_deltalake
 
 from bronze.delta import commit
-from bronze.delta.write import merge
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 from tests.support.merging import (
@@ -70,7 +69,7 @@ def test_a_row_moves_with_its_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     """A row whose date changes leaves its partition for the other, as one update of the feed."""
-    monkeypatch.setattr(merge, "_MAX_SLICED", few)
+    monkeypatch.setattr(row_edits, "_MAX_SLICED", few)
     bench = Bench(Place(str(tmp_path / "t")), DATED, ("id",), "at")
     shape = commit.Shape(DATED, ("id",), partition="at_date")
     commit.commit(bench.place, None, commit.Change("WRITE"), {}, shape=shape)
