@@ -4,7 +4,8 @@ The table is like ``bz_order_details``, its keys in order, a file for each milli
 changes lie ready in a Parquet file, so that no source is measured. ``plain`` is
 ``DeltaTable.merge`` on equal keys, as its documentation shows it; ``bounded`` also gives it the
 range of the changed keys as literals, and ``streamed_exec=False``, without which it skips no file.
-All three update where row_hash differs and insert what is new, with a change data feed.
+``vectors`` is bronze with ``deletion_vectors = true``. All update where row_hash differs and insert
+what is new, with a change data feed. Bytes are of all files but the log's; CPU is the process's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -32,6 +34,8 @@ from rich.table import Table
 from bronze.delta import commit, files, log
 from bronze.delta.commit import Change, Shape
 from bronze.delta.positions import Position
+from bronze.delta.read import deletion_vectors
+from bronze.delta.schema import VECTORS_ENABLED
 from bronze.delta.write import insert, merge, merge_job
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
@@ -53,7 +57,7 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("updated_at", DeltaType("timestamp")),
 )
 SHAPE = Shape((*COLUMNS, *METADATA_COLUMNS), (KEY,))
-CONTESTANTS = ("bronze", "bounded", "plain")
+CONTESTANTS = ("bronze", "vectors", "bounded", "plain")
 _GROUP = 33_000
 _FILE = 1_000_000
 _LEAST = 2 * _FILE
@@ -111,7 +115,14 @@ def keys(what: str, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.sort(dice.choice(count, many, replace=False) + 1)
 
 
-def bronze(folder: Path, changes: Path) -> None:
+def enable_vectors(folder: Path) -> None:
+    """Gives the table the feature, as the run does in which it is first asked for."""
+    place = Place(str(folder))
+    shape = replace(SHAPE, notes=((VECTORS_ENABLED, "true"),))
+    commit.commit(place, log.read(place), Change("WRITE"), {}, shape=shape)
+
+
+def bronze(folder: Path, changes: Path, vectors: bool = False) -> None:
     """Our own way."""
     place = Place(str(folder))
     frame = pl.read_parquet(changes)
@@ -120,17 +131,22 @@ def bronze(folder: Path, changes: Path) -> None:
     stamp = RowStamp(_BATCH.format(1), dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "bench", "batch")
     into = SHAPE.destination(place, (KEY,), stamp)
     jobs = [
-        merge_job.Merge(into, file, (frame,))
+        merge_job.Merge(into, file, (frame,), vectors=vectors)
         for file in merge.candidate_files(state.files, [frame], (KEY,), place)
     ]
     with ThreadPoolExecutor(2) as pool:
         merged = list(pool.map(merge.merge, jobs))
     found = insert.join_masks([one.matched for one in merged], [frame])
-    new = insert.insert(insert.Insert(into, (frame,), found))
+    kept = tuple(one.kept for one in merged if one.kept is not None)
+    fed = tuple(one.fed for one in merged if one.fed is not None)
+    new = insert.insert(insert.Insert(into, (frame,), found, kept=kept, fed=fed))
     loud = [one for one in merged if one.rewritten]
+    old = [one.old for one in loud if one.vector]
+    bitmaps = [one.vector for one in loud if one.vector]
+    marked = list(zip(old, deletion_vectors.write(place, bitmaps)[1], strict=True)) if old else []
     added = [*(one.file for one in loud if one.file), *new.files]
     feed = [*(one.feed for one in loud if one.feed), *new.feed]
-    change = Change("MERGE", added, [one.old for one in loud], feed)
+    change = Change("MERGE", added, [one.old for one in loud], feed, marked=marked)
     commit.commit(place, state, change, {}, reached=Position("bench", 2))
 
 
@@ -178,20 +194,27 @@ def theirs(folder: Path, source: Path, bounded: bool) -> None:
 
 def child(contestant: str, folder: Path, source: Path) -> None:
     """One contestant in a process of its own: prints seconds, peak and bytes written."""
-    before = set(folder.rglob("*.parquet"))
+    if contestant == "vectors":
+        enable_vectors(folder)
+    before = files_in(folder)
     ways: Mapping[str, Callable[[], None]] = {
         "bronze": lambda: (bronze_refresh if source.is_dir() else bronze)(folder, source),
+        "vectors": lambda: bronze(folder, source, vectors=True),
         "bounded": lambda: theirs(folder, source, True),
         "plain": lambda: theirs(folder, source, False),
     }
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     ways[contestant]()
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    new = set(folder.rglob("*.parquet")) - before
-    size = sum(path.stat().st_size for path in new)
-    print(json.dumps({"seconds": seconds, "peak": peak, "bytes": size}))
+    size = sum(path.stat().st_size for path in files_in(folder) - before)
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak, "bytes": size}))
+
+
+def files_in(folder: Path) -> set[Path]:
+    """The files of a table, without its log."""
+    return {*folder.rglob("*.parquet"), *folder.glob("*.bin")} - {*folder.rglob("_delta_log/*")}
 
 
 def measured(contestant: str, folder: Path, source: Path) -> dict[str, float] | str:
@@ -252,7 +275,7 @@ def main() -> None:
     console = Console(width=110)
     for count in given.rows:
         grid = Table(title=f"{count:,} rows", title_justify="left")
-        for heading in ("changes", "", "s", "peak MB", "MB written"):
+        for heading in ("changes", "", "s", "CPU s", "peak MB", "MB written"):
             grid.add_column(heading, justify="right")
         with tempfile.TemporaryDirectory(prefix="bronze-bench-") as name:
             folder = Path(name) / "table"
@@ -260,6 +283,8 @@ def main() -> None:
             for case, source in sources(Path(name), count, given.cases):
                 found: dict[str, list[dict[str, float]]] = {}
                 for contestant in given.only * given.runs:
+                    if case == "unchanged" and contestant == "vectors":
+                        continue
                     one = measured(contestant, folder, source)
                     if isinstance(one, str):
                         grid.add_row(case, contestant, one)
@@ -267,13 +292,14 @@ def main() -> None:
                         found.setdefault(contestant, []).append(one)
                 for contestant, runs in found.items():
                     cells = [median(run[what] for run in runs) for what in runs[0]]
-                    seconds, peak, size = cells
+                    seconds, cpu, peak, size = cells
                     grid.add_row(
                         case,
                         contestant,
                         f"{seconds:.2f}",
+                        f"{cpu:.2f}",
                         f"{peak / 1e6:,.0f}",
-                        f"{size / 1e6:,.0f}",
+                        f"{size / 1e6:,.1f}",
                     )
         console.print(grid)
 

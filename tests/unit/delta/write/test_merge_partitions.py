@@ -10,6 +10,7 @@ import pytest
 from deltalake import write_deltalake
 
 from bronze.delta import commit
+from bronze.delta.write import row_edits
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
 from tests.support.merging import (
