@@ -281,6 +281,7 @@ def _table_report(
     relation = target.relation
     notes = selection.unprotected_notes(target, checked.personal.get(relation.oid, ()))
     notes += blind_spots.ctid_notes(relation, checked.snapshot.version)
+    notes += blind_spots.reader_notes(target.settings)
     report = TableReport(
         table=target.label,
         target=target.full_name,

@@ -66,6 +66,16 @@ def _of_pattern(own: TableSettings) -> Iterator[str]:
         yield f"deleted rows are detected every {own.deletes:,} seconds only"
 
 
+def reader_notes(own: TableSettings) -> tuple[str, ...]:
+    """Sentences about who cannot read the table that the config asks for."""
+    if not own.deletion_vectors:
+        return ()
+    return (
+        "with deletion_vectors, deltalake's to_pyarrow_table and Daft refuse to read it, and chDB's"
+        " count() counts deleted rows; polars, DuckDB, Spark and Databricks read it",
+    )
+
+
 def ctid_notes(relation: Relation, version: int) -> tuple[str, ...]:
     """Why a table cannot be read by ranges of pages, if privileges are the reason; ``version`` is
     that of the server.

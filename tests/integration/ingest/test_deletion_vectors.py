@@ -1,4 +1,4 @@
-"""Tables with ``deletion_vectors = true``: what few changes touch stays as it is, and all is equal."""
+"""Tables with ``deletion_vectors = true``: files with few changes stay, and everything is equal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def vectored(source: Source) -> list[StoredFile]:
     return [file for file in state.files if file.vector]
 
 
-@pytest.mark.parametrize("more", [{}, {"pattern": "batch", "on_delete": "remove"}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, pytest.param({"pattern": "batch", "on_delete": "remove"}, marks=pytest.mark.soak)],
+)
 def test_runs_delete_by_vectors(source: Source, more: dict[str, Any]) -> None:
     """The second run marks updated and deleted rows in the old file, and adds the new ones; what
     the table says is the source's, its feed and its counts are true, and it can be repaired,
