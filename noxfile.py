@@ -48,6 +48,9 @@ def tests(session):
         "worksteal",
         "-m",
         "not interop and not soak and not types",
+        # Each worker would import these as well, and leave them out afterwards.
+        "--ignore=tests/interop",
+        "--ignore=tests/soak",
         *session.posargs,
         env=FEW,
     )

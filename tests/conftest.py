@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import faulthandler
+import functools
 import gc
 import itertools
 import logging
@@ -19,6 +20,8 @@ from typing import Any
 
 import psycopg
 import pytest
+import typer.main
+import typer.testing
 from hypothesis import settings as hypothesis_settings
 from psycopg import sql
 
@@ -65,6 +68,9 @@ os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 hypothesis_settings.register_profile("effort", max_examples=examples(100), deadline=None)
 hypothesis_settings.load_profile("effort")
 
+# To build the command line, which is the same for each call, takes longer than most calls.
+vars(typer.testing)["_get_command"] = functools.cache(typer.main.get_command)
+
 # Imports make objects that stay, which a collection would look through again and again: as often
 # as Python collects, it takes a sixth of the tests' time.
 gc.disable()
@@ -72,7 +78,6 @@ gc.disable()
 
 def pytest_collection_finish() -> None:
     """Leaves what was imported out of collections, and lets these be rarer."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()

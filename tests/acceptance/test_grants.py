@@ -217,7 +217,8 @@ def test_a_table_with_column_privileges_is_locked(role: str, source: Source) -> 
         assert failures(run.result(30)) == {}
 
 
-@pytest.mark.parametrize("listed", [True, pytest.param(False, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("listed", [True, False])
 def test_a_stream_loads_and_applies_granted_columns(
     role: str, source: Source, listed: bool
 ) -> None:

@@ -112,7 +112,8 @@ def table_lock(source: Source) -> Iterator[Callable[[], object]]:
         yield lambda: source.execute(waits)
 
 
-@pytest.mark.parametrize("command", ["verify", pytest.param("run", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("command", ["verify", "run"])
 def test_a_command_that_waits_for_a_lock_is_stopped(source: Source, command: str) -> None:
     """Before its tables are planned: it is an error, and the record of a run says so."""
     config = gated(source)

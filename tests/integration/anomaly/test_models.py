@@ -225,6 +225,7 @@ def training_reasons(source: Source) -> list[str]:
     return records(source, "models").sort("trained_timestamp")["reason"].to_list()
 
 
+@pytest.mark.soak
 def test_a_model_is_retrained_when_it_no_longer_fits(source: Source) -> None:
     """After a new column, changed settings, and growth of the table."""
     run(with_table(source))

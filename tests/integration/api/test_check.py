@@ -46,6 +46,7 @@ def refused(settings: Settings, expected: set[str]) -> dict[str, Failure]:
     return reported
 
 
+@pytest.mark.soak
 def test_check_reports_tables_that_the_role_may_not_read(role: str, source: Source) -> None:
     """Missing privileges, policies, unpopulated views, unreachable foreign servers, and locks."""
     source.execute(f"""

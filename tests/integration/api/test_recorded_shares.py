@@ -68,6 +68,7 @@ def test_a_row_too_large_for_a_share_names_the_memory_that_the_process_needs(
     assert lineage["config_hash"].n_unique() == 1
 
 
+@pytest.mark.soak
 def test_a_stream_keeps_within_its_share(source: Source) -> None:
     """A change that is larger than the share allows is no more held in memory: the table is
     compared with the source, and with enough memory the change is streamed.

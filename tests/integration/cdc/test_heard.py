@@ -73,6 +73,7 @@ def test_a_silent_source_is_not_fresh(talking: Source, server: Server) -> None:
     assert datetime.now(UTC) - silent > timedelta(seconds=0.8)
 
 
+@pytest.mark.soak
 def test_changes_that_wait_for_the_lake_have_not_landed(talking: Source) -> None:
     """The failure says that it is the lake; the moment goes on once it is back."""
     with streaming(settings(talking, retry_delay=1)) as steps:

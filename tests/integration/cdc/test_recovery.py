@@ -144,7 +144,9 @@ def test_a_stream_has_caught_up_only_once_the_server_has_sent_what_it_has_to(
 
 
 # After a comparison of all rows, positions belong to another history.
-@pytest.mark.parametrize("cases", [("nothing", "time"), ("log",)])
+@pytest.mark.parametrize(
+    "cases", [pytest.param(("nothing", "time"), marks=pytest.mark.soak), ("log",)]
+)
 def test_a_source_restored_from_a_backup_is_resynced(source: Source, cases: Sequence[str]) -> None:
     """Transactions that the server sends again are left out. If they are not the recorded ones, or
     the server's log ends before a position in the lake, all tables are resynced.

@@ -132,7 +132,8 @@ def test_a_key_shared_by_rows_is_refused(source: Source, monkeypatch: pytest.Mon
     proven(source, given)
 
 
-@pytest.mark.parametrize("running", [True, pytest.param(False, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("running", [True, False])
 def test_a_key_without_its_constraint_is_resynced(
     source: Source, monkeypatch: pytest.MonkeyPatch, running: bool
 ) -> None:

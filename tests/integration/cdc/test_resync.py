@@ -302,6 +302,7 @@ def test_a_table_changed_between_slot_and_lock_is_synced_again(
     proven(source, given, "t", "u")
 
 
+@pytest.mark.soak
 def test_a_locked_table_does_not_stop_the_others(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

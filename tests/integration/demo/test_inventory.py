@@ -210,6 +210,7 @@ def test_sequences_continue_after_the_rows(fresh: str) -> None:
     assert added == [(inventory.sizes(SCALE)["order_details"] + 1,)]
 
 
+@pytest.mark.soak
 def test_a_day_reports_its_changes_and_keeps_the_data_consistent(fresh: str) -> None:
     """The counts are the differences between before and after; no row violates a rule."""
     kinds = set()

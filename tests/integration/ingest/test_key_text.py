@@ -199,6 +199,7 @@ KEYS = {
 }
 
 
+@pytest.mark.soak
 def test_keys_of_every_type_that_needs_key_text(source: Source) -> None:
     """A key of one column, first with a value that Delta can hold, then with one that it cannot."""
     tables = {

@@ -164,6 +164,7 @@ def test_a_request_about_an_unknown_table_names_the_nearest(source: Source) -> N
         requests.request(settings, "now", ["live"])
 
 
+@pytest.mark.soak
 def test_a_table_that_fails_again_and_again_is_quarantined_and_reset(source: Source) -> None:
     """The others go on; after `bronze reset` it is tried at once, and lands."""
     make(source, "good")
@@ -265,6 +266,7 @@ verify = ""
         until(lambda: own.landed("public.word"))
         board = own.service.board
         file.write_text(text.replace("hourly", "sometimes"))
+        own.look()
         until(lambda: board.config_error)
         assert "sometimes" in board.config_error
         assert board.settings.serve.schedule.full_refresh == "hourly"

@@ -48,6 +48,7 @@ def with_channel(source: Source, url: str, **alerts: object) -> Settings:
     )
 
 
+@pytest.mark.soak
 def test_an_outage_of_a_source_is_one_message(server: Server, source: Source) -> None:
     """However many tables suffer: about the source, with its cause and the first steps."""
     make(source, *(f"t{number}" for number in range(12)))

@@ -178,6 +178,7 @@ def test_a_run_that_a_stop_of_the_source_ends_counts_for_no_table(
     assert [record.reason for record in own.landed("public.slow")] == ["retry"]
 
 
+@pytest.mark.soak
 def test_a_table_that_ends_its_own_connection_is_no_outage_of_the_source(source: Source) -> None:
     """A probe tells that the source can be reached: only the table is quarantined."""
     make(source, "good")

@@ -48,6 +48,7 @@ def test_streamed_tables_are_followed_and_known_to_be_quiet(source: Source) -> N
     assert own.code == 0
 
 
+@pytest.mark.soak
 def test_a_paused_table_is_resynced_when_it_comes_back(source: Source) -> None:
     """Its source's stream goes on without it meanwhile."""
     settings = streamed(source, "live", "held")

@@ -47,6 +47,7 @@ ALTERED: list[tuple[str, str, list[Callable[[Settings, str], object]]]] = [
 ]
 
 
+@pytest.mark.soak
 def test_altered_properties_are_named_in_a_sentence(source: Source) -> None:
     """No property that cannot be read ends in a traceback, and nothing is done to its table; a run
     fails that table alone.

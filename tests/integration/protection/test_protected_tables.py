@@ -604,13 +604,14 @@ def test_reveal_decrypts_rows_and_is_audited(
 
 
 FORGETTING = [
-    pytest.param({}, marks=pytest.mark.soak),
-    pytest.param({"on_delete": "remove"}, marks=pytest.mark.soak),
+    {},
+    {"on_delete": "remove"},
     {"history": True},
     {"protect": {"id": "tokenize", "a": "encrypt"}, "pattern": "batch"},
 ]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("own", FORGETTING)
 def test_no_byte_of_an_erased_person_is_left(source: Source, own: dict[str, Any]) -> None:
     """Rows, older versions, the change data feed, the log and the records of rejected values have

@@ -148,6 +148,7 @@ def test_random_tables_are_loaded_exactly_and_have_postgresqls_hashes(
     load_and_compare(typed, sample, typed.lake / str(next(_numbers)))
 
 
+@pytest.mark.soak
 @settings(IN_DATABASE, max_examples=2)
 @given(rows=st.lists(st.tuples(*(st.none() | kind.texts for kind in EVERY)), min_size=9))
 def test_a_table_with_all_types_is_loaded_exactly(

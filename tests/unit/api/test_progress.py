@@ -6,8 +6,6 @@ import ast
 import re
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
 
 from bronze.api import progress
 from bronze.model.events import TableFailed, TableLanded, TableProgress
@@ -16,6 +14,10 @@ from bronze.model.results import Failure, TableResult
 
 def test_a_notebook_shows_a_line_for_each_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line of a table is replaced as it goes on; texts cannot become HTML."""
+    # It takes long to load.
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
     InteractiveShell.instance()
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
     with capture_output() as shown, progress.shown_in_notebook(None) as notify:

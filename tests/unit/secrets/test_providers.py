@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from azure.identity import EnvironmentCredential, ManagedIdentityCredential
 
 from bronze import secrets
 from bronze.errors import BronzeError, ConfigError, SecretsUnreachable
@@ -47,6 +46,8 @@ def _forget() -> None:
 @pytest.fixture
 def vault(server: Cloud, monkeypatch: pytest.MonkeyPatch) -> Secret:
     """A secret of a Key Vault, whose identity is an application of Entra ID."""
+    # It takes long to load, and not each worker has a test that asks for it.
+    from azure.identity import EnvironmentCredential
     from azure.keyvault.secrets import SecretClient
 
     monkeypatch.setenv("AZURE_TENANT_ID", TENANT)
@@ -102,6 +103,8 @@ def test_an_identity_that_is_refused_has_a_sentence(
     server: Cloud, vault: Secret, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wrong client secret of Entra ID, and none at all."""
+    from azure.identity import EnvironmentCredential
+
     monkeypatch.setenv("AZURE_CLIENT_SECRET", "wrong")
     identity = EnvironmentCredential(authority=server.url, disable_instance_discovery=True)
     monkeypatch.setattr(azure, "credential", lambda: identity)
@@ -128,6 +131,8 @@ def test_a_machine_has_its_identity_from_the_metadata_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tokens for databases come from there, with their end."""
+    from azure.identity import ManagedIdentityCredential
+
     with cloud(tmp_path, tls=False) as metadata:
         address = f"http://127.0.0.1:{metadata.port}"
         monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", address)

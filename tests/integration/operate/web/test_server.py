@@ -167,6 +167,7 @@ def test_live_answers_while_the_service_hangs(
         release.set()
 
 
+@pytest.mark.soak
 def test_a_lake_that_hangs_leaves_the_first_page(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_reads_of_a_run_survive_a_rotation(source: Source, vault: dict[str, Any]
     connect.forget_origin(origin)
 
 
+@pytest.mark.soak
 def test_a_stream_survives_a_rotation(source: Source, vault: dict[str, Any]) -> None:
     """Its connections are lost, and made again with the new password; nothing is missing."""
     source.execute("CREATE TABLE s (id int PRIMARY KEY)")

@@ -52,9 +52,13 @@ def test_a_server_that_does_not_answer_is_cut_off(source: Source) -> None:
 def test_what_comes_too_late_is_discarded() -> None:
     """A call that cannot be woken is left behind, and its result is closed when it comes."""
     stop, gate, discarded = threading.Event(), threading.Event(), threading.Event()
-    threading.Timer(0.1, stop.set).start()
+
+    def work() -> bool:
+        stop.set()
+        return gate.wait(30)
+
     with stopping.scope(stop), pytest.raises(Stopped):
-        stopping.call(lambda: gate.wait(30), lambda _: discarded.set())
+        stopping.call(work, lambda _: discarded.set())
     gate.set()
     assert discarded.wait(30)
     with stopping.scope(threading.Event()):

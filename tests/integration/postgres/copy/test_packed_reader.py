@@ -319,6 +319,7 @@ def test_a_timeout_fails_the_table(numbers: Source) -> None:
     assert caught.value.sqlstate == "57014"
 
 
+@pytest.mark.soak
 def test_rows_that_are_asked_for_ahead_may_wait_longer_than_a_timeout(numbers: Source) -> None:
     """PostgreSQL cannot send them before they are wanted; they are asked for once more."""
     numbers.execute("INSERT INTO t VALUES (7, repeat('x', 30000000)), (8, '')")

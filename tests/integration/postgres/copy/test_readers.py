@@ -179,6 +179,7 @@ def test_special_values_of_every_type_are_equal(source: Source) -> None:
         prove_column(source, column)
 
 
+@pytest.mark.soak
 @settings(IN_DATABASE, max_examples=2)
 @given(texts=st.tuples(*(declared.texts for declared in EVERY)), seed=st.integers(0, 2**32))
 def test_all_types_have_any_pattern_of_nulls(

@@ -587,6 +587,7 @@ def test_a_wal_sender_in_use_counts(tmp_path: Path) -> None:
             assert server_problems(connection) == ()
 
 
+@pytest.mark.soak
 def test_a_standby_is_refused(tmp_path: Path) -> None:
     """The problem says so. Slots can be read there, positions of the log cannot."""
     with started(tmp_path / "data", {}) as connection:

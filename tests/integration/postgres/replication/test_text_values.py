@@ -369,6 +369,7 @@ def test_a_configured_decimal_that_was_widened_is_not_rounded(
     assert rejected.is_null().to_list() == [True, True, False, False, False]
 
 
+@pytest.mark.soak
 def test_every_type_of_the_catalog_is_parsed(source: Source) -> None:
     """With NULL, empty arrays and NULL in arrays."""
     for name in EXTENSIONS:
