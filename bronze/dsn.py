@@ -24,6 +24,8 @@ def parse_dsn(conninfo: str, source: str) -> dict[str, str]:
     from psycopg.conninfo import conninfo_to_dict
 
     subject = f"The connection string of source {source}" if source else "The connection string"
+    if mistake := _other_form(conninfo):
+        raise ConfigError(f"{subject} {mistake}.", hint=_DSN_HINT)
     try:
         params = {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}
     except psycopg.ProgrammingError:
@@ -37,6 +39,16 @@ _DSN_HINT = (
     "It looks like postgresql://user@host:5432/database?sslmode=verify-full; percent-encode the"
     " characters / @ : ? # % [ ] and blanks in names and passwords (%2F for /, %40 for @)."
 )
+
+
+def _other_form(conninfo: str) -> str:
+    """Whose form a connection string has, if it is not libpq's; "" if it may be libpq's."""
+    scheme, separator, _ = conninfo.partition("://")
+    if scheme.lower().startswith("jdbc:"):
+        return "is one of JDBC: leave out jdbc:, and name the user as user@host"
+    if separator and scheme.startswith(("postgresql+", "postgres+")):
+        return f"is one of SQLAlchemy: write postgresql:// instead of {scheme}://"
+    return ""
 
 
 def _probable_mistake(conninfo: str, params: Mapping[str, str]) -> str:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*$", re.IGNORECASE)
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -28,8 +28,9 @@ def _to_bytes(value: object) -> object:
     if isinstance(value, str):
         match = _SIZE.match(value)
         if not match:
-            raise ValueError('a size looks like "500MB" or "2GB"')
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+            raise ValueError('a size looks like "500MB" or "2GB", and "2GiB" is 2 * 2^30 bytes')
+        base = 1024 if match[3] else 1000
+        return int(float(match[1]) * base ** _POWERS[match[2].upper()])
     return value
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bronze.config import alerts, serve
+from bronze.config import alerts, document, serve
 from bronze.config.alerts import AlertSettings
+from bronze.config.document import Document
 from bronze.config.fields import SecretName
 from bronze.config.protection import ColumnProtection
 from bronze.config.quality import RULE_SECTIONS, QualitySettings, RuleSettings
@@ -45,7 +46,7 @@ def load(path: str | Path) -> Settings:
     """
     file = Path(path).absolute()
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        read = document.read(file)
     except FileNotFoundError:
         raise ConfigError(
             f"There is no config file {path}.",
@@ -55,13 +56,15 @@ def load(path: str | Path) -> Settings:
         if isinstance(error, tomllib.TOMLDecodeError):
             raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from None
         raise ConfigError(f"The config file {path} cannot be read: {error}.") from None
-    settings = parse(document, str(path)).model_copy(update={"path": str(file)})
-    lake, secrets = settings.lake, settings.secrets
+    settings = _settings_of(read, str(path)).model_copy(update={"path": str(file)})
+    lake, secrets, lineage = settings.lake, settings.secrets, settings.lineage
     if "://" not in lake.root:
         lake = lake.model_copy(update={"root": _beside(file, lake.root)})
     if secrets.folder:
         secrets = secrets.model_copy(update={"folder": _beside(file, secrets.folder)})
-    return settings.model_copy(update={"lake": lake, "secrets": secrets})
+    if lineage.file:
+        lineage = lineage.model_copy(update={"file": _beside(file, lineage.file)})
+    return settings.model_copy(update={"lake": lake, "secrets": secrets, "lineage": lineage})
 
 
 def _beside(file: Path, path: str) -> str:
@@ -69,18 +72,22 @@ def _beside(file: Path, path: str) -> str:
     return str(file.parent / Path(path).expanduser())
 
 
-def parse(document: Mapping[str, Any], name: str = "the config") -> Settings:
+def parse(values: Mapping[str, Any], name: str = "the config") -> Settings:
     """The settings in a mapping with the structure of bronze.toml.
 
     Raises:
         ConfigError: the config is not valid; it lists all errors.
     """
-    if nul := next(_nul_places(document), None):
+    return _settings_of(Document(values), name)
+
+
+def _settings_of(given: Document, name: str) -> Settings:
+    if nul := next(_nul_places(given.values), None):
         raise ConfigError(
             f"{name}: {nul} contains a NUL character, which no name, path or password can have.",
             hint="Remove the character from the config.",
         )
-    normalised = dict(document)
+    normalised = dict(given.values)
     source = normalised.get("source")
     single = isinstance(source, Mapping) and _is_single_source(source)
     if isinstance(source, Mapping) and single:
@@ -89,7 +96,7 @@ def parse(document: Mapping[str, Any], name: str = "the config") -> Settings:
         return Settings.model_validate(normalised | {"alone": single})
     except ValidationError as error:
         raise ConfigError(
-            _error_message(error, name, single),
+            _error_message(error, name, single, given),
             hint="`bronze init` writes a valid config with comments.",
         ) from None
 
@@ -114,8 +121,10 @@ def _is_single_source(source: Mapping[str, Any]) -> bool:
     return "dsn" in source or not all(isinstance(value, Mapping) for value in source.values())
 
 
-def _error_message(error: ValidationError, name: str, single: bool) -> str:
-    """All errors in one sentence. With ``single``, the config does not name its only source."""
+def _error_message(error: ValidationError, name: str, single: bool, given: Document) -> str:
+    """All errors in one sentence, each with its place. With ``single``, the config does not name
+    its only source.
+    """
     messages = []
     for problem in error.errors(include_input=False, include_url=False):
         path = [str(part) for part in problem["loc"] if not _is_type_name(part)]
@@ -125,17 +134,30 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
             channel = path.pop(3)
         if single and path[:1] == ["source"] and len(path) > 1:
             del path[1]
-        key = ".".join(path)
-        if problem["type"] == "extra_forbidden":
-            known = _section_of(path, channel)
-            messages.append(f"unknown key {key}{_suggestion(path[-1], known)}")
-        elif problem["type"] == "missing":
-            messages.append(f"{key} is missing")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            text = f"{message[:1].lower()}{message[1:]}"
-            messages.append(f"{key}: {text}" if key else text)
+        where = given.place_of(path)
+        prefix = f"{where}: " if where else ""
+        messages.append(prefix + _sentence(problem, path, channel))
     return f"{name}: " + "; ".join(dict.fromkeys(messages)) + "."
+
+
+def _sentence(problem: Mapping[str, Any], path: list[str], channel: str) -> str:
+    """What is wrong with a key."""
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key}{_suggestion(path[-1], _section_of(path, channel))}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    text = f"{message[:1].lower()}{message[1:]}"
+    if str(problem["type"]).startswith("model_") and path[-1] in _SECRET_KEYS:
+        text = (
+            "a secret is not written here, but named, where it is kept:"
+            f' {path[-1]} = {{ secret = "NAME" }}; see [secrets]'
+        )
+    return f"{key}: {text}" if key else text
+
+
+_SECRET_KEYS = ("password", "key", "api_key", "token", "operator", "viewer")
 
 
 def _is_type_name(part: object) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bronze.errors import ConfigError
 from bronze.model.locations import Secret
+from bronze.secrets import variables
 
 
 def environment(secret: Secret) -> str:
@@ -53,6 +54,7 @@ def config(secret: Secret) -> str:
         value: Any = tomllib.loads(Path(secret.place).read_text(encoding="utf-8"))
         for part in json.loads(secret.name):
             value = value[part]
+        return variables.expand(str(value))
     except (OSError, ValueError, KeyError):
         raise ConfigError(
             f"The connection string or lake option in the config file {secret.place} can no longer"
@@ -60,4 +62,3 @@ def config(secret: Secret) -> str:
             hint="Workers read it from the file: keep the file unchanged, and available to all"
             " workers, until the command ends.",
         ) from None
-    return str(value)
