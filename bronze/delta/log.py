@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -23,8 +24,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
 from bronze.delta import files, store
+from bronze.delta.read import remembered
 from bronze.delta.read.content import LogContent
-from bronze.delta.read.replay import Replayed, content_of
+from bronze.delta.read.replay import Replayed, content_of, remember_commit
 from bronze.delta.schema import kinds
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
@@ -48,8 +50,8 @@ _RESTORE = (
     "If entries of its _delta_log are missing or were changed, restore them from a backup; or move"
     " the table's folder away, and the next run loads it again."
 )
-# Tables that are read at a time from an object store.
-_CONCURRENT = 8
+# Tables, and entries of one, that are read at a time from an object store.
+_CONCURRENT = 16
 # A reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
 _FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
@@ -198,6 +200,33 @@ def reads(places: Sequence[Place]) -> Iterator[Callable[[], State | None]]:
             raise
 
 
+def recent(place: Place) -> State | None:
+    """The table as this process read or wrote it in the last half a minute, or as it is now; None
+    if there is none. Only for commits, and for what may be late: a commit on top of a state that is
+    outdated is a conflict, after which this reads the table.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    content = remembered.recent(place)
+    return read(place) if content is None else State(place, content.version, content)
+
+
+def prefetch(places: Sequence[Place]) -> None:
+    """Reads tables of an object store, several at a time, for `recent`; without errors."""
+    remote = [place for place in places if not client.is_local(place)]
+    for place, reading in zip(remote, reads(remote), strict=True):
+        try:
+            reading()
+        except BronzeError:
+            remembered.outdate(place)
+
+
+def current(state: State) -> State | None:
+    """The state itself if it is that of `recent`, else the table as `refresh` returns it."""
+    return state if remembered.recent(state.place) is state.content else refresh(state)
+
+
 def refresh(state: State) -> State | None:
     """The table as it is now: the state itself where nothing was committed since it was read.
 
@@ -205,7 +234,8 @@ def refresh(state: State) -> State | None:
         LakeError, LakeUnreachable
     """
     content = state.content
-    if isinstance(content, Replayed) and content.is_latest():
+    is_remembered = remembered.get(state.place) is not None
+    if isinstance(content, Replayed) and not is_remembered and content.is_latest():
         return state
     now = read(state.place)
     # The given one knows already what it has read of the log.
@@ -225,18 +255,22 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
     if version and store.is_missing(place, "_delta_log"):
         # Writing the entry would create the folder again, as of a new table.
         raise store_error(place, "committed", FileNotFoundError("no such file or directory"))
+    e_tag = None
     try:
-        store.create(place, path, entry)
+        e_tag = store.create(place, path, entry)
     except AlreadyExistsError:
         if not _is_written(place, path, entry):
+            remembered.outdate(place)
             raise CommitConflict(
                 f"Another writer committed to the table at {place.url} first.",
                 hint="Run again; this run has committed nothing to that table.",
             ) from None
     except (BaseError, OSError) as error:
         if not _is_written(place, path, entry):
+            remembered.put(place, None)
             raise store_error(place, "committed", error) from None
     failpoint.reach("committed")
+    remember_commit(place, version, actions, e_tag)
     if version and version % _CHECKPOINT_EVERY == 0:
         # The commit is valid without the checkpoint; the next one will be tried later.
         with suppress(DeltaError, OSError, BronzeError):
@@ -278,15 +312,10 @@ def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequen
         FileDamaged: an entry cannot be read; a checkpoint may replace it.
         LakeError, LakeUnreachable
     """
-    for version in versions:
-        path = f"_delta_log/{version:020}.json"
-        try:
-            text = store.get(place, path)
-        except FileNotFoundError:
+    for version, path, text in _texts(place, versions):
+        if text is None:
             yield version, None
             continue
-        except (BaseError, OSError) as error:
-            raise store_error(place, "read", error) from None
         try:
             actions = [json.loads(line) for line in text.splitlines() if line.strip()]
         except (ValueError, RecursionError):
@@ -297,6 +326,29 @@ def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequen
                 hint=_RESTORE,
             )
         yield version, actions
+
+
+def _texts(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, str, bytes | None]]:
+    """Versions, the paths of their entries, and their content, None for one that is missing; those
+    of an object store are read several at a time.
+    """
+
+    def text(version: int) -> tuple[int, str, bytes | None]:
+        path = f"_delta_log/{version:020}.json"
+        try:
+            return version, path, store.get(place, path)
+        except FileNotFoundError:
+            return version, path, None
+        except (BaseError, OSError) as error:
+            raise store_error(place, "read", error) from None
+
+    if client.is_local(place):
+        yield from map(text, versions)
+        return
+    remaining = iter(versions)
+    with ThreadPoolExecutor(_CONCURRENT) as pool:
+        while some := list(islice(remaining, _CONCURRENT)):
+            yield from pool.map(text, some) if len(some) > 1 else map(text, some)
 
 
 def _is_action(found: Any) -> bool:

@@ -302,22 +302,22 @@ def get(place: Place, path: str) -> bytes:
     return client.request(place, lambda opened: bytes(obstore.get(opened, name).bytes()))
 
 
-def create(place: Place, path: str, data: bytes) -> None:
-    """Writes a new object.
+def create(place: Place, path: str, data: bytes) -> str | None:
+    """Writes a new object, and returns its ETag if the store says it.
 
     Raises:
         AlreadyExistsError: it exists.
         OSError, obstore.exceptions.BaseError: it cannot be written.
         LakeError, LakeUnreachable: the store cannot be opened.
     """
-    _put(place, path, data, mode="create")
+    return _put(place, path, data, mode="create")
 
 
 def _put(
     place: Place, path: str, data: bytes, mode: Literal["create", "overwrite"] = "overwrite"
-) -> None:
+) -> str | None:
     name = client.path_in(place, path)
-    client.request(place, lambda opened: obstore.put(opened, name, data, mode=mode))
+    return client.request(place, lambda opened: obstore.put(opened, name, data, mode=mode)["e_tag"])
 
 
 def folders(place: Place) -> list[str]:

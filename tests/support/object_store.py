@@ -39,7 +39,8 @@ AZURE_ACCOUNT, AZURE_KEY = (
 class Gateway:
     """A store behind its gateway.
 
-    ``requests`` are the methods and paths that came; ``delay`` is in seconds; ``failures`` are
+    ``requests`` are the methods and paths that came, ``spans`` when each began and ended, by a
+    monotonic clock; ``delay`` is in seconds; ``failures`` are
     statuses that are answered first, ``refuse`` says which requests are answered with 403, by
     their headers; ``cut`` says which request is cut in its middle, after which the store is
     away for ``away`` seconds.
@@ -48,6 +49,7 @@ class Gateway:
     url: str = ""
     google: bool = False
     requests: list[tuple[str, str]] = field(default_factory=list)
+    spans: list[tuple[float, float, str, str]] = field(default_factory=list)
     delay: float = 0.0
     failures: list[int] = field(default_factory=list)
     refuse: Callable[[Any], bool] = lambda _: False
@@ -78,6 +80,14 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
         upstream: http.client.HTTPConnection | None = None
 
         def do_GET(self) -> None:
+            began = time.monotonic()
+            try:
+                self._answer()
+            finally:
+                span = (began, time.monotonic(), self.command, self.path)
+                running.spans.append(span)
+
+        def _answer(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             with running.lock:
                 running.requests.append((self.command, self.path))

@@ -3,7 +3,8 @@
 `content_of` replays the log itself where that is simple: its entries since the last checkpoint are
 read once, and have everything. deltalake takes several times as long, and reads the log again for
 each app transaction. deltalake reads all other logs: long ones, damaged ones, checkpoints in
-several parts, and features that bronze does not know.
+several parts, and features that bronze does not know. Of a log in an object store that this process
+has read before, only new entries are read (`bronze.delta.read.remembered`).
 
 The rules are those of the Delta transaction log protocol (PROTOCOL.md of delta-io/delta), "Action
 Reconciliation": the newest action about a file, a table or an application counts.
@@ -16,16 +17,18 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from deltalake.exceptions import TableNotFoundError
 from obstore.exceptions import BaseError, NotFoundError
 
 from bronze.delta import store
+from bronze.delta.read import remembered
 from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened, widest
 from bronze.delta.schema import NTZ, kinds
 from bronze.delta.statistics import SAFE
@@ -140,9 +143,50 @@ def content_of(place: Place) -> LogContent:
         LakeError, LakeUnreachable: the store does not answer.
     """
     try:
-        return _replayed(place)
+        content = _continued(place) or _replayed(place)
     except _UNUSUAL:
+        remembered.put(place, None)
         return opened(place)
+    remembered.put(place, content)
+    return content
+
+
+def remember_commit(
+    place: Place, version: int, actions: Sequence[Mapping[str, Any]], e_tag: str | None
+) -> None:
+    """Remembers the content of a log after a commit of this process."""
+    if client.is_local(place):
+        return
+    before = remembered.get(place) if version else None
+    content = None
+    if (before is None and version == 0) or (before is not None and before.version == version - 1):
+        last = (_tag(e_tag),) if e_tag else None
+        with suppress(*_UNUSUAL):
+            layer = [dict(action) for action in actions]
+            content = replace(_reconciled(place, version, [layer], before), last=last)
+    remembered.put(place, content)
+
+
+def _continued(place: Place) -> Replayed | None:
+    """The content that was remembered, with the entries since; None if it has to be read anew."""
+    known = remembered.get(place)
+    if known is None or known.last is None:
+        return None
+    with suppress(*_UNUSUAL):
+        log = _Log(place)
+        entries, _ = _listed(log, known.version)
+        versions = sorted(version for version in entries if version >= known.version)
+        if versions != list(range(known.version, known.version + len(versions))) or not versions:
+            return None
+        if _identity(entries.pop(known.version)) != known.last:
+            return None
+        if not entries:
+            return known
+        newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(versions[1:])]
+        layers = [_actions(data) for data in log.contents(newest_first)]
+        last = _identity(entries[versions[-1]])
+        return replace(_reconciled(place, versions[-1], layers, known), last=last)
+    return None
 
 
 def _replayed(place: Place) -> Replayed:
@@ -152,14 +196,17 @@ def _replayed(place: Place) -> Replayed:
     log = _Log(place)
     hint = _hinted_checkpoint(log)
     checkpoint, entries, last = _objects_to_read(log, hint)
-    newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(entries)]
-    layers: list[Actions] = [_actions(data) for data in log.contents(newest_first)]
-    if checkpoint is not None:
-        name = f"{_LOG}/{checkpoint:020}.checkpoint.parquet"
-        layers.append(_checkpoint_actions(log.content(name)))
     version = entries[-1] if entries else checkpoint
     if version is None:
-        raise FileNotFoundError(_LOG)
+        raise TableNotFoundError(f"no entry in {_LOG}")
+    newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(entries)]
+    if checkpoint is not None:
+        newest_first.append(f"{_LOG}/{checkpoint:020}.checkpoint.parquet")
+    contents = log.contents(newest_first)
+    layers = [
+        _actions(data) if name.endswith(".json") else _checkpoint_actions(data)
+        for name, data in zip(newest_first, contents, strict=True)
+    ]
     return replace(_reconciled(place, version, layers), last=last)
 
 
@@ -227,7 +274,14 @@ def _listed(log: _Log, oldest: int) -> tuple[dict[int, Any], dict[int, Any]]:
 
 def _identity(found: Mapping[str, Any]) -> tuple[object, ...]:
     """What changes when an object is replaced."""
-    return found["e_tag"], found["last_modified"], found["size"]
+    if found["e_tag"]:
+        return (_tag(found["e_tag"]),)
+    return found["last_modified"], found["size"]
+
+
+def _tag(e_tag: str) -> str:
+    # Azure's listings have it without quotation marks.
+    return e_tag.strip('"')
 
 
 def _objects_to_read(
@@ -273,8 +327,10 @@ def _checkpoint_actions(data: bytes) -> Actions:
     return actions
 
 
-def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replayed:
-    """The content of actions; the latest layer comes first."""
+def _reconciled(
+    place: Place, version: int, layers: Iterable[Actions], before: Replayed | None = None
+) -> Replayed:
+    """The content of actions, the latest layer of which comes first, on top of an earlier one."""
     adds: list[Mapping[str, Any]] = []
     seen: set[str] = set()
     transactions: dict[str, int] = {}
@@ -298,6 +354,10 @@ def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replay
         if len(set(paths)) != len(paths):
             raise _NotSimpleError("an entry has two actions of a file")
         seen.update(paths)
+    if before is not None:
+        adds += [add for add in before.adds if add["path"] not in seen]
+        transactions = {**before.transactions, **transactions}
+        metadata, protocol = metadata or before.metadata, protocol or before.protocol
     if metadata is None or protocol is None:
         raise _NotSimpleError("the log has no table")
     if not _is_plain(protocol) or _EXPIRY in metadata.configuration:
