@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from bronze import stopping
-from bronze.errors import BronzeError, ConfigError, SourceBusy
+from bronze.errors import BronzeError, ConfigError, LakeUnreachable, SourceBusy
 from bronze.execution import permits
 from bronze.execution.parcel import Parcel
 from bronze.execution.permits import Claim, Permits
@@ -36,6 +36,8 @@ _BUSY_DELAY = 1.0
 _BUSY_TRIES = 60
 # Seconds to wait for a task to end, between two calls of ``meanwhile``.
 _PATIENCE = 0.5
+# How often a task is performed in all, if a key of the lake is rotated each time.
+_KEYS = 3
 # How many tasks with ``here`` run at once.
 _HERE = 8
 
@@ -360,8 +362,16 @@ def _withdraw(waiting: list[_Entry], number: int) -> int:
 
 
 def _perform(work: Callable[[Any], T], given: Parcel[Any], scope: str) -> Parcel[T]:
-    """Performs a task, on the worker; ``scope`` is the name of the scope that stops it."""
+    """Performs a task, on the worker; ``scope`` is the name of the scope that stops it. It is
+    performed again if a key of the lake was rotated while it wrote a file.
+    """
     with stopping.within(scope):
+        for _ in range(_KEYS - 1):
+            try:
+                return Parcel(work(given.content))
+            except LakeUnreachable as error:
+                if not error.is_key_renewed:
+                    raise
         return Parcel(work(given.content))
 
 

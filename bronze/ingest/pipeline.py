@@ -282,13 +282,19 @@ def _plan_all(
     settings: Settings, names: Sequence[str], batch_id: str, stack: ExitStack
 ) -> list[TableRun]:
     """Opens a snapshot of each source and plans each table, by priority, then by size."""
-    # The lake is asked while the source is.
+    place = settings.place(settings.lake.schema_, "")
+    # An object store is asked while the source is.
     thread = ThreadPoolExecutor(1, thread_name_prefix="bronze lake")
     stack.callback(thread.shutdown, wait=False)
-    proof = thread.submit(store.prove_writable, settings.place(settings.lake.schema_, ""))
+    is_remote = not client.is_local(place)
+    opening = thread.submit(client.open_store, place) if is_remote else None
     relations, sources = open_sources(settings, batch_id, stack)
     targets = _without_streamed(selection.select_targets(settings, relations, names), names)
-    proof.result()
+    if opening is not None:
+        opening.result()
+    proof = thread.submit(store.prove_writable, place)
+    if not is_remote:
+        proof.result()
     tables: list[TableRun] = []
     for name, source in sources.items():
         of_source = [target for target in targets if target.source == name]
@@ -297,6 +303,7 @@ def _plan_all(
             tables += plan_tables(
                 settings, source.origin, snapshot, of_source, batch_id, source.slots
             )
+    proof.result()
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 

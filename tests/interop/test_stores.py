@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import http.client
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from obstore.store import from_url
 
 from bronze.api.client import Bronze
 from bronze.config.settings import Settings
-from bronze.delta import store
+from bronze.delta import log, store
 from bronze.delta.storage import client
 from bronze.errors import LakeUnreachable
 from bronze.ingest import pipeline
+from bronze.model.locations import Place
 from tests.conftest import Source
 from tests.support import object_store
 from tests.support.content import differences
@@ -161,3 +165,72 @@ def test_bursts_of_errors_and_latency_are_survived(lake: Store, source: Source) 
     assert pipeline.run(settings).exit_code == 0
     lake.gateway.delay = 0.0
     assert differences(settings) == {}
+
+
+def _unfinished_uploads(lake: Store) -> list[str]:
+    """The keys of uploads that were begun, and neither ended nor aborted."""
+    address = urlsplit(lake.gateway.url)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port)
+    connection.request("GET", "/lake?uploads", headers={"Authorization": object_store.SIGNED})
+    text = connection.getresponse().read().decode()
+    connection.close()
+    assert "ListMultipartUploadsResult" in text
+    return re.findall("<Key>(.*?)</Key>", text)
+
+
+WIDE = """
+CREATE TABLE t AS SELECT i id, (SELECT string_agg(md5((i * 100 + j)::text), '')
+ FROM generate_series(1, 30) j) v FROM generate_series(1, 60000) i
+"""
+
+
+@pytest.mark.parametrize("lake", ["s3"], indirect=True)
+def test_a_key_that_is_rotated_in_the_middle_of_an_upload_costs_only_the_file(
+    lake: Store, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some parts the store takes only the new key: the file is written again with it, and
+    the run lands. The log names no other file, and what was sent before is no object.
+    """
+    source.execute(WIDE)
+    monkeypatch.setenv("LAKE_KEY", "first")
+    options = {**lake.options, "aws_access_key_id": {"secret": "LAKE_KEY"}}
+    settings = source.settings(lake={"root": f"{lake.root}/rotated", "options": options})
+    parts = []
+
+    def rotated(headers: Any) -> bool:
+        method, path = lake.gateway.requests[-1]
+        if method == "PUT" and "partNumber" in path:
+            parts.append(path)
+            if len(parts) == 3:
+                monkeypatch.setenv("LAKE_KEY", "second")
+        return len(parts) > 2 and "Credential=first/" in headers["Authorization"]
+
+    lake.gateway.refuse = rotated
+    result = pipeline.run(settings)
+    lake.gateway.refuse = lambda _: False
+    assert result.exit_code == 0, result.tables
+    assert len(parts) > 3, "no large upload was refused"
+    assert differences(settings) == {}
+    place = settings.place("bronze", "bz_t")
+    state = log.read(place)
+    assert state is not None
+    objects = [path for path in store.listing(place) if path.endswith(".parquet")]
+    assert sorted(objects) == sorted(file.path for file in state.files)
+
+
+@pytest.mark.parametrize("lake", ["s3"], indirect=True)
+def test_an_upload_that_is_given_up_is_aborted(lake: Store) -> None:
+    """No part of it stays in the bucket; nor does any after a run that went well."""
+    place = Place(f"{lake.root}/given-up", tuple(lake.options.items()))
+    before = _unfinished_uploads(lake)
+
+    def give_up() -> None:
+        with store.writer(place, "half") as file:
+            file.write(b"x" * 30_000_000)
+            assert len(_unfinished_uploads(lake)) == len(before) + 1
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        give_up()
+    assert _unfinished_uploads(lake) == before
+    assert store.listing(place) == []

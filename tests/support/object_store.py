@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote, urlsplit
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 # The order of the headers of XML API requests does not matter; their names do.
 _OF_GOOGLE = {"x-goog-if-generation-match": ("if-none-match", "*")}
-_SIGNED = (
+SIGNED = (
     "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host,"
     " Signature=0"
 )
@@ -119,7 +119,7 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
             if running.google:
                 # Moto knows no tokens, and deletes nothing for who has not signed.
                 headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
-                headers["Authorization"] = _SIGNED
+                headers["Authorization"] = SIGNED
                 for name, (other, value) in _OF_GOOGLE.items():
                     if headers.pop(name, None) is not None:
                         headers[other] = value

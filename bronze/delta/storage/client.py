@@ -142,7 +142,7 @@ def request(place: Place, attempt: Callable[[Any], T]) -> T:
     try:
         return attempt(opened)
     except (BaseError, OSError) as error:
-        if not is_refusal(error) or not _is_renewed(place, used):
+        if not is_refusal(error) or not is_renewed(place, used):
             raise
     return attempt(_client(place).store)
 
@@ -167,10 +167,15 @@ def with_table(place: Place, version: int | None, attempt: Callable[[DeltaTable]
     try:
         return attempt(DeltaTable(place.url, version=version, storage_options=dict(used) or None))
     except (DeltaError, OSError) as error:
-        if not is_refusal(error) or not _is_renewed(place, used):
+        if not is_refusal(error) or not is_renewed(place, used):
             raise
     renewed = dict(_client(place).options)
     return attempt(DeltaTable(place.url, version=version, storage_options=renewed))
+
+
+def current_options(place: Place) -> Mapping[str, str]:
+    """The options of the client that `request` would use. Raises as `open_store` does."""
+    return _client(place).options
 
 
 def forget() -> None:
@@ -207,7 +212,7 @@ def _refresh(place: Place, root: str, client: _Client, current: dict[str, str]) 
     client.resolved = time.monotonic()
 
 
-def _is_renewed(place: Place, used: Mapping[str, str]) -> bool:
+def is_renewed(place: Place, used: Mapping[str, str]) -> bool:
     """Whether the options differ from those that were refused, after asking for secrets again."""
     named = [value for _, value in place.options if isinstance(value, Secret)]
     if not named:
