@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +16,7 @@ from obstore.store import from_url
 from bronze.api.client import Bronze
 from bronze.config.settings import Settings
 from bronze.delta import log, store
+from bronze.delta.read import remembered
 from bronze.delta.storage import client
 from bronze.errors import LakeUnreachable
 from bronze.ingest import pipeline
@@ -165,6 +167,39 @@ def test_bursts_of_errors_and_latency_are_survived(lake: Store, source: Source) 
     assert pipeline.run(settings).exit_code == 0
     lake.gateway.delay = 0.0
     assert differences(settings) == {}
+
+
+def test_a_missing_bucket_is_told(lake: Store, source: Source) -> None:
+    """A bucket of S3 or Google, a container of Azure."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    root = re.sub(r"//[^/@]+", "//nowhere", lake.root)
+    settings = source.settings(lake={"root": root, "options": lake.options})
+    with pytest.raises(LakeUnreachable, match=r"there is no (bucket|container) nowhere at 127"):
+        pipeline.run(settings)
+
+
+def test_a_run_without_news_makes_few_requests(lake: Store, source: Source) -> None:
+    """Each log is listed once, and entries are read once: governance tables are committed to
+    without looking again, and what waits for each other is a chain of few round trips.
+    """
+    source.execute(
+        "".join(f"CREATE TABLE t{n} AS SELECT 1 AS id; ALTER TABLE t{n} ADD PRIMARY KEY (id);"
+                for n in range(6))
+    )  # fmt: skip
+    settings = on(lake, source, "few")
+    for _ in range(2):
+        assert Bronze(settings).run().exit_code == 0
+    remembered.forget()
+    client.forget()
+    lake.gateway.requests.clear()
+    lake.gateway.spans.clear()
+    lake.gateway.delay = 0.1
+    assert Bronze(settings).run().exit_code == 0
+    requests = Counter(f"{method} {path}" for method, path in lake.gateway.requests)
+    again = {name: count for name, count in requests.items() if count > 1 and "POST" not in name}
+    assert again == {}, "the same request twice"
+    assert len(lake.gateway.requests) < 95
+    assert object_store.round_trips(lake.gateway) < 26
 
 
 def _unfinished_uploads(lake: Store) -> list[str]:

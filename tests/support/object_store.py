@@ -59,6 +59,17 @@ class Gateway:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+def round_trips(gateway: Gateway) -> int:
+    """How many requests followed each other: the longest series in which each began after the one
+    before had ended.
+    """
+    count, ended = 0, 0.0
+    for began, end, *_ in sorted(gateway.spans, key=lambda span: span[1]):
+        if began >= ended:
+            count, ended = count + 1, end
+    return count
+
+
 @dataclass(frozen=True)
 class Store:
     """A lake's root on a store, the options that reach it, and its gateway."""

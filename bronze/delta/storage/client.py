@@ -254,7 +254,9 @@ def _open(place: Place, root: str, current: Mapping[str, str]) -> Any:
     except (KeyboardInterrupt, SystemExit, BronzeError):
         raise
     except BaseException as error:  # a panic of the library is no Exception
-        raise store_errors.store_error(place, "opened", error) from None
+        failure = store_errors.store_error(place, "opened", error)
+        failure.hint = failure.hint or "Correct root and options under [lake]."
+        raise failure from None
     _probe(place, probe)
     return store
 
@@ -269,6 +271,13 @@ def _probe(place: Place, store: Any) -> None:
             raise problem from None
 
 
+def _number(name: str, value: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{name} is a number, not {value}") from None
+
+
 def _retries(current: Mapping[str, str]) -> dict[str, Any]:
     """The options of retries as obstore has them.
 
@@ -281,10 +290,8 @@ def _retries(current: Mapping[str, str]) -> dict[str, Any]:
         value = current[name]
         where = backoff if "." in name else retries
         short = name.rpartition(".")[2]
-        if short == "max_retries":
-            where[short] = int(value)
-        elif short == "base":
-            where[short] = float(value)
+        if short in ("max_retries", "base"):
+            where[short] = _number(name, value, int if short == "max_retries" else float)
         elif match := _DURATION.fullmatch(value.strip()):
             where[short] = timedelta(seconds=float(match[1]) * _UNITS[match[2]])
         else:
