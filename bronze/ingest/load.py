@@ -145,7 +145,7 @@ def _read(table: TableRun, plan: Plan) -> Workflow[list[UnitResult]]:
     return results
 
 
-def _in_store(
+def in_store(
     place: Place, label: str, work: Callable[[], T], sweep: State | None = None
 ) -> Workflow[T]:
     """What a function returns that makes requests to the lake: other tables go on meanwhile, where
@@ -166,11 +166,11 @@ def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Ou
     place = plan.target.place
     data = [file for part in table.results for file in part.files]
     if (yield from _has_same_rows(table, plan)):
-        version = yield from _in_store(
+        version = yield from in_store(
             place, table.target.label, lambda: _keep(table, plan, data), plan.state
         )
         return Outcome(version, 0, 0, 0, ())
-    version = yield from _in_store(
+    version = yield from in_store(
         place,
         table.target.label,
         lambda: commit.replace(
@@ -229,7 +229,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
     known_rows.drop_index(place)
     for attempt in commit.attempts():
         with attempt:
-            state = yield from _in_store(place, label, partial(_current, plan))
+            state = yield from in_store(place, label, partial(_current, plan))
             if (
                 state is None
                 or _another_run_committed(state, plan)
@@ -248,7 +248,7 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
                     raise _wrong_row_count(table, difference, edit)
             staged = difference.staged_files
             commit_edit = partial(_commit, table, plan, edit, staged, state)
-            version = yield from _in_store(place, label, commit_edit, plan.state)
+            version = yield from in_store(place, label, commit_edit, plan.state)
             return Outcome(version, edit.inserted, edit.updated, edit.deleted, edit.commit_files)
     raise AssertionError("the last attempt raises")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +30,12 @@ from tests.support.object_store import Store
 from tests.support.streams import caught_up
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
+
+# Signs nothing, and asks nobody for a token.
+GOOGLE_KEY = (
+    '{"private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": true,'
+    ' "gcs_base_url": ""}'
+)
 
 TABLE = """
 CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz NOT NULL DEFAULT now());
@@ -269,3 +277,26 @@ def test_an_upload_that_is_given_up_is_aborted(lake: Store) -> None:
         give_up()
     assert _unfinished_uploads(lake) == before
     assert store.listing(place) == []
+
+
+def test_the_configs_of_the_documentation_work_as_they_stand(
+    lake: Store, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with the emulator's address, bucket and keys: `docs/stores.md`."""
+    text = Path("docs/stores.md").read_text()
+    configs = [tomllib.loads(part) for part in re.findall("```toml\n(.*?)```", text, re.DOTALL)]
+    scheme = lake.root.partition("://")[0]
+    (config,) = (one["lake"] for one in configs if one["lake"]["root"].startswith(scheme))
+    monkeypatch.setenv("LAKE_KEY_ID", "key")
+    keys = {"abfss": object_store.AZURE_KEY, "s3": "word", "gs": GOOGLE_KEY}
+    monkeypatch.setenv("LAKE_KEY", keys[scheme])
+    addresses = ("endpoint", "endpoint_url", "base_url", "allow_http")
+    address = {n: v for n, v in lake.options.items() if n.endswith(addresses)}
+    if scheme == "abfss":
+        config["options"]["account_name"] = object_store.AZURE_ACCOUNT
+    root = f"{lake.root}/documented"
+    assert config["root"].endswith("/inventory")
+    source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
+    settings = source.settings(lake={"root": root, "options": {**config["options"], **address}})
+    assert Bronze(settings).run().exit_code == 0
+    assert differences(settings) == {}
