@@ -10,14 +10,11 @@ conflicts in another way (see `bronze.delta.commit`).
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import islice
-from typing import Any
 
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -26,6 +23,13 @@ from bronze import failpoint
 from bronze.delta import files, store
 from bronze.delta.read import remembered
 from bronze.delta.read.content import LogContent
+from bronze.delta.read.entries import CONCURRENT, RESTORE, info_of
+from bronze.delta.read.entries import ENTRY as ENTRY
+from bronze.delta.read.entries import Action as Action
+from bronze.delta.read.entries import entries as entries
+from bronze.delta.read.entries import entry as entry
+from bronze.delta.read.entries import info as info
+from bronze.delta.read.entries import infos as infos
 from bronze.delta.read.replay import Replayed, content_of, remember_commit
 from bronze.delta.schema import kinds
 from bronze.delta.storage import client
@@ -35,23 +39,12 @@ from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 
-Action = Mapping[str, Any]
-
 ENGINE = "bronze"
 """The engine that commits of bronze name."""
 MARK = "bronze/commit"
 """The app transaction of a Bronze table with the version up to which all changes of rows are those
 of bronze, or were compared with the source since."""
 
-ENTRY = re.compile(r"_delta_log/(\d{20})\.json")
-"""The path of an entry, in a table's folder."""
-
-_RESTORE = (
-    "If entries of its _delta_log are missing or were changed, restore them from a backup; or move"
-    " the table's folder away, and the next run loads it again."
-)
-# Tables, and entries of one, that are read at a time from an object store.
-_CONCURRENT = 16
 # A reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
 _FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz"})
@@ -191,7 +184,7 @@ def reads(places: Sequence[Place]) -> Iterator[Callable[[], State | None]]:
     if all(map(client.is_local, places)):
         yield from (partial(read, place) for place in places)
         return
-    with ThreadPoolExecutor(_CONCURRENT) as pool:
+    with ThreadPoolExecutor(CONCURRENT) as pool:
         readings = [pool.submit(read, place) for place in places]
         try:
             yield from (reading.result for reading in readings)
@@ -277,100 +270,11 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
             client.with_table(place, version, lambda table: table.create_checkpoint())
 
 
-def infos(place: Place, latest: int | None = None) -> Iterator[Action]:
-    """The infos of all commits up to a version, as far as the log goes back, in any order.
-
-    Raises:
-        FileDamaged: an entry cannot be read.
-        LakeError, LakeUnreachable
-    """
-    named = map(ENTRY.fullmatch, store.listing(place, "_delta_log"))
-    versions = (int(name[1]) for name in named if name)
-    wanted = (version for version in versions if latest is None or version <= latest)
-    yield from (_info(actions) for _, actions in entries(place, wanted) if actions is not None)
-
-
-def info(place: Place, version: int) -> Action | None:
-    """The info of one commit, None if the log no longer has it.
-
-    Raises:
-        LakeError, LakeUnreachable
-    """
-    actions = entry(place, version)
-    return None if actions is None else _info(actions)
-
-
-def entry(place: Place, version: int) -> Sequence[Action] | None:
-    """The actions of one commit, None if the log no longer has it. Raises as `entries` does."""
-    return next(actions for _, actions in entries(place, (version,)))
-
-
-def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequence[Action] | None]]:
-    """The actions of some commits by their versions, None for one that the log no longer has.
-
-    Raises:
-        FileDamaged: an entry cannot be read; a checkpoint may replace it.
-        LakeError, LakeUnreachable
-    """
-    for version, path, text in _texts(place, versions):
-        if text is None:
-            yield version, None
-            continue
-        try:
-            actions = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except (ValueError, RecursionError):
-            actions = []
-        if not actions or not all(map(_is_action, actions)):
-            raise FileDamaged(
-                f"The file {path} of the table at {place.url} is not an entry of a Delta log.",
-                hint=_RESTORE,
-            )
-        yield version, actions
-
-
-def _texts(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, str, bytes | None]]:
-    """Versions, the paths of their entries, and their content, None for one that is missing; those
-    of an object store are read several at a time.
-    """
-
-    def text(version: int) -> tuple[int, str, bytes | None]:
-        path = f"_delta_log/{version:020}.json"
-        try:
-            return version, path, store.get(place, path)
-        except FileNotFoundError:
-            return version, path, None
-        except (BaseError, OSError) as error:
-            raise store_error(place, "read", error) from None
-
-    if client.is_local(place):
-        yield from map(text, versions)
-        return
-    remaining = iter(versions)
-    with ThreadPoolExecutor(_CONCURRENT) as pool:
-        while some := list(islice(remaining, _CONCURRENT)):
-            yield from pool.map(text, some) if len(some) > 1 else map(text, some)
-
-
-def _is_action(found: Any) -> bool:
-    return (
-        isinstance(found, dict)
-        and all(isinstance(one, dict) for one in found.values())
-        and all(
-            isinstance(found[k].get("path"), str) for k in ("add", "remove", "cdc") if k in found
-        )
-    )
-
-
-def _info(actions: Sequence[Action]) -> Action:
-    found: Action = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
-    return found
-
-
 def _foreign_change(actions: Sequence[Action]) -> str:
     """The operation and the writer of a commit that changed rows or columns; "" for commits of
     bronze, and those that changed neither.
     """
-    info = _info(actions)
+    info = info_of(actions)
     if info.get("engineInfo") == ENGINE:
         return ""
     files = [a.get("add") or a.get("remove") for a in actions if "add" in a or "remove" in a]
@@ -398,5 +302,5 @@ def mapped_errors(place: Place, what: str) -> Iterator[None]:
     except (DeltaError, OSError, ValueError) as error:
         failure = store_error(place, what, error)
         if not failure.hint:
-            failure.hint = _RESTORE
+            failure.hint = RESTORE
         raise failure from error

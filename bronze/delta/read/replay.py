@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -29,12 +28,11 @@ from obstore.exceptions import BaseError, NotFoundError
 
 from bronze.delta import store
 from bronze.delta.read import remembered
-from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened, widest
+from bronze.delta.read.added_files import added_file
+from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened
 from bronze.delta.schema import NTZ, kinds
-from bronze.delta.statistics import SAFE
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
-from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 
@@ -53,9 +51,6 @@ _NAMED_FEATURES = 3
 _FROM_CHECKPOINT = ("txn", "metaData", "protocol", "add")
 # Since when app transactions expire.
 _EXPIRY = "delta.setTransactionRetentionDuration"
-# Types of partition columns whose values are the same text in the log as everywhere.
-_PLAIN = ("string", "date", "short", "int", "long")
-_LIMITS: Mapping[str, int] = {"short": 2**15, "int": 2**31, "long": 2**63}
 
 
 class _NotSimpleError(Exception):
@@ -107,7 +102,9 @@ class Replayed:
         """
         columns = dict(kinds(self.metadata.schema))
         try:
-            return tuple(_file(add, self.metadata.partition_columns, columns) for add in self.adds)
+            return tuple(
+                added_file(add, self.metadata.partition_columns, columns) for add in self.adds
+            )
         except RecursionError:
             # They make deltalake overflow the stack, which ends the process.
             raise ValueError("the statistics of a file are nested too deeply") from None
@@ -391,54 +388,3 @@ def _protocol(value: Mapping[str, Any]) -> TableProtocol:
         reader_features=frozenset(value.get("readerFeatures") or ()),
         writer_features=frozenset(value.get("writerFeatures") or ()),
     )
-
-
-def _file(
-    add: Mapping[str, Any], partition_columns: Sequence[str], columns: Mapping[str, DeltaType]
-) -> StoredFile:
-    """The file of an ``add`` action."""
-    stats = json.loads(add["stats"]) if add.get("stats") else {}
-    low, high = (stats.get(side) or {} for side in ("minValues", "maxValues"))
-    values = dict(add["partitionValues"])
-    if any(columns[name].name not in _PLAIN for name in partition_columns):
-        raise _NotSimpleError("partition values have to be read by their type")
-    rows = stats.get("numRecords")
-    return StoredFile(
-        path=add["path"],
-        size=int(add["size"]),
-        rows=-1 if rows is None else int(rows),
-        low=tuple(_bounds(low, columns)),
-        high=tuple((name, widest(bound)) for name, bound in _bounds(high, columns)),
-        partition=tuple((name, values.get(name) or None) for name in partition_columns),
-    )
-
-
-def _bounds(
-    bounds: Mapping[str, Any], columns: Mapping[str, DeltaType]
-) -> Iterable[tuple[str, Any]]:
-    """The bounds of columns whose statistics can be trusted, in the order of the columns."""
-    for name, kind in columns.items():
-        if kind.name in SAFE and bounds.get(name) is not None:
-            yield name, _bound(kind.name, bounds[name])
-
-
-def _bound(kind: str, value: Any) -> Any:
-    """A value of JSON as one of a type.
-
-    Raises:
-        ValueError, TypeError: it is none.
-    """
-    if kind == "date":
-        return date.fromisoformat(value)
-    if kind in ("timestamp", "timestamp_ntz"):
-        moment = datetime.fromisoformat(value)
-        if (moment.tzinfo is None) != (kind == "timestamp_ntz"):
-            raise ValueError("the time zone is missing, or too much")
-        return moment.astimezone(UTC) if moment.tzinfo else moment
-    limit = _LIMITS.get(kind)
-    if limit is not None and not -limit <= value < limit:
-        raise ValueError(f"the number is beyond the range of {kind}")
-    expected = {"string": str, "boolean": bool}.get(kind, int)
-    if type(value) is not expected:
-        raise TypeError(f"{kind} is not {expected}")
-    return value
