@@ -2,7 +2,8 @@
 
 Ten tables of 20 rows are loaded into an imitated S3 behind a gateway that waits for each answer,
 50 ms by default. Then come runs that find nothing new, runs that find one row, and ``verify``; each
-is a process of its own. The figures are seconds, and requests to the store by their kind.
+is a process of its own; and ``maintain``. The figures are seconds, requests to the store by their
+kind, and how many of them waited for each other.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ _QUERY = re.compile(r"list-type")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took: seconds, and requests by kind."""
+    """What a command took: seconds, round trips that followed each other, requests by kind."""
 
     command: str
     seconds: float
+    round_trips: int
     requests: Counter[str]
     paths: Counter[str]
 
@@ -67,16 +69,19 @@ def lake(tables: int) -> Iterator[tuple[str, Path, Store]]:
 def cost_of(command: Sequence[str], home: Path, store: Store) -> Cost:
     """What a command of its own process takes."""
     store.gateway.requests.clear()
+    store.gateway.spans.clear()
     began = time.perf_counter()
     subprocess.run([str(BRONZE), *command], cwd=home, check=True, capture_output=True)
     seconds = time.perf_counter() - began
     requests = list(store.gateway.requests)
     kinds = Counter("LIST" if _QUERY.search(path) else method for method, path in requests)
-    return Cost(" ".join(command), seconds, kinds, Counter(f"{m} {p}" for m, p in requests))
+    paths = Counter(f"{m} {p}" for m, p in requests)
+    waited = object_store.round_trips(store.gateway)
+    return Cost(" ".join(command), seconds, waited, kinds, paths)
 
 
 def measure(latency: float, *, show: bool = False) -> list[Cost]:
-    """The costs of a first load, no-ops, a run with one new row, and `verify`."""
+    """The costs of a first load, no-ops, a run with one new row, `verify`, and `maintain`."""
     with lake(_TABLES) as (dsn, home, store):
         costs = [cost_of(["run"], home, store)]
         store.gateway.delay = latency
@@ -88,6 +93,7 @@ def measure(latency: float, *, show: bool = False) -> list[Cost]:
             connection.execute("INSERT INTO t0 VALUES (99, 'new', 1, now())")
         costs.append(cost_of(["run"], home, store))
         costs.append(cost_of(["verify"], home, store))
+        costs.append(cost_of(["maintain"], home, store))
         return costs
 
 
@@ -98,11 +104,12 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="the requests of a run without news")
     given = parser.parse_args()
     kinds = ("LIST", "GET", "HEAD", "PUT", "POST", "DELETE")
-    table = Table("command", "seconds", "requests", *kinds)
+    table = Table("command", "seconds", "in series", "requests", *kinds)
     for cost in measure(given.latency, show=given.show):
         counts = [str(cost.requests[kind]) for kind in kinds]
         total = str(sum(cost.requests.values()))
-        table.add_row(cost.command, f"{cost.seconds:.2f}", total, *counts)
+        series = str(cost.round_trips)
+        table.add_row(cost.command, f"{cost.seconds:.2f}", series, total, *counts)
     Console().print(table)
 
 

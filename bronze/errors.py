@@ -145,7 +145,13 @@ class LakeError(BronzeError):
 
 
 class LakeUnreachable(LakeError):
-    """The lake cannot be read or written."""
+    """The lake cannot be read or written.
+
+    ``is_key_renewed`` says that the store refused a key in the middle of an upload, and that there
+    is another key now: the file may be written again at once.
+    """
+
+    is_key_renewed: bool = False
 
 
 class TableVanished(LakeError):

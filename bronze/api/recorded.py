@@ -87,6 +87,7 @@ def run(
                 pool=pool,
                 notify=remember,
                 planned=lambda planned: run_records.plan(log, planned),
+                ended=lambda done: log.end(map(run_records.of_loaded, done.tables)),
                 stop=stop,
             )
 

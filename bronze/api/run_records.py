@@ -73,6 +73,8 @@ def logged(
         except BaseException as error:
             log.fail(error)
             raise
+        if log.is_ended:
+            return done
         try:
             log.end([outcome_of(table) for table in done.tables])
         except BronzeError as error:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from bronze import failpoint
@@ -37,7 +38,7 @@ from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables.quality import TableFigures
 from bronze.ingest import diff, watermarks
 from bronze.ingest.diff import Difference, Edit
-from bronze.ingest.load import record_rejected_values
+from bronze.ingest.load import in_store, record_rejected_values
 from bronze.ingest.plan import Plan
 from bronze.model.files import WrittenFile
 from bronze.model.quality import QualityTotals
@@ -95,7 +96,8 @@ def _apply(
     plan = following.plan
     label = following.label
     stamp = replace(stamp, lineage=following.entry.record.lineage_id)
-    state = _current_state(following)
+    place = plan.target.place
+    state = yield from in_store(place, label, partial(_current_state, following))
     (netted,) = yield [Task(net_changes, _job(settings, following, gathered, stamp, state), label)]
     failpoint.reach("netted")
     record_rejected_values(settings, plan.target, stamp, netted.rejected)
@@ -106,9 +108,14 @@ def _apply(
     for attempt in commit.attempts():
         with attempt:
             if attempt.retry_state.attempt_number > 1:
-                state = _current_state(following)
+                state = yield from in_store(place, label, partial(_current_state, following))
             edit = yield from diff.edit_table(plan, stamp, difference, state)
-            _commit(following, netted, edit, difference.staged_files, batch, stamp, state)
+            staged = difference.staged_files
+            yield from in_store(
+                place,
+                label,
+                partial(_commit, following, netted, edit, staged, batch, stamp, state),
+            )
     following.findings += netted.findings
     quality = netted.findings.quality
     following.quality = _add_quality(following.quality, quality, stamp, batch)

@@ -176,7 +176,7 @@ def _proof(report: AuditReport) -> str:
     if not report.verified:
         return "; `bronze audit --verify` proves them"
     if report.problems:
-        return ", and they are not as they were written"
+        return ", and they are not as they were written" if report.count else ""
     unsealed = f"; the first {report.unsealed:,} are not sealed: anybody could have written them"
     witnesses = (
         f"; {report.vouching:,} of {report.tables:,} Bronze tables know of them, up to"

@@ -10,22 +10,27 @@ conflicts in another way (see `bronze.delta.commit`).
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
 from bronze.delta import files, store
-from bronze.delta.read import deletion_vectors
+from bronze.delta.read import deletion_vectors, remembered
 from bronze.delta.read.content import LogContent
-from bronze.delta.read.replay import Replayed, content_of
+from bronze.delta.read.entries import CONCURRENT, RESTORE, info_of
+from bronze.delta.read.entries import ENTRY as ENTRY
+from bronze.delta.read.entries import Action as Action
+from bronze.delta.read.entries import entries as entries
+from bronze.delta.read.entries import entry as entry
+from bronze.delta.read.entries import info as info
+from bronze.delta.read.entries import infos as infos
+from bronze.delta.read.replay import Replayed, content_of, remember_commit
 from bronze.delta.schema import VECTORS, kinds
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
@@ -34,23 +39,12 @@ from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
 
-Action = Mapping[str, Any]
-
 ENGINE = "bronze"
 """The engine that commits of bronze name."""
 MARK = "bronze/commit"
 """The app transaction of a Bronze table with the version up to which all changes of rows are those
 of bronze, or were compared with the source since."""
 
-ENTRY = re.compile(r"_delta_log/(\d{20})\.json")
-"""The path of an entry, in a table's folder."""
-
-_RESTORE = (
-    "If entries of its _delta_log are missing or were changed, restore them from a backup; or move"
-    " the table's folder away, and the next run loads it again."
-)
-# Tables that are read at a time from an object store.
-_CONCURRENT = 8
 # A reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
 _FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz", VECTORS})
@@ -207,13 +201,40 @@ def reads(places: Sequence[Place]) -> Iterator[Callable[[], State | None]]:
     if all(map(client.is_local, places)):
         yield from (partial(read, place) for place in places)
         return
-    with ThreadPoolExecutor(_CONCURRENT) as pool:
+    with ThreadPoolExecutor(CONCURRENT) as pool:
         readings = [pool.submit(read, place) for place in places]
         try:
             yield from (reading.result for reading in readings)
         except GeneratorExit:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def recent(place: Place) -> State | None:
+    """The table as this process read or wrote it in the last half a minute, or as it is now; None
+    if there is none. Only for commits, and for what may be late: a commit on top of a state that is
+    outdated is a conflict, after which this reads the table.
+
+    Raises:
+        LakeError, LakeUnreachable
+    """
+    content = remembered.recent(place)
+    return read(place) if content is None else State(place, content.version, content)
+
+
+def prefetch(places: Sequence[Place]) -> None:
+    """Reads tables of an object store, several at a time, for `recent`; without errors."""
+    remote = [place for place in places if not client.is_local(place)]
+    for place, reading in zip(remote, reads(remote), strict=True):
+        try:
+            reading()
+        except BronzeError:
+            remembered.outdate(place)
+
+
+def current(state: State) -> State | None:
+    """The state itself if it is that of `recent`, else the table as `refresh` returns it."""
+    return state if remembered.recent(state.place) is state.content else refresh(state)
 
 
 def refresh(state: State) -> State | None:
@@ -223,7 +244,8 @@ def refresh(state: State) -> State | None:
         LakeError, LakeUnreachable
     """
     content = state.content
-    if isinstance(content, Replayed) and content.is_latest():
+    is_remembered = remembered.get(state.place) is not None
+    if isinstance(content, Replayed) and not is_remembered and content.is_latest():
         return state
     now = read(state.place)
     # The given one knows already what it has read of the log.
@@ -243,100 +265,33 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
     if version and store.is_missing(place, "_delta_log"):
         # Writing the entry would create the folder again, as of a new table.
         raise store_error(place, "committed", FileNotFoundError("no such file or directory"))
+    e_tag = None
     try:
-        store.create(place, path, entry)
+        e_tag = store.create(place, path, entry)
     except AlreadyExistsError:
         if not _is_written(place, path, entry):
+            remembered.outdate(place)
             raise CommitConflict(
                 f"Another writer committed to the table at {place.url} first.",
                 hint="Run again; this run has committed nothing to that table.",
             ) from None
     except (BaseError, OSError) as error:
         if not _is_written(place, path, entry):
+            remembered.put(place, None)
             raise store_error(place, "committed", error) from None
     failpoint.reach("committed")
+    remember_commit(place, version, actions, e_tag)
     if version and version % _CHECKPOINT_EVERY == 0:
         # The commit is valid without the checkpoint; the next one will be tried later.
         with suppress(DeltaError, OSError, BronzeError):
             client.with_table(place, version, lambda table: table.create_checkpoint())
 
 
-def infos(place: Place, latest: int | None = None) -> Iterator[Action]:
-    """The infos of all commits up to a version, as far as the log goes back, in any order.
-
-    Raises:
-        FileDamaged: an entry cannot be read.
-        LakeError, LakeUnreachable
-    """
-    named = map(ENTRY.fullmatch, store.listing(place, "_delta_log"))
-    versions = (int(name[1]) for name in named if name)
-    wanted = (version for version in versions if latest is None or version <= latest)
-    yield from (_info(actions) for _, actions in entries(place, wanted) if actions is not None)
-
-
-def info(place: Place, version: int) -> Action | None:
-    """The info of one commit, None if the log no longer has it.
-
-    Raises:
-        LakeError, LakeUnreachable
-    """
-    actions = entry(place, version)
-    return None if actions is None else _info(actions)
-
-
-def entry(place: Place, version: int) -> Sequence[Action] | None:
-    """The actions of one commit, None if the log no longer has it. Raises as `entries` does."""
-    return next(actions for _, actions in entries(place, (version,)))
-
-
-def entries(place: Place, versions: Iterable[int]) -> Iterator[tuple[int, Sequence[Action] | None]]:
-    """The actions of some commits by their versions, None for one that the log no longer has.
-
-    Raises:
-        FileDamaged: an entry cannot be read; a checkpoint may replace it.
-        LakeError, LakeUnreachable
-    """
-    for version in versions:
-        path = f"_delta_log/{version:020}.json"
-        try:
-            text = store.get(place, path)
-        except FileNotFoundError:
-            yield version, None
-            continue
-        except (BaseError, OSError) as error:
-            raise store_error(place, "read", error) from None
-        try:
-            actions = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except (ValueError, RecursionError):
-            actions = []
-        if not actions or not all(map(_is_action, actions)):
-            raise FileDamaged(
-                f"The file {path} of the table at {place.url} is not an entry of a Delta log.",
-                hint=_RESTORE,
-            )
-        yield version, actions
-
-
-def _is_action(found: Any) -> bool:
-    return (
-        isinstance(found, dict)
-        and all(isinstance(one, dict) for one in found.values())
-        and all(
-            isinstance(found[k].get("path"), str) for k in ("add", "remove", "cdc") if k in found
-        )
-    )
-
-
-def _info(actions: Sequence[Action]) -> Action:
-    found: Action = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
-    return found
-
-
 def _foreign_change(actions: Sequence[Action]) -> str:
     """The operation and the writer of a commit that changed rows or columns; "" for commits of
     bronze, and those that changed neither.
     """
-    info = _info(actions)
+    info = info_of(actions)
     if info.get("engineInfo") == ENGINE:
         return ""
     files = [a.get("add") or a.get("remove") for a in actions if "add" in a or "remove" in a]
@@ -364,5 +319,5 @@ def mapped_errors(place: Place, what: str) -> Iterator[None]:
     except (DeltaError, OSError, ValueError) as error:
         failure = store_error(place, what, error)
         if not failure.hint:
-            failure.hint = _RESTORE
+            failure.hint = RESTORE
         raise failure from error

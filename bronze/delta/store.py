@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 from uuid import uuid4
@@ -40,11 +40,13 @@ def is_missing(place: Place, under: str = "") -> bool:
 def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
     """A file to write one object with, in bounded memory.
 
-    If the context ends with an error, the object does not exist or is incomplete.
+    If the context ends with an error, the object does not exist, or in a local folder is deleted.
+    The parts of an upload that were sent are deleted as well, unless the store does not allow it.
 
     Raises:
         LakeError, LakeUnreachable: it cannot be written.
     """
+    upload = None
     try:
         if is_local(place):
             lake_folder.check(place)
@@ -58,10 +60,17 @@ def writer(place: Place, path: str) -> Iterator[IO[bytes] | io.RawIOBase]:
                 raise
         else:
             upload = _Upload(place, path)
-            yield upload
-            upload.finish()
+            try:
+                yield upload
+                upload.finish()
+            except BaseException as error:
+                upload.abort(error)
+                raise
     except (BaseError, OSError, pa.ArrowException) as error:
-        raise store_error(place, "written", error) from None
+        failure = store_error(place, "written", error)
+        if isinstance(failure, LakeUnreachable) and upload is not None:
+            failure.is_key_renewed = upload.is_key_renewed(error)
+        raise failure from None
 
 
 class _Upload(io.RawIOBase):
@@ -74,6 +83,7 @@ class _Upload(io.RawIOBase):
         self._place, self._path = place, path
         self._first = bytearray()
         self._upload: Any = None
+        self._options: Mapping[str, str] = {}
         self._size = 0
 
     def writable(self) -> bool:
@@ -87,6 +97,7 @@ class _Upload(io.RawIOBase):
         self._first += data
         if len(self._first) > _PART:
             first, self._first = bytes(self._first), bytearray()
+            self._options = client.current_options(self._place)
             self._upload = client.request(self._place, lambda opened: self._begin(opened, first))
         return len(data)
 
@@ -97,6 +108,20 @@ class _Upload(io.RawIOBase):
 
     def tell(self) -> int:
         return self._size
+
+    def abort(self, error: BaseException) -> None:
+        """Deletes the parts that were sent. A store that did not answer is not asked once more."""
+        is_of_store = isinstance(error, (BaseError, OSError)) and not client.is_refusal(error)
+        if self._upload is not None and not is_of_store:
+            with suppress(BaseError, OSError):
+                self._upload.__exit__(type(error), error, error.__traceback__)
+
+    def is_key_renewed(self, error: BaseException) -> bool:
+        """Whether the store refused the key of the upload, and there is another one now."""
+        is_begun = self._upload is not None
+        return (
+            is_begun and client.is_refusal(error) and client.is_renewed(self._place, self._options)
+        )
 
     def finish(self) -> None:
         if self._upload is not None:
@@ -302,22 +327,22 @@ def get(place: Place, path: str) -> bytes:
     return client.request(place, lambda opened: bytes(obstore.get(opened, name).bytes()))
 
 
-def create(place: Place, path: str, data: bytes) -> None:
-    """Writes a new object.
+def create(place: Place, path: str, data: bytes) -> str | None:
+    """Writes a new object, and returns its ETag if the store says it.
 
     Raises:
         AlreadyExistsError: it exists.
         OSError, obstore.exceptions.BaseError: it cannot be written.
         LakeError, LakeUnreachable: the store cannot be opened.
     """
-    _put(place, path, data, mode="create")
+    return _put(place, path, data, mode="create")
 
 
 def _put(
     place: Place, path: str, data: bytes, mode: Literal["create", "overwrite"] = "overwrite"
-) -> None:
+) -> str | None:
     name = client.path_in(place, path)
-    client.request(place, lambda opened: obstore.put(opened, name, data, mode=mode))
+    return client.request(place, lambda opened: obstore.put(opened, name, data, mode=mode)["e_tag"])
 
 
 def folders(place: Place) -> list[str]:

@@ -14,14 +14,14 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from bronze import stopping
-from bronze.errors import BronzeError, ConfigError, SourceBusy
+from bronze.errors import BronzeError, ConfigError, LakeUnreachable, SourceBusy
 from bronze.execution import permits
 from bronze.execution.parcel import Parcel
 from bronze.execution.permits import Claim, Permits
@@ -36,6 +36,10 @@ _BUSY_DELAY = 1.0
 _BUSY_TRIES = 60
 # Seconds to wait for a task to end, between two calls of ``meanwhile``.
 _PATIENCE = 0.5
+# How often a task is performed in all, if a key of the lake is rotated each time.
+_KEYS = 3
+# How many tasks with ``here`` run at once.
+_HERE = 8
 
 
 @contextmanager
@@ -115,16 +119,31 @@ def _dask(address: str) -> Iterator[Executor]:
 
 @dataclass(frozen=True)
 class Task:
-    """A task for any worker: a function of a module, its argument, and the table it belongs to."""
+    """A task for any worker: a function of a module, its argument, and the table it belongs to.
+
+    With ``here`` it runs in a thread of this process at once, whatever the limit: it waits for the
+    lake, and neither reads the source nor takes memory.
+    """
 
     work: Callable[[Any], Any]
     given: Any
     table: str
+    here: bool = False
 
 
 Workflow = Generator[Sequence[Task], list[Any], T]
 """The work on one table: a generator that yields tasks, gets their results in the order of the
 tasks (or the error of one of them), and returns the result of the table."""
+
+
+def in_threads(table: str, *works: Callable[[], Any]) -> Workflow[list[Any]]:
+    """What functions return that wait for the lake, each in a thread; see `Task`."""
+    results = yield [Task(_call, work, table, here=True) for work in works]
+    return results
+
+
+def _call(work: Callable[[], T]) -> T:
+    return work()
 
 
 @dataclass
@@ -193,10 +212,12 @@ class _Driver(Generic[T]):
     permits: Permits
     waiting: list[_Entry] = field(default_factory=list)
     flying: dict[Future[Parcel[Any]], _Entry] = field(default_factory=dict)
+    here: dict[Future[Parcel[Any]], _Entry] = field(default_factory=dict)
     ended: SimpleQueue[Future[Parcel[Any]]] = field(default_factory=SimpleQueue)
     begun: int = 0
     refused: int = 0
     _woken: threading.Event = field(default_factory=threading.Event)
+    _threads: ThreadPoolExecutor | None = None
 
     def wake(self, _seconds: float = 0.0) -> None:
         """Has the driver look at once; from any thread."""
@@ -205,11 +226,11 @@ class _Driver(Generic[T]):
     def run(self, claim: Claim, meanwhile: Callable[[], None]) -> Iterator[T]:
         """Runs the workflows, and yields their results."""
         try:
-            while self.waiting or self.flying or self.begun < len(self.stages):
+            while self.waiting or self.flying or self.here or self.begun < len(self.stages):
                 if stopping.is_requested():
                     yield from self._stop()
                 is_blocked = yield from self._submit(claim)
-                if self.flying or is_blocked:
+                if self.flying or self.here or is_blocked:
                     # Without a time limit an interrupt would be seen only when a task has ended.
                     self._woken.wait(_PATIENCE)
                 self._woken.clear()
@@ -218,12 +239,21 @@ class _Driver(Generic[T]):
                 self.permits.withdraw(claim)
                 while not self.ended.empty():
                     future = self.ended.get()
-                    entry = self.flying.pop(future)
-                    self.permits.give_back(claim)
+                    if future in self.here:
+                        entry = self.here.pop(future)
+                    else:
+                        entry = self.flying.pop(future)
+                        self.permits.give_back(claim)
                     yield from self._end(entry, _outcome(future, entry[2]))
         finally:
             for future in self.flying:
                 future.cancel()
+            # One may be a commit, whose files must not be deleted before it is known whether it is.
+            while not all(future.done() for future in self.here):
+                with suppress(KeyboardInterrupt):
+                    wait(self.here)
+            if self._threads is not None:
+                self._threads.shutdown()
             for stage in self.stages:
                 stage.workflow.close()
 
@@ -308,7 +338,18 @@ class _Driver(Generic[T]):
             return
         stage.unfinished = len(tasks)
         for place, task in enumerate(tasks):
-            heapq.heappush(self.waiting, (number, place, task))
+            if task.here:
+                self._perform_here((number, place, task))
+            else:
+                heapq.heappush(self.waiting, (number, place, task))
+
+    def _perform_here(self, entry: _Entry) -> None:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_HERE, thread_name_prefix="bronze here")
+        task = entry[2]
+        future = self._threads.submit(_perform, task.work, Parcel(task.given), stopping.name())
+        self.here[future] = entry
+        future.add_done_callback(self._note_end)
 
 
 def _withdraw(waiting: list[_Entry], number: int) -> int:
@@ -321,8 +362,16 @@ def _withdraw(waiting: list[_Entry], number: int) -> int:
 
 
 def _perform(work: Callable[[Any], T], given: Parcel[Any], scope: str) -> Parcel[T]:
-    """Performs a task, on the worker; ``scope`` is the name of the scope that stops it."""
+    """Performs a task, on the worker; ``scope`` is the name of the scope that stops it. It is
+    performed again if a key of the lake was rotated while it wrote a file.
+    """
     with stopping.within(scope):
+        for _ in range(_KEYS - 1):
+            try:
+                return Parcel(work(given.content))
+            except LakeUnreachable as error:
+                if not error.is_key_renewed:
+                    raise
         return Parcel(work(given.content))
 
 

@@ -181,10 +181,11 @@ def mark(settings: Settings) -> AuditMark | None:
     own record, written at its end, fails with the reason.
     """
     with suppress(BronzeError):
-        newest = _newest(settings)
+        place = audit_state.place(settings)
+        newest = _newest(log.recent(place))
         if newest is None:
             record_events(settings, [])
-            newest = _newest(settings)
+            newest = _newest(log.read(place))
         return newest
     return None
 
@@ -209,7 +210,7 @@ def records_lost(
     if not any(audit_mark.knows_more(state, known) for state in tables.values()):
         return ()
     # Other processes may have recorded and committed since.
-    known = _newest(settings) or known
+    known = _newest(log.read(audit_state.place(settings))) or known
     short = [name for name, state in tables.items() if audit_mark.knows_more(state, known)]
     if short:
         details = {"last": known.sequence}
@@ -221,8 +222,7 @@ def records_lost(
     )
 
 
-def _newest(settings: Settings) -> AuditMark | None:
-    state = log.read(audit_state.place(settings))
+def _newest(state: State | None) -> AuditMark | None:
     end, log_id = audit_state.end(state), audit_state.log_id(state)
     return AuditMark(log_id, end.sequence, end.hash) if end.sequence and log_id else None
 

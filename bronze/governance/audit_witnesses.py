@@ -51,12 +51,14 @@ def testimony_of(settings: Settings, audit_log: str) -> Testimony:
     tables, governance_tables, unreadable = [], [], []
     known: list[tuple[str, Known]] = []
     for schema in store.folders(settings.place("", "")):
-        for folder in store.folders(settings.place(schema, "")):
+        folders = store.folders(settings.place(schema, ""))
+        if schema == GOVERNANCE:
+            folders = [folder for folder in folders if folder != audit_log]
+        readings = log.reads([settings.place(schema, folder) for folder in folders])
+        for folder, reading in zip(folders, readings, strict=True):
             name = TableName(schema, folder).label
-            if schema == GOVERNANCE and folder == audit_log:
-                continue
             try:
-                state = log.read(settings.place(schema, folder))
+                state = reading()
                 if state is None:
                     continue
                 if schema == GOVERNANCE:

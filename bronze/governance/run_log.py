@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from threading import Thread
 from typing import Any
 
 import uuid_utils
 
 from bronze.config.settings import GOVERNANCE, Settings
+from bronze.delta.storage import client
 from bronze.errors import BronzeError, Stopped
 from bronze.governance import actor, writer
 from bronze.governance.tables import runs
@@ -63,13 +65,15 @@ class Outcome:
 @dataclass
 class RunLog:
     """The records of one run. ``began`` is the record that all others are made from, ``ended`` are
-    the outcomes so far, by target.
+    the outcomes so far, by target, ``is_ended`` says that `end` was called.
     """
 
     settings: Settings
     began: RunRecord
     tables: dict[str, RunRecord] = field(default_factory=dict)
     ended: dict[str, Outcome] = field(default_factory=dict)
+    is_ended: bool = False
+    _beginning: Thread | None = None
 
     def plan(self, batch_id: str, tables: Sequence[RunTable]) -> None:
         """Records that tables begin, so that it is known afterwards if the process died. If that
@@ -88,8 +92,21 @@ class RunLog:
                 pattern=table.pattern,
             )
         if is_first:
-            with suppress(BronzeError):
-                _append(self.settings, self.tables.values())
+            records = list(self.tables.values())
+            if client.is_local(place(self.settings)):
+                self._begin(records)
+                return
+            # The tables are read meanwhile.
+            self._beginning = Thread(target=self._begin, args=(records,), name="bronze begin")
+            self._beginning.start()
+
+    def _begin(self, records: Sequence[RunRecord]) -> None:
+        with suppress(BronzeError):
+            _append(self.settings, records)
+
+    def _wait(self) -> None:
+        if self._beginning is not None:
+            self._beginning.join()
 
     def note(self, outcome: Outcome) -> None:
         """Notes how a table has ended, in case that the run fails; nothing is written yet."""
@@ -101,12 +118,15 @@ class RunLog:
         Raises:
             CommitConflict, LakeError, LakeUnreachable: the records cannot be written.
         """
+        self.is_ended = True
+        self._wait()
         _append(self.settings, [self._record(outcome) for outcome in outcomes])
 
     def fail(self, error: BaseException) -> None:
         """Records that the run has ended with an error, and how the tables that had ended before
         did. If that cannot be written, nothing is recorded.
         """
+        self._wait()
         failure = _failure(error)
         # polars raises an interrupt as a panic.
         interrupted = "KeyboardInterrupt" in f"{type(error).__name__} {error}"

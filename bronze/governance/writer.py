@@ -56,7 +56,7 @@ def append_rows(
         CommitConflict: other writers committed first each time.
         LakeError, LakeUnreachable: the table cannot be read or written.
     """
-    state = log.read(place)
+    state = log.recent(place)
     facts = {"batch_id": batch_id}
     commit_rows(place, state, columns, rows, facts, batch_id=batch_id, stats=stats)
 
@@ -69,7 +69,7 @@ def append(place: Place, columns: Columns, page_for: Callable[[State | None], Pa
         CommitConflict: other writers committed first each time.
         LakeError, LakeUnreachable: the table cannot be read or written.
     """
-    state = log.read(place)
+    state = log.recent(place)
     page = page_for(state)
     if page is not None:
         commit_rows(

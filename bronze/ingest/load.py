@@ -7,11 +7,11 @@ and returns what was done to the table. Where it fails, it deletes the files tha
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any
+from functools import partial, reduce
+from typing import Any, TypeVar, cast
 
 from bronze import failpoint, stopping
 from bronze.anomaly import outliers
@@ -20,8 +20,9 @@ from bronze.delta import commit, log, store
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
+from bronze.delta.storage import client
 from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost, Stopped
-from bronze.execution import budget
+from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage, writer
 from bronze.governance.tables import rejected_values as rejected_table
@@ -41,6 +42,8 @@ from bronze.model.units import KnownRows, RejectedValue, UnitResult
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,6 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         record_rejected_values(settings, table.target, table.stamp, table.rejected)
         failpoint.reach("booked")
         quality_gate.check_quality(settings, table, plan)
-        if plan.state:
-            commit.sweep(plan.state, time.time())
         write = _replace_all if plan.mode == "load" else _merge
         outcome = yield from write(settings, table, plan)
         table.end_stage("write")
@@ -144,32 +145,61 @@ def _read(table: TableRun, plan: Plan) -> Workflow[list[UnitResult]]:
     return results
 
 
+def in_store(
+    place: Place, label: str, work: Callable[[], T], sweep: State | None = None
+) -> Workflow[T]:
+    """What a function returns that makes requests to the lake: other tables go on meanwhile, where
+    each is a round trip. The files of runs that died are deleted from the table ``sweep``, too.
+    """
+    works: list[Callable[[], Any]] = [work]
+    if sweep:
+        works.append(lambda: commit.sweep(sweep, time.time()))
+    if client.is_local(place):
+        result, *_ = [work() for work in works]
+    else:
+        result, *_ = yield from executors.in_threads(label, *works)
+    return cast("T", result)
+
+
 def _replace_all(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]:
     """Replaces all rows of the table; commits only the position where they are the same."""
     place = plan.target.place
     data = [file for part in table.results for file in part.files]
     if (yield from _has_same_rows(table, plan)):
-        version = commit.commit(
-            place,
-            plan.state,
-            Change("WRITE"),
-            _commit_facts(table),
-            shape=plan.shape,
-            reached=plan.reached,
-            audited=table.stamp.audited,
+        version = yield from in_store(
+            place, table.target.label, lambda: _keep(table, plan, data), plan.state
         )
-        store.delete(place, [file.path for file in data])
         return Outcome(version, 0, 0, 0, ())
-    version = commit.replace(
+    version = yield from in_store(
         place,
-        plan.shape,
-        data,
-        plan.reached,
-        _commit_facts(table, inserted=table.rows),
-        lambda state: _another_run_committed(state, plan),
-        table.stamp.audited,
+        table.target.label,
+        lambda: commit.replace(
+            place,
+            plan.shape,
+            data,
+            plan.reached,
+            _commit_facts(table, inserted=table.rows),
+            lambda state: _another_run_committed(state, plan),
+            table.stamp.audited,
+        ),
+        plan.state,
     )
     return Outcome(version, table.rows, 0, 0, tuple(data))
+
+
+def _keep(table: TableRun, plan: Plan, data: Sequence[WrittenFile]) -> int:
+    """Commits the position of a table that has the same rows, and deletes those that were read."""
+    version = commit.commit(
+        plan.target.place,
+        plan.state,
+        Change("WRITE"),
+        _commit_facts(table),
+        shape=plan.shape,
+        reached=plan.reached,
+        audited=table.stamp.audited,
+    )
+    store.delete(plan.target.place, [file.path for file in data])
+    return version
 
 
 def _has_same_rows(table: TableRun, plan: Plan) -> Workflow[bool]:
@@ -192,17 +222,20 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
     there now. Where the table would not get as many rows as the source has, all rows are read and
     compared again.
     """
+    place, label = plan.target.place, table.target.label
     in_memory = budget.changes_in_memory(settings.run.memory)
     difference = diff.difference_of(plan, table.stamp, table.results, in_memory)
+    # Tables that are read while this one is committed need the memory of its index.
+    known_rows.drop_index(place)
     for attempt in commit.attempts():
         with attempt:
-            state = log.refresh(plan.state) if plan.state else log.read(plan.target.place)
+            state = yield from in_store(place, label, partial(_current, plan))
             if (
                 state is None
                 or _another_run_committed(state, plan)
                 or _have_doubtful_rows_moved(state, plan)
             ):
-                raise commit.overtaken_error(plan.target.place)
+                raise commit.overtaken_error(place)
             edit = yield from diff.edit_table(plan, table.stamp, difference, state)
             if _row_counts_differ(table, plan, difference, edit, state):
                 _delete_files(table, edit.commit_files)
@@ -213,9 +246,15 @@ def _merge(settings: Settings, table: TableRun, plan: Plan) -> Workflow[Outcome]
                 edit = yield from diff.edit_table(plan, table.stamp, difference, state)
                 if _row_counts_differ(table, plan, difference, edit, state):
                     raise _wrong_row_count(table, difference, edit)
-            version = _commit(table, plan, edit, difference.staged_files, state)
+            staged = difference.staged_files
+            commit_edit = partial(_commit, table, plan, edit, staged, state)
+            version = yield from in_store(place, label, commit_edit, plan.state)
             return Outcome(version, edit.inserted, edit.updated, edit.deleted, edit.commit_files)
     raise AssertionError("the last attempt raises")
+
+
+def _current(plan: Plan) -> State | None:
+    return log.current(plan.state) if plan.state else log.read(plan.target.place)
 
 
 def _row_counts_differ(
@@ -384,7 +423,7 @@ def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tu
         layout = maintain.layout_wish(settings, table.target.settings)
         planned = table.plan.state if table.plan else None
         # Where nothing changed, the files are those of the plan.
-        state = log.read(place) if changed or planned is None else planned
+        state = log.recent(place) if changed or planned is None else planned
         if state is not None and optimize.is_needed(state, layout):
             yield from maintain.optimize_table(settings, place, layout, table.target.label)
     except Stopped:

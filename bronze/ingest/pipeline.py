@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from threading import Event
 
 import tenacity
@@ -19,8 +20,10 @@ import uuid_utils
 
 from bronze import failpoint, stopping
 from bronze.config import fingerprint
-from bronze.config.settings import Settings
+from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import log, store
+from bronze.delta.log import State
+from bronze.delta.storage import client
 from bronze.errors import (
     BronzeError,
     CommitConflict,
@@ -34,13 +37,14 @@ from bronze.errors import (
 )
 from bronze.execution import budget, executors
 from bronze.governance import audit, lineage, openlineage
+from bronze.governance.tables import audit_log, data_lineage, quality, runs
 from bronze.ingest import load, plan, quality_gate, table_run
 from bronze.ingest.plan import Plan
 from bronze.ingest.table_run import TableRun
 from bronze.maintenance import maintain
 from bronze.model.events import LoadEvent, TableFailed, TableLanded, TableProgress
 from bronze.model.locations import Origin
-from bronze.model.results import Failure, RunResult, TableResult
+from bronze.model.results import Failure, LateRecord, RunResult, TableResult
 from bronze.model.stamp import AuditMark, RowStamp
 from bronze.model.units import Unit, UnitResult
 from bronze.postgres.catalog.relations import Relation
@@ -63,6 +67,7 @@ def run(
     pool: Executor | None = None,
     notify: Notify = lambda _: None,
     planned: Callable[[Sequence[TableRun]], None] = lambda _: None,
+    ended: Callable[[RunResult], None] = lambda _: None,
     stop: Event | None = None,
 ) -> RunResult:
     """Loads tables from PostgreSQL into the lake, all tables of a source from one snapshot.
@@ -76,6 +81,8 @@ def run(
         pool: an executor for the units, instead of the config's engine.
         notify: is called with progress, in this thread.
         planned: is called with the tables before they are read; after a lost connection again.
+        ended: is called with the result when all tables have ended, in any thread, while the run is
+            recorded; its `BronzeError` is the result's ``unrecorded``.
         stop: ends the run when it is set, from any thread: reads are canceled, a commit that has
             begun is finished, and the other tables are stopped.
 
@@ -87,20 +94,47 @@ def run(
         Stopped: before the tables were known.
     """
     openlineage.check_package(settings)
-    ledger = lineage.LineageLedger(settings)
+    ledger, graded = lineage.LineageLedger(settings), list[TableRun]()
     try:
         with stopping.scope(stop):
-            result = _run_with_retries(settings, tables, pool, notify, planned, ledger)
+            result = _run_with_retries(settings, tables, pool, notify, planned, ledger, graded)
     except BronzeError:
-        # The tables that were committed before the error need their lineage, too.
+        # The tables that were committed before the error need their records, too.
+        record_quality(settings, graded)
         ledger.write()
         openlineage.send(settings, ledger.entries)
         raise
-    late, unrecorded = ledger.write()
+    late, unrecorded = _record(settings, ledger, graded, partial(ended, result))
     notes = openlineage.send(settings, ledger.entries)
     if settings.maintain.auto and not (stop and stop.is_set()):
         notes += maintain.maintain_governance(settings)
     return replace(result, late=late, notes=notes, unrecorded=unrecorded)
+
+
+def _record(
+    settings: Settings,
+    ledger: lineage.LineageLedger,
+    graded: Sequence[TableRun],
+    ended: Callable[[], None],
+) -> tuple[tuple[LateRecord, ...], Failure | None]:
+    """Records the quality, the lineage and the end of a run; where each takes round trips to an
+    object store, at the same time. Returns the records of other runs, and the first failure.
+    """
+
+    def end() -> Failure | None:
+        try:
+            ended()
+        except BronzeError as error:
+            return error.failure()
+        return None
+
+    threads = 1 if client.is_local(lineage.place(settings)) else 3
+    with ThreadPoolExecutor(threads) as side_by_side:
+        quality = side_by_side.submit(record_quality, settings, graded)
+        written = side_by_side.submit(ledger.write)
+        end_recorded = side_by_side.submit(end)
+        late, failure = written.result()
+    return late, quality.result() or failure or end_recorded.result()
 
 
 def _run_with_retries(
@@ -110,6 +144,7 @@ def _run_with_retries(
     notify: Notify,
     planned: Callable[[Sequence[TableRun]], None],
     ledger: lineage.LineageLedger,
+    graded: list[TableRun],
 ) -> RunResult:
     began = time.monotonic()
     results: dict[str, TableResult] = {}
@@ -138,6 +173,7 @@ def _run_with_retries(
                 planned(table_runs)
                 failpoint.reach("planned")
                 overtaken = _load_all(settings, table_runs, pool, notify, ledger, results)
+                graded += table_runs
                 may_retry = attempt.retry_state.attempt_number <= settings.run.max_retries
                 if overtaken and may_retry and not stopping.is_requested():
                     tables = overtaken
@@ -170,7 +206,6 @@ def _load_all(
         ledger.add(lineage.with_result(entries[result.target], result))
         if _is_overtaken(result):
             overtaken.append(result.table)
-    ledger.unwritten = record_quality(settings, table_runs) or ledger.unwritten
     return overtaken
 
 
@@ -247,9 +282,19 @@ def _plan_all(
     settings: Settings, names: Sequence[str], batch_id: str, stack: ExitStack
 ) -> list[TableRun]:
     """Opens a snapshot of each source and plans each table, by priority, then by size."""
+    place = settings.place(settings.lake.schema_, "")
+    # An object store is asked while the source is.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="bronze lake")
+    stack.callback(thread.shutdown, wait=False)
+    is_remote = not client.is_local(place)
+    opening = thread.submit(client.open_store, place) if is_remote else None
     relations, sources = open_sources(settings, batch_id, stack)
     targets = _without_streamed(selection.select_targets(settings, relations, names), names)
-    store.prove_writable(settings.place(settings.lake.schema_, ""))
+    if opening is not None:
+        opening.result()
+    proof = thread.submit(store.prove_writable, place)
+    if not is_remote:
+        proof.result()
     tables: list[TableRun] = []
     for name, source in sources.items():
         of_source = [target for target in targets if target.source == name]
@@ -258,6 +303,7 @@ def _plan_all(
             tables += plan_tables(
                 settings, source.origin, snapshot, of_source, batch_id, source.slots
             )
+    proof.result()
     return sorted(tables, key=lambda table: (table.target.settings.priority, -table.size))
 
 
@@ -296,9 +342,10 @@ def plan_tables(
     now = datetime.now(UTC)
     relations = {relation.oid: relation for relation in snapshot.relations}
     config = fingerprint.fingerprint_of(fingerprint.imprint(settings))
+    bronze_tables = _reading(settings, targets)
     audited = audit.mark(settings)
     tables = []
-    for target, bronze_table in zip(targets, log.reads([t.place for t in targets]), strict=True):
+    for target, bronze_table in zip(targets, bronze_tables, strict=True):
         stopping.check()
         lineage_id = str(uuid_utils.uuid7())
         stamp = RowStamp(batch_id, now, origin.name, target.settings.method, lineage_id, audited)
@@ -324,6 +371,23 @@ def plan_tables(
         )
     _compare_audit_marks(settings, audited, tables)
     return tables
+
+
+def _reading(settings: Settings, targets: Sequence[Target]) -> Iterator[Callable[[], State | None]]:
+    """What `log.reads` yields for the Bronze tables of targets. Of an object store the governance
+    tables that each run writes are read with them, for `log.recent`.
+    """
+    places = [target.place for target in targets]
+    if all(map(client.is_local, places)):
+        return log.reads(places)
+    names = (audit_log.NAME, runs.NAME, data_lineage.NAME, quality.NAME)
+    governance = [settings.place(GOVERNANCE, name) for name in names]
+    readings = log.reads([*governance, *places])
+    for _ in governance:
+        # What writes into one that cannot be read reports it.
+        with suppress(BronzeError):
+            next(readings)()
+    return readings
 
 
 def _compare_audit_marks(

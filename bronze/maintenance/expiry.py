@@ -136,7 +136,8 @@ def expire_records(place: Place, name: str, history: float, now: datetime) -> in
         CommitConflict, LakeError, LakeUnreachable: it cannot be read or written.
         Stopped: it was stopped; nothing was deleted.
     """
-    table, state = _TABLES.get(name), log.read(place)
+    table = _TABLES.get(name)
+    state = log.recent(place) if table else None
     if table is None or state is None:
         return 0
     old = now - timedelta(seconds=history)

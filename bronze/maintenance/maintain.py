@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from threading import Event
 
 import uuid_utils
@@ -21,6 +22,8 @@ from bronze.delta import commit, log, store
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.optimize import OptimizeResult, TableLayout
 from bronze.delta.properties import TableProperties
+from bronze.delta.read import remembered
+from bronze.delta.storage import client
 from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
@@ -106,15 +109,11 @@ def maintain_governance(settings: Settings) -> tuple[str, ...]:
     """
     notes = []
     try:
-        names = store.folders(settings.place(GOVERNANCE, ""))
+        places = _governance_with_many_files(settings)
     except BronzeError as error:
         return (f"governance tables were not optimized: {error.message}",)
-    for name in names:
-        place = settings.place(GOVERNANCE, name)
+    for place in places:
         try:
-            # Listing the files is cheaper than reading the log of each table in each run.
-            if sum(path.endswith(".parquet") for path in store.listing(place)) < _MANY_FILES:
-                continue
             state = log.read(place)
             if state is not None and len(state.files) >= _MANY_FILES:
                 optimize.optimize_table(
@@ -125,8 +124,29 @@ def maintain_governance(settings: Settings) -> tuple[str, ...]:
                     each=map,
                 )
         except BronzeError as error:
+            name = place.url.rpartition("/")[2]
             notes.append(f"the files of {GOVERNANCE}.{name} were not joined: {error.message}")
     return tuple(notes)
+
+
+def _governance_with_many_files(settings: Settings) -> list[Place]:
+    """The governance tables whose files may be worth joining.
+
+    Raises:
+        LakeError, LakeUnreachable: they cannot be listed.
+    """
+    root = settings.place(GOVERNANCE, "")
+    if not client.is_local(root):
+        # A run adds files only to tables that it has just written.
+        known = remembered.within(root).items()
+        return [place for place, content in known if len(content.adds) >= _MANY_FILES]
+    places = (settings.place(GOVERNANCE, name) for name in store.folders(root))
+    # Listing the files is cheaper than reading the log of each table in each run.
+    return [
+        place
+        for place in places
+        if sum(path.endswith(".parquet") for path in store.listing(place)) >= _MANY_FILES
+    ]
 
 
 def _in_lake(settings: Settings) -> Iterator[LakeTable]:
@@ -160,7 +180,11 @@ def _maintain_table(
         stopping.check()
         if upgrade:
             upgraded = commit.upgrade_protocol(state.place)
-        expired = vacuum.expire(state.place, settings.maintain.retention, (), time.time())
+        expire = partial(vacuum.expire, state.place, settings.maintain.retention, (), time.time())
+        if client.is_local(state.place):
+            expired = expire()
+        else:
+            (expired,) = yield from executors.in_threads(table.name, expire)
     except BronzeError as caught:
         error = caught.failure()
     return MaintainedTable(

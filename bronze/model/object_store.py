@@ -150,7 +150,7 @@ def plain_name(cloud: str, name: str) -> str:
         return _UNPREFIXED.get(low, low)
     known = [*CLIENT, *RETRY, *STORE[cloud], *(f"{cloud}_{one}" for one in STORE[cloud])]
     close = difflib.get_close_matches(low, sorted(known), 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = f" (did you mean {close[0]}?)" if close else ""
     raise ValueError(f"there is no option {name} for {cloud}'s store{hint}")
 
 

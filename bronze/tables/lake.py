@@ -69,9 +69,11 @@ def tables_of(settings: Settings, schema: str) -> Iterator[LakeTable]:
     Raises:
         LakeError, LakeUnreachable: the lake cannot be listed.
     """
-    for name in store.folders(settings.place(schema, "")):
+    names = store.folders(settings.place(schema, ""))
+    readings = log.reads([settings.place(schema, name) for name in names])
+    for name, reading in zip(names, readings, strict=True):
         try:
-            state = log.read(settings.place(schema, name))
+            state = reading()
         except BronzeError as error:
             yield LakeTable(schema, name, error=error)
             continue

@@ -7,7 +7,7 @@ source's side.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from bronze.governance.run_log import RunTable
 from bronze.ingest import pipeline, shape, units
 from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, DeltaType, RowKey
+from bronze.model.locations import Place
 from bronze.model.protection import TableProtection
 from bronze.model.stamp import RowStamp
 from bronze.postgres import statement
@@ -250,6 +251,7 @@ def _claims(
         if in_source:
             snapshot = source.take_snapshot(settings, in_source, stack)
             relations = {relation.oid: relation for relation in snapshot.relations}
+            log.prefetch([target.place for target in in_source])
             claims += [_claim(settings, source, snapshot, relations, t) for t in in_source]
     return claims
 
@@ -267,7 +269,8 @@ def _claim(
     try:
         relation = pipeline.relation_in_snapshot(target, snapshot, relations)
         in_snapshot = selection.with_relation(target, relation)
-        return _resolve(replace(context, target=with_streamed_columns(context, in_snapshot)))
+        found = replace(context, target=with_streamed_columns(context, in_snapshot))
+        return _resolve(found, log.recent)
     except BronzeError as error:
         return Claim(context, error=error)
 
@@ -280,12 +283,12 @@ def with_streamed_columns(context: TableContext, target: Target) -> Target:
     return selection.with_columns_of(target, names)
 
 
-def _resolve(context: TableContext) -> Claim:
+def _resolve(context: TableContext, read: Callable[[Place], State | None] = log.read) -> Claim:
     """Resolves the columns and the key by which a table and its Bronze table are compared."""
     target = context.target
     try:
         columns = selection.contract_columns(target)
-        state = log.read(target.place)
+        state = read(target.place)
         if state is None:
             return Claim(context, None, columns, len(columns))
         if properties.TABLE not in state.properties:

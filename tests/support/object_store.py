@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote, urlsplit
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
 # The order of the headers of XML API requests does not matter; their names do.
 _OF_GOOGLE = {"x-goog-if-generation-match": ("if-none-match", "*")}
-_SIGNED = (
+SIGNED = (
     "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host,"
     " Signature=0"
 )
@@ -39,7 +39,8 @@ AZURE_ACCOUNT, AZURE_KEY = (
 class Gateway:
     """A store behind its gateway.
 
-    ``requests`` are the methods and paths that came; ``delay`` is in seconds; ``failures`` are
+    ``requests`` are the methods and paths that came, ``spans`` when each began and ended, by a
+    monotonic clock; ``delay`` is in seconds; ``failures`` are
     statuses that are answered first, ``refuse`` says which requests are answered with 403, by
     their headers; ``cut`` says which request is cut in its middle, after which the store is
     away for ``away`` seconds.
@@ -48,6 +49,7 @@ class Gateway:
     url: str = ""
     google: bool = False
     requests: list[tuple[str, str]] = field(default_factory=list)
+    spans: list[tuple[float, float, str, str]] = field(default_factory=list)
     delay: float = 0.0
     failures: list[int] = field(default_factory=list)
     refuse: Callable[[Any], bool] = lambda _: False
@@ -55,6 +57,17 @@ class Gateway:
     away: float = 1.0
     back: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def round_trips(gateway: Gateway) -> int:
+    """How many requests followed each other: the longest series in which each began after the one
+    before had ended.
+    """
+    count, ended = 0, 0.0
+    for began, end, *_ in sorted(gateway.spans, key=lambda span: span[1]):
+        if began >= ended:
+            count, ended = count + 1, end
+    return count
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,14 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
         upstream: http.client.HTTPConnection | None = None
 
         def do_GET(self) -> None:
+            began = time.monotonic()
+            try:
+                self._answer()
+            finally:
+                span = (began, time.monotonic(), self.command, self.path)
+                running.spans.append(span)
+
+        def _answer(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             with running.lock:
                 running.requests.append((self.command, self.path))
@@ -109,7 +130,7 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
             if running.google:
                 # Moto knows no tokens, and deletes nothing for who has not signed.
                 headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
-                headers["Authorization"] = _SIGNED
+                headers["Authorization"] = SIGNED
                 for name, (other, value) in _OF_GOOGLE.items():
                     if headers.pop(name, None) is not None:
                         headers[other] = value

@@ -27,7 +27,7 @@ from uuid import uuid4
 from bronze.delta import commit
 from bronze.delta.layout import file_groups, rewrite
 from bronze.delta.layout.rewrite import Made
-from bronze.delta.log import State, read
+from bronze.delta.log import State, read, recent
 from bronze.delta.schema import PROPERTIES, properties
 from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, LakeError
@@ -132,7 +132,7 @@ def steps(place: Place, wish: TableLayout, *, batch_id: str, memory: int) -> Ste
     """`optimize_table` as a generator, for callers that run the jobs themselves."""
     for attempt in range(_TRIES):
         _pause(attempt)
-        state = read(place)
+        state = recent(place)
         groups = groups_to_rewrite(state, wish) if state else ()
         if state is None or not groups:
             return OptimizeResult()

@@ -3,7 +3,8 @@
 `content_of` replays the log itself where that is simple: its entries since the last checkpoint are
 read once, and have everything. deltalake takes several times as long, and reads the log again for
 each app transaction. deltalake reads all other logs: long ones, damaged ones, checkpoints in
-several parts, and features that bronze does not know.
+several parts, and features that bronze does not know. Of a log in an object store that this process
+has read before, only new entries are read (`bronze.delta.read.remembered`).
 
 The rules are those of the Delta transaction log protocol (PROTOCOL.md of delta-io/delta), "Action
 Reconciliation": the newest action about a file, a table or an application counts.
@@ -16,23 +17,23 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from deltalake.exceptions import TableNotFoundError
 from obstore.exceptions import BaseError, NotFoundError
 
 from bronze.delta import store
-from bronze.delta.read import deletion_vectors
-from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened, widest
+from bronze.delta.read import deletion_vectors, remembered
+from bronze.delta.read.added_files import added_file
+from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened
 from bronze.delta.schema import NTZ, VECTORS, kinds
-from bronze.delta.statistics import SAFE
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
-from bronze.model.columns import DeltaType
 from bronze.model.files import DeletionVector, StoredFile
 from bronze.model.locations import Place
 
@@ -52,9 +53,6 @@ _NAMED_FEATURES = 3
 _FROM_CHECKPOINT = ("txn", "metaData", "protocol", "add")
 # Since when app transactions expire.
 _EXPIRY = "delta.setTransactionRetentionDuration"
-# Types of partition columns whose values are the same text in the log as everywhere.
-_PLAIN = ("string", "date", "short", "int", "long")
-_LIMITS: Mapping[str, int] = {"short": 2**15, "int": 2**31, "long": 2**63}
 
 
 class _NotSimpleError(Exception):
@@ -106,7 +104,9 @@ class Replayed:
         """
         columns = dict(kinds(self.metadata.schema))
         try:
-            return tuple(_file(add, self.metadata.partition_columns, columns) for add in self.adds)
+            return tuple(
+                added_file(add, self.metadata.partition_columns, columns) for add in self.adds
+            )
         except RecursionError:
             # They make deltalake overflow the stack, which ends the process.
             raise ValueError("the statistics of a file are nested too deeply") from None
@@ -127,11 +127,11 @@ class Replayed:
         Raises:
             LookupError: there is no such file.
         """
-        vector_of = deletion_vectors.vector_of
-        for add in self.adds:
-            if add["path"] == file.path and vector_of(add) == file.vector:
-                return add
-        raise LookupError(file.path)
+        return self._adds_by_key[file.path, file.vector]
+
+    @cached_property
+    def _adds_by_key(self) -> Mapping[_FileKey, Mapping[str, Any]]:
+        return {_key(add): add for add in self.adds}
 
     def is_latest(self) -> bool:
         """Whether this is certain to be the present content, by one listing of the last entries.
@@ -157,10 +157,24 @@ def content_of(place: Place, version: int | None = None) -> LogContent:
         deltalake.exceptions.DeltaError, OSError, ValueError: the log cannot be read.
         LakeError, LakeUnreachable: the store does not answer.
     """
+    if version is not None:
+        return _content_at(place, version)
+    content = _continued(place) or _content_at(place)
+    remembered.put(place, content if isinstance(content, Replayed) else None)
+    return content
+
+
+def _content_at(place: Place, version: int | None = None) -> LogContent:
+    """The content as it is read from the log alone."""
     try:
         return _replayed(place, version)
     except _UNUSUAL:
-        content = opened(place, version)
+        return _opened(place, version)
+
+
+def _opened(place: Place, version: int | None) -> LogContent:
+    """The content of a log that is not simple."""
+    content = opened(place, version)
     if VECTORS not in content.protocol.reader_features:
         return content
     # deltalake does not say which rows of which file are deleted.
@@ -168,6 +182,44 @@ def content_of(place: Place, version: int | None = None) -> LogContent:
         return _replayed(place, version, is_long=True)
     except _NotSimpleError as error:
         raise ValueError(f"bronze cannot read its deletion vectors: {error}") from None
+
+
+def remember_commit(
+    place: Place, version: int, actions: Sequence[Mapping[str, Any]], e_tag: str | None
+) -> None:
+    """Remembers the content of a log after a commit of this process."""
+    if client.is_local(place):
+        return
+    before = remembered.get(place) if version else None
+    content = None
+    if (before is None and version == 0) or (before is not None and before.version == version - 1):
+        last = (_tag(e_tag),) if e_tag else None
+        with suppress(*_UNUSUAL):
+            layer = [dict(action) for action in actions]
+            content = replace(_reconciled(place, version, [layer], before), last=last)
+    remembered.put(place, content)
+
+
+def _continued(place: Place) -> Replayed | None:
+    """The content that was remembered, with the entries since; None if it has to be read anew."""
+    known = remembered.get(place)
+    if known is None or known.last is None:
+        return None
+    with suppress(*_UNUSUAL):
+        log = _Log(place)
+        entries, _ = _listed(log, known.version)
+        versions = sorted(version for version in entries if version >= known.version)
+        if versions != list(range(known.version, known.version + len(versions))) or not versions:
+            return None
+        if _identity(entries.pop(known.version)) != known.last:
+            return None
+        if not entries:
+            return known
+        newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(versions[1:])]
+        layers = [_actions(data) for data in log.contents(newest_first)]
+        last = _identity(entries[versions[-1]])
+        return replace(_reconciled(place, versions[-1], layers, known), last=last)
+    return None
 
 
 def _replayed(place: Place, latest: int | None = None, is_long: bool = False) -> Replayed:
@@ -179,14 +231,17 @@ def _replayed(place: Place, latest: int | None = None, is_long: bool = False) ->
     log = _Log(place)
     oldest = _hinted_checkpoint(log) if latest is None else 0
     checkpoint, entries, last = _objects_to_read(log, oldest, latest, is_long)
-    newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(entries)]
-    layers: list[Actions] = [_actions(data) for data in log.contents(newest_first)]
-    if checkpoint is not None:
-        name = f"{_LOG}/{checkpoint:020}.checkpoint.parquet"
-        layers.append(_checkpoint_actions(log.content(name)))
     version = entries[-1] if entries else checkpoint
     if version is None:
-        raise FileNotFoundError(_LOG)
+        raise TableNotFoundError(f"no entry in {_LOG}")
+    newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(entries)]
+    if checkpoint is not None:
+        newest_first.append(f"{_LOG}/{checkpoint:020}.checkpoint.parquet")
+    contents = log.contents(newest_first)
+    layers = [
+        _actions(data) if name.endswith(".json") else _checkpoint_actions(data)
+        for name, data in zip(newest_first, contents, strict=True)
+    ]
     return replace(_reconciled(place, version, layers), last=last)
 
 
@@ -254,7 +309,14 @@ def _listed(log: _Log, oldest: int) -> tuple[dict[int, Any], dict[int, Any]]:
 
 def _identity(found: Mapping[str, Any]) -> tuple[object, ...]:
     """What changes when an object is replaced."""
-    return found["e_tag"], found["last_modified"], found["size"]
+    if found["e_tag"]:
+        return (_tag(found["e_tag"]),)
+    return found["last_modified"], found["size"]
+
+
+def _tag(e_tag: str) -> str:
+    # Azure's listings have it without quotation marks.
+    return e_tag.strip('"')
 
 
 def _objects_to_read(
@@ -304,8 +366,10 @@ def _checkpoint_actions(data: bytes) -> Actions:
     return actions
 
 
-def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replayed:
-    """The content of actions; the latest layer comes first."""
+def _reconciled(
+    place: Place, version: int, layers: Iterable[Actions], before: Replayed | None = None
+) -> Replayed:
+    """The content of actions, the latest layer of which comes first, on top of an earlier one."""
     adds: list[Mapping[str, Any]] = []
     seen: set[_FileKey] = set()
     transactions: dict[str, int] = {}
@@ -315,7 +379,7 @@ def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replay
         for action in actions:
             ((kind, value),) = action.items()
             if kind in ("add", "remove"):
-                key = value["path"], deletion_vectors.vector_of(value)
+                key = _key(value)
                 keys.append(key)
                 if kind == "add" and key not in seen:
                     adds.append(value)
@@ -328,11 +392,20 @@ def _reconciled(place: Place, version: int, layers: Iterable[Actions]) -> Replay
         if len(set(keys)) != len(keys):
             raise _NotSimpleError("an entry has two actions of a file")
         seen.update(keys)
+    if before is not None:
+        adds += [add for add in before.adds if _key(add) not in seen]
+        transactions = {**before.transactions, **transactions}
+        metadata, protocol = metadata or before.metadata, protocol or before.protocol
     if metadata is None or protocol is None:
         raise _NotSimpleError("the log has no table")
     if not _is_plain(protocol) or _EXPIRY in metadata.configuration:
         raise _NotSimpleError("the table has other features")
     return Replayed(place, version, metadata, protocol, adds, transactions)
+
+
+def _key(action: Mapping[str, Any]) -> _FileKey:
+    """What identifies a file of an ``add`` or a ``remove`` action."""
+    return action["path"], deletion_vectors.vector_of(action)
 
 
 def _is_plain(protocol: TableProtocol) -> bool:
@@ -363,55 +436,3 @@ def _protocol(value: Mapping[str, Any]) -> TableProtocol:
         reader_features=frozenset(value.get("readerFeatures") or ()),
         writer_features=frozenset(value.get("writerFeatures") or ()),
     )
-
-
-def _file(
-    add: Mapping[str, Any], partition_columns: Sequence[str], columns: Mapping[str, DeltaType]
-) -> StoredFile:
-    """The file of an ``add`` action."""
-    stats = json.loads(add["stats"]) if add.get("stats") else {}
-    low, high = (stats.get(side) or {} for side in ("minValues", "maxValues"))
-    values = dict(add["partitionValues"])
-    if any(columns[name].name not in _PLAIN for name in partition_columns):
-        raise _NotSimpleError("partition values have to be read by their type")
-    rows, vector = stats.get("numRecords"), deletion_vectors.vector_of(add)
-    return StoredFile(
-        path=add["path"],
-        size=int(add["size"]),
-        rows=-1 if rows is None else int(rows) - (vector.cardinality if vector else 0),
-        low=tuple(_bounds(low, columns)),
-        high=tuple((name, widest(bound)) for name, bound in _bounds(high, columns)),
-        partition=tuple((name, values.get(name) or None) for name in partition_columns),
-        vector=vector,
-    )
-
-
-def _bounds(
-    bounds: Mapping[str, Any], columns: Mapping[str, DeltaType]
-) -> Iterable[tuple[str, Any]]:
-    """The bounds of columns whose statistics can be trusted, in the order of the columns."""
-    for name, kind in columns.items():
-        if kind.name in SAFE and bounds.get(name) is not None:
-            yield name, _bound(kind.name, bounds[name])
-
-
-def _bound(kind: str, value: Any) -> Any:
-    """A value of JSON as one of a type.
-
-    Raises:
-        ValueError, TypeError: it is none.
-    """
-    if kind == "date":
-        return date.fromisoformat(value)
-    if kind in ("timestamp", "timestamp_ntz"):
-        moment = datetime.fromisoformat(value)
-        if (moment.tzinfo is None) != (kind == "timestamp_ntz"):
-            raise ValueError("the time zone is missing, or too much")
-        return moment.astimezone(UTC) if moment.tzinfo else moment
-    limit = _LIMITS.get(kind)
-    if limit is not None and not -limit <= value < limit:
-        raise ValueError(f"the number is beyond the range of {kind}")
-    expected = {"string": str, "boolean": bool}.get(kind, int)
-    if type(value) is not expected:
-        raise TypeError(f"{kind} is not {expected}")
-    return value

@@ -142,7 +142,7 @@ def request(place: Place, attempt: Callable[[Any], T]) -> T:
     try:
         return attempt(opened)
     except (BaseError, OSError) as error:
-        if not is_refusal(error) or not _is_renewed(place, used):
+        if not is_refusal(error) or not is_renewed(place, used):
             raise
     return attempt(_client(place).store)
 
@@ -167,10 +167,15 @@ def with_table(place: Place, version: int | None, attempt: Callable[[DeltaTable]
     try:
         return attempt(DeltaTable(place.url, version=version, storage_options=dict(used) or None))
     except (DeltaError, OSError) as error:
-        if not is_refusal(error) or not _is_renewed(place, used):
+        if not is_refusal(error) or not is_renewed(place, used):
             raise
     renewed = dict(_client(place).options)
     return attempt(DeltaTable(place.url, version=version, storage_options=renewed))
+
+
+def current_options(place: Place) -> Mapping[str, str]:
+    """The options of the client that `request` would use. Raises as `open_store` does."""
+    return _client(place).options
 
 
 def forget() -> None:
@@ -207,7 +212,7 @@ def _refresh(place: Place, root: str, client: _Client, current: dict[str, str]) 
     client.resolved = time.monotonic()
 
 
-def _is_renewed(place: Place, used: Mapping[str, str]) -> bool:
+def is_renewed(place: Place, used: Mapping[str, str]) -> bool:
     """Whether the options differ from those that were refused, after asking for secrets again."""
     named = [value for _, value in place.options if isinstance(value, Secret)]
     if not named:
@@ -249,7 +254,9 @@ def _open(place: Place, root: str, current: Mapping[str, str]) -> Any:
     except (KeyboardInterrupt, SystemExit, BronzeError):
         raise
     except BaseException as error:  # a panic of the library is no Exception
-        raise store_errors.store_error(place, "opened", error) from None
+        failure = store_errors.store_error(place, "opened", error)
+        failure.hint = failure.hint or "Correct root and options under [lake]."
+        raise failure from None
     _probe(place, probe)
     return store
 
@@ -264,6 +271,13 @@ def _probe(place: Place, store: Any) -> None:
             raise problem from None
 
 
+def _number(name: str, value: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{name} is a number, not {value}") from None
+
+
 def _retries(current: Mapping[str, str]) -> dict[str, Any]:
     """The options of retries as obstore has them.
 
@@ -276,10 +290,8 @@ def _retries(current: Mapping[str, str]) -> dict[str, Any]:
         value = current[name]
         where = backoff if "." in name else retries
         short = name.rpartition(".")[2]
-        if short == "max_retries":
-            where[short] = int(value)
-        elif short == "base":
-            where[short] = float(value)
+        if short in ("max_retries", "base"):
+            where[short] = _number(name, value, int if short == "max_retries" else float)
         elif match := _DURATION.fullmatch(value.strip()):
             where[short] = timedelta(seconds=float(match[1]) * _UNITS[match[2]])
         else:

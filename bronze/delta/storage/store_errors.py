@@ -18,6 +18,11 @@ REFUSALS = re.compile(
 """Signs of a refused key."""
 
 _ADDRESS = re.compile(r"Error performing [A-Z]+ (https?://[^\s,]+)")
+# Requests that do not name an object that could be missing.
+_MISSING = re.compile(
+    r"NoSuchBucket|ContainerNotFound|FilesystemNotFound"
+    r"|(?:list request|performing PUT) .*\b404 Not Found"
+)
 _STATUS = re.compile(r"status code: \d{3}|\bstatus: \d{3}")
 # Where clients look for credentials if there are none: the services of a machine in a cloud.
 _METADATA = (
@@ -47,6 +52,7 @@ _REASONS = (
     ("incompletemessage", "it closed the connection"),
     ("http is not allowed", "http:// needs the option allow_http"),
     ("url scheme is not allowed", "http:// needs the option allow_http"),
+    ("builder error", "http:// needs the option allow_http"),
 )
 
 
@@ -55,13 +61,29 @@ def store_error(place: Place, what: str, error: BaseException) -> BronzeError:
     if problem := unreachable(place, what, error):
         return problem
     text = " ".join(str(error).split())
+    if _MISSING.search(text):
+        return _missing_bucket(place, what, text)
     low = text.lower()
+    name = place.url.rstrip("/")
     for sign, reason, hint in _SIGNS:
         if sign in low:
-            return LakeUnreachable(
-                f"The lake at {place.url} could not be {what}: {reason}.", hint=hint
-            )
-    return LakeError(f"The lake at {place.url} could not be {what}: {error_text(error)}.")
+            return LakeUnreachable(f"The lake at {name} could not be {what}: {reason}.", hint=hint)
+    return LakeError(f"The lake at {name} could not be {what}: {error_text(error)}.")
+
+
+def _missing_bucket(place: Place, what: str, text: str) -> LakeUnreachable:
+    lake = urlsplit(place.url)
+    is_azure = object_store.cloud_of(place.url) == "azure"
+    kind, name = (
+        ("container", lake.netloc.partition("@")[0]) if is_azure else ("bucket", lake.netloc)
+    )
+    match = _ADDRESS.search(text)
+    at = f" at {urlsplit(match[1]).netloc}" if match else ""
+    lake_name = place.url.rstrip("/")
+    return LakeUnreachable(
+        f"The lake at {lake_name} could not be {what}: there is no {kind} {name}{at}.",
+        hint=f"Create the {kind}, or correct root and the endpoint under [lake].",
+    )
 
 
 def unreachable(place: Place, what: str, error: BaseException) -> BronzeError | None:
@@ -70,10 +92,10 @@ def unreachable(place: Place, what: str, error: BaseException) -> BronzeError | 
     match = _ADDRESS.search(text)
     if match is None:
         return None
-    address = urlsplit(match[1])
+    address, name = urlsplit(match[1]), place.url.rstrip("/")
     if any(part in address.path.lower() for part in _METADATA):
         return LakeUnreachable(
-            f"The lake at {place.url} could not be {what}: no credentials are given, and this"
+            f"The lake at {name} could not be {what}: no credentials are given, and this"
             " machine has no identity of the cloud.",
             hint=f"Set {_NEEDED[object_store.cloud_of(place.url) or 'aws']} in [lake.options], or"
             " the cloud's variables of the environment.",
@@ -86,7 +108,7 @@ def unreachable(place: Place, what: str, error: BaseException) -> BronzeError | 
     reason = next((reason for sign, reason in _REASONS if sign in low), error_text(error))
     port = address.port or (443 if address.scheme == "https" else 80)
     return LakeUnreachable(
-        f"The lake at {place.url} could not be {what}: {address.hostname}, port {port}, cannot be"
+        f"The lake at {name} could not be {what}: {address.hostname}, port {port}, cannot be"
         f" reached: {reason}.",
         hint="Check root and the endpoint under [lake], and the network.",
     )

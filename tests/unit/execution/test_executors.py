@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from bronze import stopping
-from bronze.errors import BronzeError, ConfigError, SourceBusy, Stopped, TableRefused
+from bronze.errors import (
+    BronzeError,
+    ConfigError,
+    LakeError,
+    LakeUnreachable,
+    SourceBusy,
+    Stopped,
+    TableRefused,
+)
 from bronze.execution import executors
 from bronze.execution.executors import Task, Workflow, drive, executor
 from bronze.ingest.worker import read_unit
@@ -341,6 +349,85 @@ def test_a_caller_that_stops_closes_the_workflows() -> None:
         running.close()
     assert closed == [True]
     assert len(gauge.begun) < 30
+
+
+def test_tasks_that_wait_for_the_lake_do_not_hold_up_others() -> None:
+    """With one permit, a task in a thread of its own waits for a task that begins after it; its
+    result and its error go to its workflow.
+    """
+    reached = threading.Event()
+
+    def waiting() -> Workflow[Any]:
+        number, *_ = yield from executors.in_threads(TABLE, lambda: reached.wait(30), int)
+        try:
+            yield from executors.in_threads(TABLE, failing)
+        except LakeError as error:
+            return number, str(error)
+
+    def failing() -> None:
+        raise LakeError("no")
+
+    def reading() -> Workflow[Any]:
+        yield [Task(lambda _: reached.set(), None, TABLE)]
+        return "read"
+
+    with ThreadPoolExecutor(1) as pool:
+        results = list(drive(pool, [waiting(), reading()], 1))
+    assert sorted(map(str, results)) == ["(True, 'no')", "read"]
+
+
+def test_a_workflow_that_is_closed_has_no_task_in_a_thread() -> None:
+    """What it had begun in the lake has ended by then, though another workflow failed."""
+    seen: list[str] = []
+    begun = threading.Event()
+
+    def commit() -> None:
+        begun.set()
+        time.sleep(0.2)
+        seen.append("committed")
+
+    def committing() -> Workflow[None]:
+        try:
+            yield from executors.in_threads(TABLE, commit)
+        finally:
+            seen.append("closed")
+
+    def failing() -> Workflow[None]:
+        yield [Task(lambda _: begun.wait(30), None, TABLE)]
+        raise RuntimeError
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError):
+        list(drive(pool, [committing(), failing()], 1))
+    assert seen == ["committed", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("refusals", "renewed", "calls"), [(2, True, 3), (3, True, 3), (1, False, 1)]
+)
+def test_a_task_whose_upload_met_a_rotated_key_is_performed_again(
+    refusals: int, renewed: bool, calls: int
+) -> None:
+    """Three times in all; where there is no new key its error is final."""
+    made: list[int] = []
+
+    def work(_: object) -> str:
+        made.append(1)
+        if len(made) <= refusals:
+            error = LakeUnreachable("refused")
+            error.is_key_renewed = renewed
+            raise error
+        return "written"
+
+    def writing() -> Workflow[Any]:
+        try:
+            return (yield [Task(work, None, TABLE)])
+        except LakeUnreachable as error:
+            return str(error)
+
+    with ThreadPoolExecutor(1) as pool:
+        (result,) = drive(pool, [writing()], 1)
+    assert result == (["written"] if refusals < calls else "refused")
+    assert len(made) == calls
 
 
 def test_after_a_stop_no_further_task_begins() -> None:

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from bronze.delta import commit, log
 from bronze.delta.positions import Position
+from bronze.delta.read import added_files, replay
 from bronze.delta.read import content as contents
-from bronze.delta.read import replay
 from bronze.delta.read.content import Opened
 from bronze.delta.read.replay import Replayed
 from bronze.delta.schema import kinds
@@ -307,10 +307,10 @@ def test_bounds_are_within_the_range_of_their_type(kind: str, bits: int) -> None
     """The next number on either side is an error, which leaves the statistics to deltalake."""
     limit = 2 ** (bits - 1)
     for bound in (-limit, 0, limit - 1):
-        assert replay._bound(kind, bound) == bound
+        assert added_files.bound(kind, bound) == bound
     for bound in (-limit - 1, limit):
         with pytest.raises(ValueError, match="beyond the range"):
-            replay._bound(kind, bound)
+            added_files.bound(kind, bound)
 
 
 def test_deeply_nested_json_is_no_traceback(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import socket
@@ -18,10 +19,15 @@ import pytest
 from obstore.store import from_url
 
 from bronze import secrets
-from bronze.delta import log, store
+from bronze.delta import commit, log, store
+from bronze.delta.commit import Change
+from bronze.delta.positions import Position
+from bronze.delta.read import remembered
 from bronze.delta.storage import client
-from bronze.errors import BronzeError, LakeError, LakeUnreachable
+from bronze.errors import BronzeError, CommitConflict, LakeError, LakeUnreachable
 from bronze.model import object_store
+from bronze.model.columns import DeltaType
+from bronze.model.files import WrittenFile
 from bronze.model.locations import Place, Secret
 from tests.support import object_store as stores
 from tests.support.object_store import Store
@@ -203,6 +209,7 @@ for name in sorted(o.STORE[{cloud!r}] | o.CLIENT | o.RETRY):
         ("az://b/t", {"accountkey": "x"}, "did you mean account_key?"),
         ("s3://b/t", {"aws_s3_locking_provider": "dynamodb"}, "bronze commits by conditional"),
         ("s3://b/t", {"retry_timeout": "soon"}, "retry_timeout is a duration such as 10s"),
+        ("s3://b/t", {"max_retries": "many"}, "max_retries is a number, not many"),
     ],
 )
 def test_a_wrong_scheme_or_option_is_refused_before_anything_is_opened(
@@ -281,6 +288,78 @@ def test_missing_credentials_are_told_as_missing(s3: Store) -> None:
     with pytest.raises(LakeUnreachable, match="no credentials are given") as caught:
         store.listing(Place("s3://lake/t", tuple(options.items())))
     assert "access_key_id and secret_access_key" in caught.value.hint
+
+
+def test_a_missing_bucket_and_plain_http_are_told(s3: Store) -> None:
+    """Whatever is done first, without the store's XML."""
+    missing = Place("s3://nowhere/t/", tuple(s3.options.items()))
+    port = s3.gateway.url.rpartition(":")[2]
+    for attempt in (log.read, store.listing, store.folders, store.prove_writable):
+        with pytest.raises(LakeUnreachable) as caught:
+            attempt(missing)
+        assert caught.value.message.endswith(f": there is no bucket nowhere at 127.0.0.1:{port}.")
+        assert caught.value.message.startswith("The lake at s3://nowhere/t could not be ")
+    plain = {name: value for name, value in s3.options.items() if name != "aws_allow_http"}
+    with pytest.raises(LakeUnreachable, match="http:// needs the option allow_http"):
+        store.listing(Place("s3://lake/t", tuple(plain.items())))
+
+
+def _names(s3: Store) -> list[str]:
+    """The requests since the last call: methods, and names of objects, "list" for a listing."""
+    requests, s3.gateway.requests[:] = list(s3.gateway.requests), []
+    return [
+        "list" if "list-type" in path else f"{method} {path.rpartition('/')[2]}"
+        for method, path in requests
+    ]
+
+
+def test_a_log_is_read_on_from_what_is_known_of_it(s3: Store) -> None:
+    """By one listing, and the entries since; a commit of this process needs not even that. What
+    another writer committed is a conflict, after which the log is looked at.
+    """
+    table = place(s3, f"known/{uuid4().hex}")
+    shape = commit.Shape((("a", DeltaType("long")),), ())
+    commit.commit(table, None, Change("WRITE"), {}, shape=shape)
+    _names(s3)
+    state = log.recent(table)
+    assert state is not None
+    assert (state.version, _names(s3)) == (0, [])
+    file = WrittenFile("part-1.parquet", 5, 2, "{}")
+    commit.commit(table, state, Change("WRITE", [file]), {}, reached=Position("p", 7))
+    entry = [{"commitInfo": {}}, {"txn": {"appId": "x", "version": 3}}]
+    store.put(table, f"_delta_log/{2:020}.json", "\n".join(map(json.dumps, entry)).encode())
+    _names(s3)
+    stale = log.recent(table)
+    assert stale is not None
+    assert (stale.version, stale.position("bronze/p"), _names(s3)) == (1, 7, [])
+    with pytest.raises(CommitConflict):
+        commit.commit(table, stale, Change("WRITE"), {})
+    _names(s3)
+    state = log.recent(table)
+    assert state is not None
+    assert _names(s3) == ["list", f"GET {2:020}.json"]
+    assert (state.version, state.position("x"), state.position("bronze/p")) == (2, 3, 7)
+    assert [stored.path for stored in state.files] == ["part-1.parquet"]
+    assert log.read(table) == state
+    assert _names(s3) == ["list"]
+    remembered.forget()
+    assert log.read(table) == state
+    assert len(_names(s3)) == 5
+
+
+def test_a_log_that_was_replaced_is_read_anew(s3: Store) -> None:
+    """Another table at the same place is not read on from what the first one had."""
+    table = place(s3, f"replaced/{uuid4().hex}")
+    for name in ("first", "second"):
+        store.delete(table, store.listing(table))
+        other = Place(table.url, (*table.options, ("user_agent", name)))
+        shape = commit.Shape(((name, DeltaType("long")),), ())
+        commit.commit(other, None, Change("WRITE"), {}, shape=shape)
+        state = log.read(table)
+        assert state is not None
+        assert [column for column, _ in state.columns] == [name]
+    store.delete(table, store.listing(table))
+    assert log.read(table) is None
 
 
 def test_a_burst_of_errors_is_waited_for(s3: Store) -> None:
