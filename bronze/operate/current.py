@@ -18,9 +18,10 @@ from bronze.operate.facts import first_sentence
 from bronze.operate.facts.half_hours import failed_share
 from bronze.operate.facts.outlook import Outlook, Outlooks
 from bronze.operate.facts.source_state import source_views
+from bronze.operate.facts.table_history import TableHistory
 from bronze.operate.facts.table_state import Facts, Times, reason_of, state_of
 from bronze.operate.freshness import expected_end, late_stream
-from bronze.operate.history import History, TableHistory
+from bronze.operate.history import History
 from bronze.operate.tables import requests
 from bronze.operate.view import Live, Pause, Running, TableLike, TableView, View
 
