@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from bronze.config.settings import Settings
 from bronze.governance.tables.controls import ControlRecord
+from bronze.governance.tables.runs import RunRecord
 from bronze.operate import beat, metrics
 from bronze.operate.alerts.life import Alert
 from bronze.operate.breaker import Breaker
@@ -119,6 +120,7 @@ class _Context:
         running = self._running(key, known, outlook.expected)
         times = self._times(table, outlook, running)
         last_read = known.last_read if known else None
+        score, scored_rows = self._score(table, last_read)
         facts = Facts(
             table=table,
             times=times,
@@ -155,7 +157,8 @@ class _Context:
             expected=outlook.expected,
             expected_end=times.expected_end,
             running=running,
-            score=last_read.score if last_read else None,
+            score=score,
+            scored_rows=scored_rows,
             failed=failed_share(last_read) if last_read else None,
             last=known.last if known else None,
             last_read=last_read,
@@ -164,6 +167,20 @@ class _Context:
             pause=facts.pause,
             breaker=facts.breaker,
         )
+
+    def _score(
+        self, table: TableLike, last_read: RunRecord | None
+    ) -> tuple[float | None, int | None]:
+        """The score of the rows that a table's last run read, or its stream has applied last; and
+        how many these are.
+        """
+        if table.settings.pattern == "streaming":
+            streamed = self.history.scores.get(table.target) if self.history else None
+            if streamed:
+                return streamed.score, streamed.rows
+        if last_read is None or last_read.score is None:
+            return None, None
+        return last_read.score, last_read.rows_read
 
     def _waiting(self, key: str) -> str:
         return self.live.waiting.get(key, "") if self.live and self.is_alive else ""

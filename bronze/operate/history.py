@@ -18,6 +18,7 @@ from bronze import portion
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta.log import State
 from bronze.governance.frames import frame_of
+from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables import runs as runs_table
 from bronze.governance.tables import streams as streams_table
 from bronze.governance.tables.runs import Command, RunRecord
@@ -27,8 +28,11 @@ from bronze.operate.facts.added import Added
 from bronze.operate.facts.half_hours import Figures
 from bronze.operate.facts.kept_runs import KeptRuns
 from bronze.operate.facts.table_history import Histories, SourceHistory, TableHistory, key_of
+from bronze.quality import latest
+from bronze.quality.latest import Score
 
 _LAST_FILES = 100
+_MOST_ROWS = 500_000
 _AT_A_TIME = 500
 
 
@@ -57,6 +61,7 @@ class History:
         # Other threads read it: it is replaced, never changed.
         self._kept = KeptRuns()
         self._points: Mapping[str, StreamPoint] = {}
+        self._scores: Mapping[str, Score] = {}
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
@@ -66,6 +71,8 @@ class History:
         self._streams_place = settings.place(GOVERNANCE, streams_table.NAME)
         # The last checkpoint of a source that is new may be an old one.
         self._streams_state: State | None = None
+        self._scores_state: State | None = None
+        self._scores_place = settings.place(GOVERNANCE, quality_table.NAME)
 
     @property
     def tables(self) -> Mapping[str, TableHistory]:
@@ -81,6 +88,11 @@ class History:
     def streams(self) -> Mapping[str, StreamPoint]:
         """The last checkpoint of each source's stream."""
         return self._points
+
+    @property
+    def scores(self) -> Mapping[str, Score]:
+        """The last scores of rows of streamed tables, by the full names of their Bronze tables."""
+        return self._scores
 
     @property
     def half_hours(self) -> Mapping[datetime, Figures]:
@@ -107,7 +119,8 @@ class History:
         """Reads what was added to the lake since the last call.
 
         Args:
-            streams: whether checkpoints are read, too: a log with a commit each second.
+            streams: whether checkpoints are read, too: a log with a commit each second; and the
+                scores of streamed rows.
 
         Returns:
             The keys of the tables that have new records.
@@ -121,7 +134,32 @@ class History:
         self._runs_state = added.state
         if streams:
             self._refresh_streams()
+            self.refresh_scores()
         return changed
+
+    def refresh_scores(self) -> None:
+        """Reads the scores of streamed rows that were added to the lake since the last call: of
+        tables in the last checkpoints, as all others have them in their runs.
+
+        Raises:
+            LakeError, LakeUnreachable: they cannot be read; what was known stays.
+        """
+        streamed = {target for point in self._points.values() for target in point.targets}
+        if not streamed:
+            return
+        added = additions.added_since(self._scores_place, self._scores_state)
+        scores = dict(self._scores)
+        rows = 0
+        for file in added.files:
+            # The newest files come first, and those of all runs may be many.
+            if rows > _MOST_ROWS or (added.is_whole and streamed <= scores.keys()):
+                break
+            rows += max(file.rows, 0)
+            for target, score in latest.scores_in(self._scores_place, file):
+                known = scores.get(target)
+                if target in streamed and (known is None or known.evaluated <= score.evaluated):
+                    scores[target] = score
+        self._scores, self._scores_state = scores, added.state
 
     def add(self, rows: pl.DataFrame) -> frozenset[str]:
         """Adds rows with the columns of ``governance.runs``; the keys of their tables."""

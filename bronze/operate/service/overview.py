@@ -37,6 +37,8 @@ _SHARE = 0.01
 _READ_EVERY = 15.0
 # Its own streams tell the service more than their checkpoints.
 _STREAMS_EVERY = 300.0
+# As often as streams record them.
+_SCORES_EVERY = 60.0
 _SOON = 0.1
 _AGAIN = 5.0
 _OTHER_LOOKS = 4.0
@@ -56,11 +58,12 @@ class Overview:
         self._history = History(board.settings)
         self._outlooks = Outlooks()
         self._lock = threading.Lock()
-        self._read_at = self._streams_read_at = 0.0
+        self._read_at = self._streams_read_at = self._scores_read_at = 0.0
         self.unseen_since: datetime | None = None
         """When the service before this one was last heard: nobody saw what was late since then."""
         self._other: Live | None = None
         self._crashed: Live | None = None
+        self._last: Live | None = None
         self._view: View | None = None
         self.routine = Routine("records", self._look)
 
@@ -132,6 +135,9 @@ class Overview:
                     self._history.use(self._settings)
                 is_time = self._read_at - self._streams_read_at >= _STREAMS_EVERY
                 self._history.refresh(streams=is_time)
+                if not is_time and self._read_at - self._scores_read_at >= _SCORES_EVERY:
+                    self._history.refresh_scores()
+                    self._scores_read_at = self._read_at
                 self._streams_read_at = self._read_at if is_time else self._streams_read_at
         except BronzeError as error:
             LOG.warning("records of runs cannot be read", error=error.message)
@@ -157,13 +163,16 @@ class Overview:
                 board.touch()
             return _AGAIN
         self._begin_after(records, is_alone=is_alone)
+        if is_alone and self._last:
+            with board.changed:
+                board.note_usage(self._last.usage)
         # Before anything begins: if this process dies, the next one knows.
         with suppress(BronzeError):
             beat.write(board.settings, board.live())
         with board.changed:
             board.unread = ""
             board.touch()
-        self._read_at = self._streams_read_at = time.monotonic()
+        self._read_at = self._streams_read_at = self._scores_read_at = time.monotonic()
         return _SEEN_EVERY
 
     def _begin_after(self, records: list[ControlRecord], *, is_alone: bool) -> None:
@@ -219,7 +228,7 @@ class Overview:
         process has died.
         """
         board, now = self._board, self._board.now
-        last = beat.read(board.settings)
+        last = self._last = beat.read(board.settings)
         self.unseen_since = last.at if last and last.service != board.service else None
         if last is None or last.is_stopping or last.service == board.service:
             return True
