@@ -25,6 +25,7 @@ from bronze.operate.freshness import expected_end, late_stream
 from bronze.operate.history import History
 from bronze.operate.tables import requests
 from bronze.operate.view import Live, Pause, Running, TableLike, TableView, View
+from bronze.quality.latest import Score
 
 _DIED_AFTER = 600.0
 _RESOLVED_LATELY = timedelta(days=1)
@@ -120,7 +121,7 @@ class _Context:
         running = self._running(key, known, outlook.expected)
         times = self._times(table, outlook, running)
         last_read = known.last_read if known else None
-        score, scored_rows = self._score(table, last_read)
+        score = self._score(table, last_read)
         facts = Facts(
             table=table,
             times=times,
@@ -157,8 +158,9 @@ class _Context:
             expected=outlook.expected,
             expected_end=times.expected_end,
             running=running,
-            score=score,
-            scored_rows=scored_rows,
+            score=score.score if score else None,
+            scored_rows=score.rows if score else None,
+            scored_at=score.evaluated if score else None,
             failed=failed_share(last_read) if last_read else None,
             last=known.last if known else None,
             last_read=last_read,
@@ -168,19 +170,15 @@ class _Context:
             breaker=facts.breaker,
         )
 
-    def _score(
-        self, table: TableLike, last_read: RunRecord | None
-    ) -> tuple[float | None, int | None]:
-        """The score of the rows that a table's last run read, or its stream has applied last; and
-        how many these are.
-        """
+    def _score(self, table: TableLike, last_read: RunRecord | None) -> Score | None:
+        """The score of the rows that a table's last run read, or its stream has recorded last."""
         if table.settings.pattern == "streaming":
             streamed = self.history.scores.get(table.target) if self.history else None
             if streamed:
-                return streamed.score, streamed.rows
+                return streamed
         if last_read is None or last_read.score is None:
-            return None, None
-        return last_read.score, last_read.rows_read
+            return None
+        return Score(last_read.ended or last_read.began, last_read.rows_read, last_read.score)
 
     def _waiting(self, key: str) -> str:
         return self.live.waiting.get(key, "") if self.live and self.is_alive else ""

@@ -198,8 +198,8 @@ class TableView:
     unless something lands before; ``late`` is its present lateness, ``lates`` are those of the last
     day that have ended, of a scheduled table. ``why`` says why it is in its state, "" where the
     state says all. ``score`` is that of the ``scored_rows`` of the last run that read any, or that
-    its stream has recorded last, ``failed`` the share of the run's rows that were quarantined or
-    had a rejected value, None where unknown. ``last`` is the last run
+    its stream has recorded last, at the time ``scored_at``; ``failed`` is the share of the run's
+    rows that were quarantined or had a rejected value; None where unknown. ``last`` is the last run
     that has ended, ``died`` one since that never ended, ``verified`` the last verification.
     """
 
@@ -225,6 +225,7 @@ class TableView:
     running: Running | None = None
     score: float | None = None
     scored_rows: int | None = None
+    scored_at: datetime | None = None
     failed: float | None = None
     last: RunRecord | None = None
     last_read: RunRecord | None = None
