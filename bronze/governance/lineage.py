@@ -227,15 +227,18 @@ class LineageLedger:
     settings: Settings
     entries: list[LineageEntry] = field(default_factory=list)
     unwritten: Failure | None = None
+    _targets: set[str] = field(default_factory=set)
 
     def add(self, entry: LineageEntry) -> None:
         """Adds an entry. It replaces that of an earlier, failed attempt."""
         target = entry.record.target_table
-        self.entries = [
-            earlier
-            for earlier in self.entries
-            if earlier.record.target_table != target or earlier.record.version_after is not None
-        ]
+        if target in self._targets:
+            self.entries = [
+                earlier
+                for earlier in self.entries
+                if earlier.record.target_table != target or earlier.record.version_after is not None
+            ]
+        self._targets.add(target)
         self.entries.append(entry)
 
     def write(self) -> tuple[tuple[LateRecord, ...], Failure | None]:

@@ -285,7 +285,8 @@ class _Maker:
                 f"The rows of {table.table} have a score of {table.score:.1f},"
                 f" less than {alerts.quality.less_than:g}"
             )
-            yield self._of_table("quality", table, read_at, text, hold=_hold(alerts.quality))
+            scored_at = table.scored_at or self.view.now
+            yield self._of_table("quality", table, scored_at, text, hold=_hold(alerts.quality))
         if table.failed is not None and table.failed > alerts.failed.more_than:
             text = (
                 f"{table.failed:.1%} of the rows of {table.table} were quarantined or have rejected"

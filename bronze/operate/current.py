@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from bronze.config.settings import Settings
 from bronze.governance.tables.controls import ControlRecord
+from bronze.governance.tables.runs import RunRecord
 from bronze.operate import beat, metrics
 from bronze.operate.alerts.life import Alert
 from bronze.operate.breaker import Breaker
@@ -18,11 +19,13 @@ from bronze.operate.facts import first_sentence
 from bronze.operate.facts.half_hours import failed_share
 from bronze.operate.facts.outlook import Outlook, Outlooks
 from bronze.operate.facts.source_state import source_views
+from bronze.operate.facts.table_history import TableHistory
 from bronze.operate.facts.table_state import Facts, Times, reason_of, state_of
 from bronze.operate.freshness import expected_end, late_stream
-from bronze.operate.history import History, TableHistory
+from bronze.operate.history import History
 from bronze.operate.tables import requests
 from bronze.operate.view import Live, Pause, Running, TableLike, TableView, View
+from bronze.quality.latest import Score
 
 _DIED_AFTER = 600.0
 _RESOLVED_LATELY = timedelta(days=1)
@@ -118,6 +121,7 @@ class _Context:
         running = self._running(key, known, outlook.expected)
         times = self._times(table, outlook, running)
         last_read = known.last_read if known else None
+        score = self._score(table, last_read)
         facts = Facts(
             table=table,
             times=times,
@@ -154,7 +158,9 @@ class _Context:
             expected=outlook.expected,
             expected_end=times.expected_end,
             running=running,
-            score=last_read.score if last_read else None,
+            score=score.score if score else None,
+            scored_rows=score.rows if score else None,
+            scored_at=score.evaluated if score else None,
             failed=failed_share(last_read) if last_read else None,
             last=known.last if known else None,
             last_read=last_read,
@@ -163,6 +169,16 @@ class _Context:
             pause=facts.pause,
             breaker=facts.breaker,
         )
+
+    def _score(self, table: TableLike, last_read: RunRecord | None) -> Score | None:
+        """The score of the rows that a table's last run read, or its stream has recorded last."""
+        if table.settings.pattern == "streaming":
+            streamed = self.history.scores.get(table.target) if self.history else None
+            if streamed:
+                return streamed
+        if last_read is None or last_read.score is None:
+            return None
+        return Score(last_read.ended or last_read.began, last_read.rows_read, last_read.score)
 
     def _waiting(self, key: str) -> str:
         return self.live.waiting.get(key, "") if self.live and self.is_alive else ""

@@ -7,75 +7,33 @@ what was known before.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from io import BytesIO
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 
+from bronze import portion
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta.log import State
 from bronze.governance.frames import frame_of
+from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables import runs as runs_table
 from bronze.governance.tables import streams as streams_table
 from bronze.governance.tables.runs import Command, RunRecord
 from bronze.operate.facts import added as additions
-from bronze.operate.facts import run_reader
+from bronze.operate.facts import essential_runs, run_reader
 from bronze.operate.facts.added import Added
-from bronze.operate.facts.half_hours import Figures, HalfHours
-from bronze.operate.freshness import USUAL_RUNS, Landing
+from bronze.operate.facts.half_hours import Figures
+from bronze.operate.facts.kept_runs import KeptRuns
+from bronze.operate.facts.table_history import Histories, SourceHistory, TableHistory, key_of
+from bronze.quality import latest
+from bronze.quality.latest import Score
 
-_LANDED = ("landed", "unchanged")
-_LANDINGS = 100
-_LANDED_WITHIN = timedelta(hours=25)
-_SLICE_ROWS = 2_000
-_COMPRESSED_AFTER = 4_000
-_JOINED_AFTER = 20
-_MOST_PARTS = 100
-_AT_ONCE = timedelta(minutes=1)
-_TABLE_PARTS = 8
-_NAME = pl.concat_str("source_system", "source_table", separator=".")
 _LAST_FILES = 100
-
-
-@dataclass(frozen=True)
-class TableHistory:
-    """What is known of a table's runs.
-
-    ``first`` is when the first one that is known was due, or began. ``begun_for`` is the latest due
-    time that one began for, ``landings`` those of the last day and the last ones before, in the
-    order in which they ended, ``durations`` the seconds that the last ones took, the newest last.
-    ``last`` is the last run that has ended, ``last_read`` the last that read rows, ``verified`` the
-    last verification. ``open`` are the runs since that have only begun: they go on, or their
-    processes died.
-    """
-
-    key: str
-    source: str
-    label: str
-    target: str
-    first: datetime
-    begun_for: datetime | None = None
-    landings: tuple[Landing, ...] = ()
-    durations: tuple[float, ...] = ()
-    last: RunRecord | None = None
-    last_read: RunRecord | None = None
-    verified: RunRecord | None = None
-    open: tuple[RunRecord, ...] = ()
-
-
-@dataclass(frozen=True)
-class SourceHistory:
-    """Whether a source answered in the last runs: ``failure`` is the last record that says that it
-    did not, None if it has answered since; ``since`` is when the first of them in a row failed.
-    """
-
-    failure: RunRecord | None = None
-    since: datetime | None = None
+_MOST_ROWS = 500_000
+_AT_A_TIME = 500
 
 
 @dataclass(frozen=True)
@@ -93,192 +51,38 @@ class StreamPoint:
     series: str | None = None
 
 
-@dataclass
-class _Table:
-    """A table's history while records are added to it."""
-
-    key: str
-    first: datetime
-    record: RunRecord
-    begun_for: datetime | None = None
-    landings: deque[Landing] = field(default_factory=lambda: deque(maxlen=_LANDINGS))
-    durations: deque[float] = field(default_factory=lambda: deque(maxlen=USUAL_RUNS))
-    last: RunRecord | None = None
-    last_read: RunRecord | None = None
-    verified: RunRecord | None = None
-    open: dict[str, RunRecord] = field(default_factory=dict)
-
-    def add(self, record: RunRecord) -> None:
-        """Adds a record; they come in the order in which they were written."""
-        if record.command == "verify":
-            if record.status != "began":
-                self.verified = record
-            return
-        self.first = min(self.first, _start(record))
-        if record.scheduled and (self.begun_for is None or record.scheduled > self.begun_for):
-            self.begun_for = record.scheduled
-        if record.status == "began":
-            self.open[record.run_id] = record
-        else:
-            self._end(record)
-
-    def _end(self, record: RunRecord) -> None:
-        ended = record.ended or record.began
-        # A run that began before one that has ended, and is not heard of, is of a dead process.
-        self.open = {
-            run_id: begun
-            for run_id, begun in self.open.items()
-            if run_id != record.run_id and begun.began > record.began
-        }
-        self.last = record
-        if record.rows_read:
-            self.last_read = record
-        if record.status not in _LANDED:
-            return
-        self.landings.append(Landing(record.as_of or record.began, ended))
-        while len(self.landings) > 2 and self.landings[1].ended < ended - _LANDED_WITHIN:
-            self.landings.popleft()
-        self.durations.append((ended - record.began).total_seconds())
-
-    def history(self) -> TableHistory:
-        known = self.last or self.record
-        return TableHistory(
-            key=self.key,
-            source=known.source_system,
-            label=known.source_table,
-            target=known.target_table,
-            first=self.first,
-            begun_for=self.begun_for,
-            landings=tuple(self.landings),
-            durations=tuple(self.durations),
-            last=self.last,
-            last_read=self.last_read,
-            verified=self.verified,
-            open=tuple(self.open.values()),
-        )
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Rows of records: many of them compressed, the newest as they are."""
-
-    packed: tuple[bytes, ...] = ()
-    unpacked: tuple[pl.DataFrame, ...] = ()
-
-    def with_rows(self, rows: pl.DataFrame) -> _Kept:
-        """These rows and more."""
-        unpacked = (*self.unpacked, rows)
-        if sum(frame.height for frame in unpacked) > _COMPRESSED_AFTER:
-            buffer = BytesIO()
-            pl.concat(unpacked).write_ipc(buffer, compression="zstd")
-            return _Kept((*self.packed, buffer.getvalue()))
-        if len(unpacked) > _JOINED_AFTER:
-            # Each frame of a few rows takes as much memory and time as one of hundreds.
-            unpacked = (pl.concat(unpacked, rechunk=True),)
-        return _Kept(self.packed, unpacked)
-
-
-class _Runs:
-    """What records of runs tell, while they are added in the order in which they were written."""
-
-    def __init__(self, sources: Sequence[str]) -> None:
-        self.names = sources
-        self._building: dict[str, _Table] = {}
-        # Other threads read these: they are replaced, never changed.
-        self._kept = _Kept()
-        self.tables: Mapping[str, TableHistory] = {}
-        self.sources: Mapping[str, SourceHistory] = {}
-        self.half_hours = HalfHours()
-
-    @property
-    def is_scattered(self) -> bool:
-        """Whether it keeps many small parts: to read all anew makes them few."""
-        return len(self._kept.packed) > _MOST_PARTS
-
-    def add(self, parts: Iterable[pl.DataFrame]) -> frozenset[str]:
-        """Adds rows with the columns of ``governance.runs``; the keys of their tables."""
-        changed = set()
-        for part in parts:
-            for rows in part.iter_slices(_SLICE_ROWS):
-                for record in run_reader.of_rows(rows):
-                    changed |= self._add_record(record)
-            self._kept = self._kept.with_rows(part)
-        self.tables = {**self.tables, **{key: self._building[key].history() for key in changed}}
-        return frozenset(changed)
-
-    def records(self, wanted: pl.Expr, most: int) -> tuple[RunRecord, ...]:
-        """The records that count and are wanted, the last of each table, the earliest first."""
-        kept = self._kept
-        frames = [pl.read_ipc(BytesIO(packed)).filter(wanted) for packed in kept.packed]
-        frames += [frame.filter(wanted) for frame in kept.unpacked]
-        if not frames:
-            return ()
-        is_last = pl.int_range(pl.len()).reverse().over(_NAME, "target_table") < most
-        return tuple(run_reader.of_rows(run_reader.merge(frames).filter(is_last)))
-
-    def _add_record(self, record: RunRecord) -> set[str]:
-        answers = self._answers(record)
-        if any(self.sources.get(source) != answer for source, answer in answers.items()):
-            self.sources = {**self.sources, **answers}
-        if not record.source_table or record.command == "maintain":
-            return set()
-        key = key_of(record)
-        table = self._building.get(key)
-        if table is None:
-            table = self._building[key] = _Table(key, _start(record), record)
-        table.add(record)
-        if record.command == "run" and record.status != "began":
-            self.half_hours.add(record)
-        return {key}
-
-    def _answers(self, record: RunRecord) -> dict[str, SourceHistory]:
-        """What a record tells of the sources that it is of."""
-        if record.command == "maintain" or record.status in ("began", "stopped"):
-            return {}
-        if record.error_kind not in SOURCE_KINDS:
-            # A run that failed for another reason may have read the source or not.
-            has_read = record.status != "failed" and record.source_system
-            return {record.source_system: SourceHistory()} if has_read else {}
-        ended = record.ended or record.began
-        names = [record.source_system] if record.source_system else self._sources_named(record)
-        return {
-            name: SourceHistory(record, self.sources.get(name, SourceHistory()).since or ended)
-            for name in names
-        }
-
-    def _sources_named(self, record: RunRecord) -> list[str]:
-        """The sources of a run that failed before its tables were known, by its message."""
-        names = self.names
-        return list(names) if len(names) == 1 else [n for n in names if n in record.error_message]
-
-
 class History:
     """What is known of all tables and streams of a lake."""
 
     def __init__(self, settings: Settings) -> None:
         """A history that knows nothing yet; `refresh` reads it."""
         self._runs_state: State | None = None
-        self._runs = _Runs(())
+        self._histories = Histories(())
+        # Other threads read it: it is replaced, never changed.
+        self._kept = KeptRuns()
         self._points: Mapping[str, StreamPoint] = {}
+        self._scores: Mapping[str, Score] = {}
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
         """Goes on with another config of the same lake, which may have other sources."""
-        self._names = self._runs.names = tuple(settings.source)
+        self._names = self._histories.names = tuple(settings.source)
         self._runs_place = settings.place(GOVERNANCE, runs_table.NAME)
         self._streams_place = settings.place(GOVERNANCE, streams_table.NAME)
         # The last checkpoint of a source that is new may be an old one.
         self._streams_state: State | None = None
+        self._scores_state: State | None = None
+        self._scores_place = settings.place(GOVERNANCE, quality_table.NAME)
 
     @property
     def tables(self) -> Mapping[str, TableHistory]:
         """The tables that have records, by their keys: "SOURCE.SCHEMA.TABLE"."""
-        return self._runs.tables
+        return self._histories.tables
 
     @property
     def sources(self) -> Mapping[str, SourceHistory]:
         """The sources that runs have read."""
-        return self._runs.sources
+        return self._histories.sources
 
     @property
     def streams(self) -> Mapping[str, StreamPoint]:
@@ -286,9 +90,21 @@ class History:
         return self._points
 
     @property
+    def scores(self) -> Mapping[str, Score]:
+        """The last scores of rows of streamed tables, by the full names of their Bronze tables."""
+        return self._scores
+
+    @property
     def half_hours(self) -> Mapping[datetime, Figures]:
         """The worst figures of the runs that ended in the half hours of the last day."""
-        return self._runs.half_hours.figures
+        return self._histories.half_hours.figures
+
+    @property
+    def chores(self) -> Mapping[tuple[str, str], datetime]:
+        """The latest due times that verifications and maintenance began for, by the command and the
+        source, "" for maintenance.
+        """
+        return self._histories.chores
 
     @property
     def in_flight(self) -> Mapping[str, tuple[RunRecord, ...]]:
@@ -303,7 +119,8 @@ class History:
         """Reads what was added to the lake since the last call.
 
         Args:
-            streams: whether checkpoints are read, too: a log with a commit each second.
+            streams: whether checkpoints are read, too: a log with a commit each second; and the
+                scores of streamed rows.
 
         Returns:
             The keys of the tables that have new records.
@@ -311,52 +128,80 @@ class History:
         Raises:
             LakeError, LakeUnreachable: it cannot be read; what was known stays.
         """
-        since = None if self._runs.is_scattered else self._runs_state
+        since = None if self._kept.is_scattered else self._runs_state
         added = additions.added_since(self._runs_place, since)
         changed = self._read_all(added) if added.is_whole else self._read_new(added)
         self._runs_state = added.state
         if streams:
             self._refresh_streams()
+            self.refresh_scores()
         return changed
+
+    def refresh_scores(self) -> None:
+        """Reads the scores of streamed rows that were added to the lake since the last call: of
+        tables in the last checkpoints, as all others have them in their runs.
+
+        Raises:
+            LakeError, LakeUnreachable: they cannot be read; what was known stays.
+        """
+        streamed = {target for point in self._points.values() for target in point.targets}
+        if not streamed:
+            return
+        added = additions.added_since(self._scores_place, self._scores_state)
+        scores = dict(self._scores)
+        rows = 0
+        for file in added.files:
+            # The newest files come first, and those of all runs may be many.
+            if rows > _MOST_ROWS or (added.is_whole and streamed <= scores.keys()):
+                break
+            rows += max(file.rows, 0)
+            for target, score in latest.scores_in(self._scores_place, file):
+                known = scores.get(target)
+                if target in streamed and (known is None or known.evaluated <= score.evaluated):
+                    scores[target] = score
+        self._scores, self._scores_state = scores, added.state
 
     def add(self, rows: pl.DataFrame) -> frozenset[str]:
         """Adds rows with the columns of ``governance.runs``; the keys of their tables."""
-        return self._runs.add([rows.sort("recorded_timestamp", maintain_order=True)])
+        rows = rows.sort("recorded_timestamp", maintain_order=True)
+        self._kept = self._kept.with_rows(rows)
+        return self._histories.add(run_reader.of_rows(rows))
 
     def runs(
         self, key: str, command: Command = "run", most: int = run_reader.LAST
     ) -> tuple[RunRecord, ...]:
         """The last records that count of a table's runs, the earliest first."""
-        return self._runs.records((key == _NAME) & (pl.col("command") == command), most)[-most:]
+        wanted = (key == run_reader.KEY) & (pl.col("command") == command)
+        return self._kept.records(wanted, most)[-most:]
 
     def all_runs(
-        self, command: Command = "run", most: int = run_reader.LAST
+        self,
+        command: Command = "run",
+        most: int = run_reader.LAST,
+        keys: Collection[str] | None = None,
     ) -> Mapping[str, Sequence[RunRecord]]:
-        """The last runs of all tables, by their keys: a kilobyte of memory for each."""
-        return {
-            key: runs for part in self.parts_of_runs(command, most) for key, runs in part.items()
-        }
+        """The last runs of all tables or of some, by their keys: a kilobyte of memory for each."""
+        wanted = pl.col("command") == command
+        if keys is not None:
+            wanted &= run_reader.KEY.is_in(list(keys))
+        found: dict[str, list[RunRecord]] = {}
+        for record in self._kept.records(wanted, most):
+            found.setdefault(key_of(record), []).append(record)
+        return found
 
-    def parts_of_runs(
-        self, command: Command = "run", most: int = run_reader.LAST
-    ) -> Iterator[Mapping[str, Sequence[RunRecord]]]:
-        """The same, some tables at a time: all of a thousand tables take a hundred megabytes."""
-        for part in range(_TABLE_PARTS):
-            found: dict[str, list[RunRecord]] = {}
-            is_in_part = _NAME.hash() % _TABLE_PARTS == part
-            wanted = is_in_part & (pl.col("command") == command)
-            for record in self._runs.records(wanted, most):
-                found.setdefault(key_of(record), []).append(record)
-            yield found
+    def unsteady_runs(self, most: int) -> Mapping[str, Sequence[RunRecord]]:
+        """The last runs of the tables among whose last runs one has failed or has only begun, by
+        their keys.
+        """
+        keys = self._kept.unsteady(self.tables, most)
+        return self.all_runs(most=most, keys=keys) if keys else {}
 
     def _read_all(self, added: Added) -> frozenset[str]:
-        runs = _Runs(self._names)
-        changed = runs.add(run_reader.last_records(self._runs_place, added.files))
-        changed |= frozenset(self._runs.tables)
-        self._runs = runs
-        # What Arrow has read stays with its pool otherwise: 30 MB where there are many records.
-        pa.default_memory_pool().release_unused()
-        return changed
+        known = frozenset(self.tables)
+        parts = run_reader.last_records(self._runs_place, added.files)
+        self._kept, self._histories = _read_once(parts, self._names)
+        portion.release()
+        return known | frozenset(self.tables)
 
     def _read_new(self, added: Added) -> frozenset[str]:
         parts = [
@@ -394,24 +239,27 @@ class History:
         return rows
 
 
-SOURCE_KINDS = {
-    "SourceUnreachable": "cannot be reached",
-    "SourceBusy": "has no free connection",
-    "SourceRefused": "refuses connections",
-    "SourceRewound": "was restored to an earlier state",
-}
-"""The errors that are of a source as a whole, and what each says of it."""
+def _read_once(parts: Iterable[pl.DataFrame], names: Sequence[str]) -> tuple[KeptRuns, Histories]:
+    """What `run_reader.last_records` gives, kept, and the histories: few of many records become
+    objects for them.
+    """
+    kept, histories, marks = KeptRuns(), Histories(names), []
+    for part in parts:
+        marks.append(essential_runs.marks_of(part))
+        kept = kept.with_rows(part)
+    if marks:
+        is_essential = essential_runs.is_essential(pl.concat(marks))
+        histories.add(_records(kept, is_essential))
+    return kept, histories
 
 
-def key_of(record: RunRecord) -> str:
-    """The name of a record's table among those of all sources."""
-    return f"{record.source_system}.{record.source_table}"
-
-
-def _start(record: RunRecord) -> datetime:
-    """When a run was due, if it began then: a new table is not due for times before it was made."""
-    due = record.scheduled
-    return due if due and record.began - due < _AT_ONCE else record.began
+def _records(kept: KeptRuns, is_chosen: pl.Series) -> Iterator[RunRecord]:
+    begin = 0
+    for frame in kept.frames():
+        chosen = frame.filter(is_chosen[begin : begin + frame.height])
+        begin += frame.height
+        for rows in chosen.iter_slices(_AT_A_TIME):
+            yield from run_reader.of_rows(rows)
 
 
 def _point(row: Mapping[str, Any], versions: Iterable[str]) -> StreamPoint:

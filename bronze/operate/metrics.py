@@ -5,8 +5,8 @@
   none; of a streamed one, the time since the moment up to which everything committed has landed
   (as_of). Its threshold is the table's sla, or [alerts] freshness where it has none; the worst
   table is the one with the largest share of it used. A table is late exactly while it is beyond it.
-- **quality**: the average score of the rows that the last run of a table read which read any; below
-  [alerts] quality it is bad. Streamed tables have no runs: `bronze quality` shows theirs.
+- **quality**: the average score of the rows that the last run of a table read which read any, or of
+  a streamed table those that its stream has recorded last; below [alerts] quality it is bad.
 - **duration**: the time from due to landed (from begun, for a run that a command began) of the last
   run of a table that landed, or of the run that goes on up to now, whichever is longer.
 - **failed**: the rows that were quarantined and the values that were rejected, each for itself, by
@@ -26,7 +26,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from bronze.config.settings import Settings
-from bronze.operate.facts.half_hours import LEAST_ROWS, Figures, half_hour, processing_seconds
+from bronze.operate.facts.half_hours import (
+    LEAST_ROWS,
+    Figures,
+    half_hour,
+    processing_seconds,
+    worst_values,
+)
 from bronze.operate.facts.outlook import Outlooks
 from bronze.operate.facts.wording import count, duration
 from bronze.operate.history import History
@@ -67,6 +73,7 @@ def metrics_of(
         "quality": _recent(figures, now, lambda one: one.score),
         "duration": _recent(figures, now, lambda one: one.processing),
         "failed": _recent(figures, now, lambda one: one.failed),
+        "resources": worst_values(live.usage, now) if live else (),
     }
     return tuple(replace(metric, recent=recent.get(metric.name, ())) for metric in metrics)
 
@@ -102,14 +109,27 @@ def _is_unproven(table: TableView) -> bool:
 def _quality(settings: Settings, tables: Sequence[TableView]) -> Metric:
     limit = settings.alerts.quality
     known = [table for table in tables if table.score is not None]
+    why = _unscored([table for table in tables if table.score is None])
     if not known:
-        return _unknown("quality", limit.less_than, limit.level, "no run has read rows yet")
+        why = why or "no run has read rows yet"
+        return _unknown("quality", limit.less_than, limit.level, why)
     worst = min(known, key=lambda table: (table.score or 0.0, table.key))
-    metric = Metric("quality", "ok", worst.score, limit.less_than, limit.level, worst.table)
+    metric = Metric("quality", "ok", worst.score, limit.less_than, limit.level, worst.table, why)
     if worst.score is not None and worst.score < limit.less_than:
         low = [table for table in known if (table.score or 0.0) < limit.less_than]
         return replace(metric, state=limit.level, why=_also(low, worst, "is below it"))
     return metric
+
+
+def _unscored(tables: Sequence[TableView]) -> str:
+    """What is not known of streamed tables, which have rows as soon as they have landed."""
+    streamed = [table for table in tables if table.pattern == "streaming"]
+    if not streamed:
+        return ""
+    first = min(streamed, key=lambda table: table.key)
+    others = len(streamed) - 1
+    more = f" and {count(others, 'other table')}" if others else ""
+    return f"no quality of the streamed rows of {first.table}{more} is recorded yet"
 
 
 def _duration(settings: Settings, tables: Sequence[TableView], now: datetime) -> Metric:
@@ -147,9 +167,7 @@ def _resources(settings: Settings, live: Live | None) -> Metric:
     if live is None or live.resources is None:
         why = "no service runs" if live is None else "the service has not measured them yet"
         return _unknown("resources", limit.more_than, limit.level, why)
-    used = live.resources
-    memory = used.memory / used.memory_limit if used.memory_limit else 0.0
-    value, name = max((used.cpu, "CPU"), (memory, "memory"))
+    value, name = live.resources.worst
     metric = Metric("resources", "ok", value, limit.more_than, limit.level, name)
     if value > limit.more_than:
         return replace(metric, state=limit.level, why=f"{name} is at {value:.0%}")

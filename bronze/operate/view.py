@@ -121,6 +121,12 @@ class Resources:
     disk_free: int | None = None
     disk_total: int | None = None
 
+    @property
+    def worst(self) -> tuple[float, str]:
+        """The larger one of the shares of CPU and memory, and which it is."""
+        memory = self.memory / self.memory_limit if self.memory_limit else 0.0
+        return max((self.cpu, "CPU"), (memory, "memory"))
+
 
 @dataclass(frozen=True)
 class PermitFacts:
@@ -144,8 +150,9 @@ class Live:
     are not known yet. ``running``, ``waiting`` (a sentence why a due table does not run)
     and ``retries`` (when a failed table is tried again) are by `TableLike.key`, ``streams``
     and ``source_errors`` (why a source cannot be reached) by source, ``breakers`` by their
-    subjects: "lake", "source:NAME", "table:KEY". ``unread`` says why nothing begins yet, "" if it
-    may.
+    subjects: "lake", "source:NAME", "table:KEY". ``usage`` are the largest shares of the resources
+    in the half hours of the last day, with the beginning of each: also those of the services before
+    it. ``unread`` says why nothing begins yet, "" if it may.
     """
 
     service: str
@@ -161,6 +168,7 @@ class Live:
     streams: Mapping[str, StreamFacts] = field(default_factory=dict)
     breakers: Mapping[str, Breaker] = field(default_factory=dict)
     resources: Resources | None = None
+    usage: tuple[tuple[datetime, float], ...] = ()
     permits: PermitFacts | None = None
     config_error: str = ""
     lake_error: str = ""
@@ -189,8 +197,9 @@ class TableView:
     it is late) and ``expected`` (what a run takes) are in seconds. ``deadline`` is when it is late
     unless something lands before; ``late`` is its present lateness, ``lates`` are those of the last
     day that have ended, of a scheduled table. ``why`` says why it is in its state, "" where the
-    state says all. ``score`` is that of the last run that read rows, ``failed`` the share of its
-    rows that were quarantined or had a rejected value, None where unknown. ``last`` is the last run
+    state says all. ``score`` is that of the ``scored_rows`` of the last run that read any, or that
+    its stream has recorded last, at the time ``scored_at``; ``failed`` is the share of the run's
+    rows that were quarantined or had a rejected value; None where unknown. ``last`` is the last run
     that has ended, ``died`` one since that never ended, ``verified`` the last verification.
     """
 
@@ -215,6 +224,8 @@ class TableView:
     expected_end: datetime | None = None
     running: Running | None = None
     score: float | None = None
+    scored_rows: int | None = None
+    scored_at: datetime | None = None
     failed: float | None = None
     last: RunRecord | None = None
     last_read: RunRecord | None = None

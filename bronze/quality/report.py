@@ -266,7 +266,7 @@ def _table_quality(
         table=table.source,
         target=table.target,
         runs=tuple(_run(rows) for rows in runs),
-        figures=tuple(_figure(row) for row in runs[0].to_dicts()),
+        figures=figures(runs[0]),
         age=age,
         allowed=settings.quality_of(own).freshness,
     )
@@ -287,6 +287,15 @@ def _run(rows: pl.DataFrame) -> Run:
         quarantined=low["failed"],
         unmet=rows.filter(pl.col("passed") == False).height,  # noqa: E712 - NULL is not False
     )
+
+
+def figures(records: pl.DataFrame) -> tuple[Figure, ...]:
+    """The figures of records with the columns of ``governance.quality``.
+
+    Raises:
+        LakeError: a record was changed by another writer.
+    """
+    return tuple(_figure(row) for row in records.to_dicts())
 
 
 def _figure(row: dict[str, object]) -> Figure:

@@ -10,6 +10,7 @@ from bronze.governance.tables.runs import RunRecord
 
 HALF_HOUR = timedelta(minutes=30)
 _DAY = timedelta(hours=24)
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 LEAST_ROWS = 100
 """How many rows a run has to read for its share of failed records to count."""
 
@@ -37,23 +38,19 @@ class HalfHours:
         """The figures by the beginnings of the half hours."""
         return self._figures
 
-    def add(self, record: RunRecord) -> None:
-        """Adds a run that has ended; only the last day's stay."""
-        ended = record.ended or record.began
-        newest = max(self._figures, default=ended)
-        if ended < newest - _DAY:
-            return
-        beginning = half_hour(ended)
-        before = self._figures.get(beginning, Figures())
-        after = Figures(
-            _worst(max, before.processing, processing_seconds(record)),
-            _worst(min, before.score, record.score),
-            _worst(max, before.failed, failed_share(record)),
-        )
-        if after == before:
-            return
-        kept = {time: known for time, known in self._figures.items() if time >= ended - _DAY}
-        self._figures = {**kept, beginning: after}
+    def add(self, records: Iterable[RunRecord]) -> None:
+        """Adds runs that have ended; only those of the day before the last one stay."""
+        figures = dict(self._figures)
+        for record in records:
+            beginning = half_hour(record.ended or record.began)
+            before = figures.get(beginning, Figures())
+            figures[beginning] = Figures(
+                _worst(max, before.processing, processing_seconds(record)),
+                _worst(min, before.score, record.score),
+                _worst(max, before.failed, failed_share(record)),
+            )
+        first = max(figures, default=_NEVER) - _DAY
+        self._figures = {time: known for time, known in figures.items() if time >= first}
 
 
 def half_hour(moment: datetime) -> datetime:

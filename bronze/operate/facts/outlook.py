@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from bronze.config.settings import Settings
 from bronze.model.schedule import Schedule
 from bronze.operate.facts.half_hours import half_hour, worst_values
+from bronze.operate.facts.table_history import TableHistory
 from bronze.operate.freshness import Landing, Late, expected_seconds, late_times
-from bronze.operate.history import TableHistory
 from bronze.operate.scheduler import DueTimes
 from bronze.operate.view import TableLike
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from bronze.config.settings import Settings
-from bronze.operate.history import SOURCE_KINDS, History, SourceHistory
+from bronze.operate.facts.table_history import SOURCE_KINDS, SourceHistory
+from bronze.operate.history import History
 from bronze.operate.view import Live, SourceView, TableLike
 
 _UNREACHABLE = "cannot be reached"

@@ -7,9 +7,9 @@ from datetime import datetime
 
 from bronze.governance.tables.runs import RunRecord
 from bronze.operate.breaker import Breaker
+from bronze.operate.facts.table_history import TableHistory
 from bronze.operate.facts.wording import clause, duration, moment
 from bronze.operate.freshness import Late
-from bronze.operate.history import TableHistory
 from bronze.operate.view import Pause, Running, TableLike, TableState
 
 

@@ -17,6 +17,7 @@ from bronze.governance import actor
 from bronze.governance.tables.controls import ControlRecord
 from bronze.model.results import Failure
 from bronze.operate.alerts.life import Key
+from bronze.operate.facts.half_hours import worst_values
 from bronze.operate.service.capacity.windows import Limit
 from bronze.operate.service.streams import Stream
 from bronze.operate.service.timing import Clock
@@ -85,6 +86,7 @@ class Board:
     streams: dict[str, Stream] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)
     resources: Resources | None = None
+    usage: tuple[tuple[datetime, float], ...] = ()
     limit: Limit | None = None
     unread: str = UNREAD
     config_error: str = ""
@@ -142,6 +144,10 @@ class Board:
         """What operators have asked of tables, by key."""
         return requests.of_tables(tables, self.controls, self.now)
 
+    def note_usage(self, shares: Iterable[tuple[datetime, float]]) -> None:
+        """Adds shares of the resources to the largest ones of each half hour; under the lock."""
+        self.usage = worst_values([*self.usage, *shares], self.now)
+
     def live(self) -> Live:
         """What the service knows now, as a value."""
         with self.changed:
@@ -163,6 +169,7 @@ class Board:
                 streams=self._stream_facts(),
                 breakers=dict(self.guards.breakers),
                 resources=self.resources,
+                usage=self.usage,
                 permits=self._permit_facts(),
                 config_error=self.config_error,
                 lake_error=self.lake_error,

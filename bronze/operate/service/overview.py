@@ -9,17 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from bronze.api.progress import LOG
 from bronze.errors import BronzeError
 from bronze.governance import actor
 from bronze.governance.tables.controls import ControlRecord
-from bronze.governance.tables.runs import Command, RunRecord
+from bronze.governance.tables.runs import RunRecord
 from bronze.operate import beat, controls
 from bronze.operate.alerts.life import Alert
 from bronze.operate.current import view_of
 from bronze.operate.facts.outlook import Outlooks
+from bronze.operate.facts.table_history import TableHistory
 from bronze.operate.freshness import USUAL_RUNS
 from bronze.operate.history import History
 from bronze.operate.service.board import Board, Trouble
@@ -35,6 +37,8 @@ _SHARE = 0.01
 _READ_EVERY = 15.0
 # Its own streams tell the service more than their checkpoints.
 _STREAMS_EVERY = 300.0
+# As often as streams record them.
+_SCORES_EVERY = 60.0
 _SOON = 0.1
 _AGAIN = 5.0
 _OTHER_LOOKS = 4.0
@@ -54,11 +58,12 @@ class Overview:
         self._history = History(board.settings)
         self._outlooks = Outlooks()
         self._lock = threading.Lock()
-        self._read_at = self._streams_read_at = 0.0
+        self._read_at = self._streams_read_at = self._scores_read_at = 0.0
         self.unseen_since: datetime | None = None
         """When the service before this one was last heard: nobody saw what was late since then."""
         self._other: Live | None = None
         self._crashed: Live | None = None
+        self._last: Live | None = None
         self._view: View | None = None
         self.routine = Routine("records", self._look)
 
@@ -130,6 +135,9 @@ class Overview:
                     self._history.use(self._settings)
                 is_time = self._read_at - self._streams_read_at >= _STREAMS_EVERY
                 self._history.refresh(streams=is_time)
+                if not is_time and self._read_at - self._scores_read_at >= _SCORES_EVERY:
+                    self._history.refresh_scores()
+                    self._scores_read_at = self._read_at
                 self._streams_read_at = self._read_at if is_time else self._streams_read_at
         except BronzeError as error:
             LOG.warning("records of runs cannot be read", error=error.message)
@@ -146,7 +154,6 @@ class Overview:
                 return _OTHER_LOOKS
             with self._lock:
                 self._history.refresh()
-                chores = [*self._all_runs("verify"), *self._all_runs("maintain")]
             records = controls.read(board.settings)
         except BronzeError as error:
             if not board.lake_error:
@@ -155,64 +162,64 @@ class Overview:
                 board.unread = f"what ran before cannot be read from the lake: {error.message}"
                 board.touch()
             return _AGAIN
-        self._begin_after(chores, records, is_alone=is_alone)
+        self._begin_after(records, is_alone=is_alone)
+        if is_alone and self._last:
+            with board.changed:
+                board.note_usage(self._last.usage)
         # Before anything begins: if this process dies, the next one knows.
         with suppress(BronzeError):
             beat.write(board.settings, board.live())
         with board.changed:
             board.unread = ""
             board.touch()
-        self._read_at = self._streams_read_at = time.monotonic()
+        self._read_at = self._streams_read_at = self._scores_read_at = time.monotonic()
         return _SEEN_EVERY
 
-    def _all_runs(self, command: Command) -> list[RunRecord]:
-        found = self._history.all_runs(command)
-        return [record for records in found.values() for record in records]
-
-    def _begin_after(
-        self, chores: Sequence[RunRecord], records: list[ControlRecord], *, is_alone: bool
-    ) -> None:
+    def _begin_after(self, records: list[ControlRecord], *, is_alone: bool) -> None:
         """Has the tables go on after their last runs; nothing begins until that is done."""
         board = self._board
+        # Beyond so many failures in a row a table rests as long as it ever does.
+        most = max(USUAL_RUNS, board.settings.breaker.threshold + _DOUBLINGS)
+        with self._lock:
+            known, chores = self._history.tables, self._history.chores
+            unsteady = self._history.unsteady_runs(most)
+        first = min((table.first for table in known.values()), default=None)
         with board.changed:
             board.controls = records
-        died: list[str] = []
-        first: datetime | None = None
-        with self._lock:
-            # Beyond so many failures in a row a table rests as long as it ever does.
-            most = max(USUAL_RUNS, board.settings.breaker.threshold + _DOUBLINGS)
-            for known in self._history.parts_of_runs(most=most):
-                if not is_alone:
-                    # What has only begun may be the other's, and go on.
-                    known = {
-                        key: [run for run in runs if run.status != "began"]
-                        for key, runs in known.items()
-                    }
-                began = [run.began for runs in known.values() for run in runs]
-                first = min([*began, *([first] if first else [])], default=None)
-                with board.changed:
-                    died += self._begin_tables(known)
-        with board.changed:
+            died = self._begin_tables(known, unsteady, is_alone=is_alone)
             if self._crashed:
                 self._tell_crash(self._crashed, died)
-            by_name = _by_chore(chores)
-            for name in (MAINTAIN, *map(verify_name, board.settings.source)):
-                board.states[name] = states.chore_state(by_name.get(name, ()), first, board.now)
+            begun = {MAINTAIN: chores.get(("maintain", ""))}
+            begun |= {
+                verify_name(name): chores.get(("verify", name)) for name in board.settings.source
+            }
+            for name, begun_for in begun.items():
+                board.states[name] = states.chore_state(begun_for, first, board.now)
 
-    def _begin_tables(self, known: _Runs) -> list[str]:
-        """Has some tables go on after their last runs; those in whose last run the process died."""
+    def _begin_tables(
+        self, known: Mapping[str, TableHistory], unsteady: _Runs, *, is_alone: bool
+    ) -> list[str]:
+        """Has tables go on after their last runs; those in whose last run the process died."""
         board, now = self._board, self._board.now
-        names = [(r.source_system, r.source_table) for runs in known.values() for r in runs]
+        names = [(table.source, table.label) for table in known.values()]
         asked = board.requests(catalog.recorded(board.settings, names))
         resets = {key: request.reset for key, request in asked.items() if request.reset}
-        since = {
-            key: [r for r in runs if key not in resets or r.began > resets[key]]
-            for key, runs in known.items()
+        # What has only begun may be another service's, and go on.
+        unsteady = {
+            key: [
+                run
+                for run in runs
+                if (is_alone or run.status != "began")
+                and (key not in resets or run.began > resets[key])
+            ]
+            for key, runs in unsteady.items()
         }
-        board.guards.rebuild(since, now)
-        for key, runs in since.items():
-            board.states[key] = states.state_of(runs, now)
-        return [key for key, runs in since.items() if crashes(runs)]
+        board.guards.rebuild(unsteady, now)
+        died = {key: len(crashes(runs)) for key, runs in unsteady.items()}
+        for key, table in known.items():
+            own = table if is_alone else replace(table, open=())
+            board.states[key] = states.state_of(own, resets.get(key), died.get(key, 0), now)
+        return [key for key, times in died.items() if times]
 
     def _is_alone(self) -> bool | None:
         """Whether no other service has this lake; None while that is not known.
@@ -221,7 +228,7 @@ class Overview:
         process has died.
         """
         board, now = self._board, self._board.now
-        last = beat.read(board.settings)
+        last = self._last = beat.read(board.settings)
         self.unseen_since = last.at if last and last.service != board.service else None
         if last is None or last.is_stopping or last.service == board.service:
             return True
@@ -252,17 +259,6 @@ class Overview:
             host=other.host,
             pid=other.pid,
         )
-
-
-def _by_chore(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
-    """The records of verifications and maintenance that the service has begun, by name."""
-    found: dict[str, list[RunRecord]] = {}
-    for record in records:
-        if record.scheduled is not None:
-            is_verify = record.command == "verify"
-            name = verify_name(record.source_system) if is_verify else MAINTAIN
-            found.setdefault(name, []).append(record)
-    return found
 
 
 def _is_alive_here(other: Live) -> bool:

@@ -220,6 +220,7 @@ class Service:
         resources = self._meter.measure(board.settings)
         with board.changed:
             board.resources = resources
+            board.note_usage([(board.now, resources.worst[0])])
             if board.waiting:
                 board.touch()
         return _MEASURED_EVERY

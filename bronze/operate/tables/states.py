@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import uniform
 
 from bronze.config.settings import Settings
-from bronze.governance.tables.runs import RunRecord
 from bronze.model.results import Failure
 from bronze.operate import freshness
+from bronze.operate.facts.table_history import TableHistory
 from bronze.operate.scheduler import TableClock
 from bronze.operate.tables import guards
 from bronze.operate.tables.catalog import ServedTable
@@ -41,22 +41,28 @@ class TableState:
         self.durations = [*self.durations, seconds][-_USUAL:]
 
 
-def state_of(records: Sequence[RunRecord], now: datetime) -> TableState:
-    """What the records of a table's runs tell when the service begins.
+def state_of(known: TableHistory, reset: datetime | None, died: int, now: datetime) -> TableState:
+    """What the history of a table tells when the service begins.
 
-    A run that was stopped, whose process died or whose error passes is tried again at once.
+    A run that was stopped, whose process died or whose error passes is tried again at once, and so
+    is a table whose breaker was closed by a request since.
+
+    Args:
+        known: the history.
+        reset: when an operator has last closed the table's breaker.
+        died: in how many of its last runs in a row the process has died.
+        now: the time.
     """
-    own = [record for record in records if record.command == "run"]
-    if not own:
+    last = known.open[-1] if known.open else known.last
+    if last is None:
         return TableState()
-    last = own[-1]
-    begun = max(record.scheduled or record.began for record in own)
-    landed = [r for r in own if r.status in ("landed", "unchanged") and r.ended]
-    state = TableState(begun, attempt=last.attempt, died=len(guards.crashes(own)))
-    state.durations = [(r.ended - r.began).total_seconds() for r in landed[-_USUAL:] if r.ended]
+    state = TableState(known.begun_for, attempt=last.attempt, died=died)
+    state.durations = list(known.durations)
     has_died = last.status == "began" and guards.is_of_service(last)
     can_pass = last.status == "failed" and guards.can_pass(last.error_kind)
-    if has_died or can_pass or (last.status == "stopped" and guards.is_of_service(last)):
+    was_stopped = last.status == "stopped" and guards.is_of_service(last)
+    was_reset = reset is not None and last.began <= reset
+    if has_died or can_pass or was_stopped or was_reset:
         state.retry_at = now
     return state
 
@@ -175,16 +181,15 @@ def chore_clock(
     )
 
 
-def chore_state(records: Iterable[RunRecord], first: datetime | None, now: datetime) -> TableState:
+def chore_state(begun_for: datetime | None, first: datetime | None, now: datetime) -> TableState:
     """When a chore was last begun for.
 
     Args:
-        records: its own.
+        begun_for: the latest due time that one began for.
         first: when the first run of the lake began: before, there was nothing to do.
         now: the time.
     """
-    begun = [record.scheduled or record.began for record in records]
-    return TableState(max(begun, default=first or now))
+    return TableState(begun_for or first or now)
 
 
 def ended(state: TableState, failure: Failure | None, seconds: float) -> TableState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -77,6 +78,34 @@ def test_a_history_has_the_runs_of_all_tables(tmp_path: Path) -> None:
         assert tuple(last) == history.runs(key)
     assert [len(last) for last in history.all_runs(most=3).values()].count(3) == 2
     assert set(history.all_runs("verify")) == {own.key for own in TABLES[:2]}
+    assert set(history.all_runs(keys=[TABLES[1].key])) == {TABLES[1].key}
+
+
+def test_old_files_are_looked_at_only_for_the_names_of_their_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with a table of which there are few records are read: its last ones are in them."""
+    monkeypatch.setattr(run_reader, "LAST", 5)
+    monkeypatch.setattr(run_reader, "_MERGED_ROWS", 5)
+    settings = config(lake={"root": str(tmp_path)})
+    often, _, once = TABLES
+    for day in range(6):
+        own = [run(often, 60 * day + minute, 60 * day + minute + 1) for minute in range(0, 60, 6)]
+        own += [run(once, 5, 6)] if day == 0 else []
+        writer.append_rows(run_log.place(settings), runs.COLUMNS, rows_of(own), "")
+    state, read = log.read(run_log.place(settings)), list[int]()
+    assert state is not None
+    keys = run_reader._keys
+
+    def keys_of(*arguments: Any) -> pl.DataFrame:
+        read.append(arguments[2])
+        return keys(*arguments)
+
+    monkeypatch.setattr(run_reader, "_keys", keys_of)
+    found = pl.concat(run_reader.last_records(run_log.place(settings), state.files))
+    assert set(found["source_table"]) == {once.label, often.label}
+    assert found.height == 6
+    assert len(read) == 2
 
 
 def test_a_history_that_is_kept_up_knows_what_a_new_one_knows(tmp_path: Path) -> None:
@@ -106,7 +135,7 @@ def test_many_small_parts_take_little_memory(tmp_path: Path) -> None:
     rows = records(3)
     for part in rows.iter_slices(2):
         history.add(part)
-        assert len(history._runs._kept.unpacked) <= 21
+        assert len(history._kept.unpacked) <= 21
     whole = History(config(lake={"root": str(tmp_path)}))
     whole.add(rows)
     assert history.all_runs() == whole.all_runs()

@@ -33,6 +33,8 @@ NAMES = {
             "expected_end",
             "running",
             "score",
+            "scored_rows",
+            "scored_at",
             "failed",
             "last",
             "last_read",

@@ -61,3 +61,12 @@ def test_a_record_needs_a_value_for_each_column() -> None:
     for width in (4, 6):
         with pytest.raises(ValueError, match="argument 2 is"):
             frame_of(COLUMNS, [[None] * width])
+
+
+def test_many_records_become_a_frame_some_at_a_time() -> None:
+    """Polars lets no other thread work while it reads the rows of one call."""
+    columns = (("name", DeltaType("string")), ("rows", DeltaType("long")))
+    records = [(f"t{number}", number if number % 3 else None) for number in range(1_234)]
+    frame = frame_of(columns, records)
+    assert frame.rows() == records
+    assert max(part.len() for part in frame["rows"].get_chunks()) <= 500

@@ -22,6 +22,7 @@ from bronze.operate.current import view_of
 from bronze.operate.facts.outlook import Outlooks
 from bronze.operate.freshness import Landing, late_times
 from bronze.operate.view import Live, Resources, StreamFacts, View
+from bronze.quality.latest import Score
 from tests.support.effort import examples
 from tests.support.operators import Table, at, config, history_of, rows_of, run, table
 from tests.unit.operate.test_current import pause
@@ -279,3 +280,14 @@ def test_each_lateness_is_told_once_with_its_begin(
     dues = [at(hour * 60) for hour in range(5)]
     lates = late_times(dues, landings, timedelta(minutes=10), at(299))
     assert seen == {late.begin for late in lates}
+
+
+def test_bad_quality_of_streamed_rows_is_since_they_were_recorded() -> None:
+    """It stays one condition while nothing is recorded anew."""
+    history = history_of(SETTINGS)
+    history._scores = {CLICKS.target: Score(at(2), 30, 70.0)}
+    live = replace(FINE, at=at(9), streams={"shop": replace(STREAM, as_of=at(9), heard=at(9))})
+    view = view_of(SETTINGS, [CLICKS], history, live, (), (), at(9))
+    found = {condition.kind: condition for condition in conditions_of(SETTINGS, view)}
+    assert found["quality"].since == at(2)
+    assert "public.clicks have a score of 70.0" in found["quality"].text

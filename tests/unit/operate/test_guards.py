@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from bronze.config.serve import BreakerSettings
 from bronze.governance.tables.runs import RunRecord, RunStatus
 from bronze.operate.breaker import Outcome
+from bronze.operate.facts.table_history import Histories, TableHistory
 from bronze.operate.tables import guards, states
 from bronze.operate.tables.guards import LAKE, Guards, table_subject
 
@@ -109,9 +111,26 @@ def test_what_a_restart_does_again() -> None:
         (record(11, "began"), True),
         (record(11, "began", service=False), False),
     ):
-        state = states.state_of([record(10, "landed"), last], NOW)
+        state = states.state_of(history_of([record(10, "landed"), last]), None, 0, NOW)
         assert (state.retry_at == NOW) == is_again
         assert state.begun_for == NOW.replace(hour=11)
+
+
+def test_a_table_whose_breaker_was_closed_since_its_last_run_is_tried_again() -> None:
+    """An operator has asked for it; not if it has run since then."""
+    known = history_of([record(10, "failed", "TableRefused")])
+    for hour, is_again in ((9, False), (11, True)):
+        state = states.state_of(known, NOW.replace(hour=hour), 0, NOW)
+        assert (state.retry_at == NOW) == is_again
+
+
+def history_of(records: list[RunRecord]) -> TableHistory:
+    """The history of a table with these runs."""
+    histories = Histories(("s",))
+    named = [replace(r, run_id=str(r.began), source_table="public.t") for r in records]
+    histories.add(named)
+    (known,) = histories.tables.values()
+    return known
 
 
 def test_rests_are_as_long_as_before_after_a_jump_of_the_clock() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import timedelta
+from random import Random
 
 import polars as pl
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from bronze.governance.tables import runs
 from bronze.governance.tables.runs import RunRecord
-from bronze.operate.facts import run_reader
+from bronze.operate.facts import essential_runs, run_reader
+from bronze.operate.facts.table_history import Histories
 from bronze.operate.freshness import Landing
 from bronze.operate.history import History
 from tests.support.effort import examples
@@ -22,7 +26,7 @@ ORDERS = table()
 
 def test_a_table_has_its_landings_durations_and_last_runs() -> None:
     """Landed and unchanged runs land; the last run that read rows and the last verification stay
-    known.
+    known. What a command ran counts for the time at which it began.
     """
     records = [
         run(ORDERS, 0, 2, scheduled=0, rows_read=7),
@@ -35,7 +39,7 @@ def test_a_table_has_its_landings_durations_and_last_runs() -> None:
     known = history_of(config(), records).tables[ORDERS.key]
     assert known.landings == (Landing(at(0), at(2)), Landing(at(60), at(61)))
     assert known.durations == (120, 60)
-    assert (known.first, known.begun_for) == (at(0), at(120))
+    assert (known.first, known.begun_for) == (at(0), at(130))
     assert known.last is not None
     assert (known.last.status, known.last.began) == ("stopped", at(130))
     assert known.last_read is not None
@@ -124,6 +128,73 @@ def test_records_that_come_in_parts_tell_the_same(
     assert kept_up.half_hours == whole.half_hours
     for key in whole.tables:
         assert kept_up.runs(key) == whole.runs(key)
+
+
+@given(seed=st.integers(0, 2**32), step=st.sampled_from([20, 100, 700]))
+@hypothesis_settings(max_examples=examples(40), deadline=None)
+def test_few_records_tell_what_all_tell(seed: int, step: int) -> None:
+    """Those that are chosen before any become objects are enough for all that is known."""
+    random, records = Random(seed), []  # noqa: S311 - no secret depends on it
+    weights = [random.choice([0, 1, 9]) for _ in range(4)]
+    for number in range(random.randrange(150)):
+        name = random.choice(["orders", "items", "items", "goods", ""])
+        began = number * step + random.randint(-100, 100)
+        status = random.choices(["landed", "began", "failed", "stopped"], [1, *weights[:3]])[0]
+        kinds = ["SourceUnreachable", "LakeError"]
+        before = random.choice([None, 0, 0.5, 90, -9000])
+        values = {
+            "run_id": f"r{number}",
+            "command": random.choice(["run", "run", "run", "verify", "maintain"]),
+            "status": status,
+            "error_kind": random.choice(kinds) if status == "failed" else "",
+            "scheduled": None if before is None else began - before,
+            "rows_read": random.choices([0, 200], [9, 1])[0],
+            "score": 99.0 - number % 7,
+        }
+        own = run(table(name or "none"), began, None if status == "began" else began + 3, **values)
+        records.append(own if name else replace(own, source_table="", target_table=""))
+    rows = runs.frame(records)
+    marks = essential_runs.marks_of(rows)
+    chosen = rows.filter(essential_runs.is_essential(marks))
+    whole, few = Histories(("shop",)), Histories(("shop",))
+    whole.add(records)
+    few.add(run_reader.of_rows(chosen))
+    for key, known in whole.tables.items():
+        assert few.tables[key] == known
+    assert few.sources == whole.sources
+    assert few.chores == whole.chores
+    assert few.half_hours.figures == whole.half_hours.figures
+
+
+def test_few_of_many_records_are_chosen() -> None:
+    """Of a table that runs each hour, those of the last day; of others some twenty."""
+    for minutes, most in ((60, 28), (600, 23)):
+        records = [run(ORDERS, n * minutes, n * minutes + 1, rows_read=1) for n in range(90)]
+        marks = essential_runs.marks_of(runs.frame(records))
+        assert 20 <= essential_runs.is_essential(marks).sum() <= most
+
+
+def test_only_tables_whose_last_runs_failed_or_died_are_looked_at_by_each_run() -> None:
+    """A failure of long ago does not count, nor a run that has begun and ended."""
+    items, goods = table("items"), table("goods")
+    records = [run(ORDERS, 0, 1, status="failed"), run(items, 0, 1, status="failed")]
+    records += [run(ORDERS, minute, minute + 1) for minute in range(10, 50, 10)]
+    records += [run(goods, 0), run(goods, 0, 1), run(table("new"), 5)]
+    unsteady = history_of(config(), records).unsteady_runs(4)
+    assert set(unsteady) == {items.key, table("new").key}
+    assert [record.status for record in unsteady[items.key]] == ["failed"]
+
+
+def test_the_last_due_times_of_chores_are_known() -> None:
+    """Of verifications by their source, of maintenance of all; not those that a command began."""
+    records = [
+        run(ORDERS, 5, 6, command="verify", scheduled=5, status="equal"),
+        run(ORDERS, 9, command="verify", scheduled=8),
+        run(ORDERS, 20, 21, command="verify", status="equal"),
+        run(ORDERS, 1, 2, command="maintain", scheduled=1, status="done"),
+    ]
+    chores = history_of(config(), records).chores
+    assert chores == {("verify", "shop"): at(8), ("maintain", ""): at(1)}
 
 
 def test_the_last_records_are_chosen_whatever_file_they_are_in() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from bronze.governance.tables.runs import RunRecord
 from bronze.operate.current import view_of
 from bronze.operate.view import Live, Metric, Resources, StreamFacts
+from bronze.quality.latest import Score
 from tests.support.operators import Table, at, config, history_of, run, table
 
 ORDERS, ITEMS = table(), table("items")
@@ -21,12 +22,15 @@ def metrics(
     now: float,
     records: Sequence[RunRecord],
     tables: Sequence[Table] = (ORDERS, ITEMS),
+    scores: Mapping[str, Score] | None = None,
     **facts: Any,
 ) -> dict[str, Metric]:
     """The metrics of a service that began at noon and is heard now."""
     settings = config()
     live = Live("id", "host-1", 1, "0.1", began=at(0), at=at(now), **facts)
-    view = view_of(settings, tables, history_of(settings, records), live, (), (), at(now))
+    history = history_of(settings, records)
+    history._scores = scores or {}
+    view = view_of(settings, tables, history, live, (), (), at(now))
     return {metric.name: metric for metric in view.metrics}
 
 
@@ -62,6 +66,18 @@ def test_quality_is_of_the_last_runs_that_read_rows() -> None:
     assert (found.value, found.worst, found.state) == (90, "public.orders", "ok")
     bad = metrics(6, [*records, run(ITEMS, 4, 5, rows_read=1, score=84.9)])["quality"]
     assert (bad.value, bad.state, bad.why) == (84.9, "warning", "public.items is below it")
+
+
+def test_quality_of_a_stream_is_that_of_the_rows_it_has_recorded_last() -> None:
+    """Until then it is unknown, with the reason, also beside tables whose quality is known."""
+    clicks = table("clicks", pattern="streaming", schedule="continuous", sla="1m")
+    unknown = metrics(6, [], [clicks])["quality"]
+    why = "no quality of the streamed rows of public.clicks is recorded yet"
+    assert (unknown.state, unknown.value, unknown.why) == ("unknown", None, why)
+    beside = metrics(6, [run(ORDERS, 0, 1, rows_read=9, score=99.0)], [ORDERS, clicks])["quality"]
+    assert (beside.state, beside.value, beside.why) == ("ok", 99, why)
+    known = metrics(6, [], [clicks], scores={clicks.target: Score(at(5), 40, 84.0)})["quality"]
+    assert (known.state, known.value, known.worst) == ("warning", 84, "public.clicks")
 
 
 def test_duration_is_from_due_to_landed_and_of_a_run_that_goes_on() -> None:
@@ -103,6 +119,13 @@ def test_resources_are_the_larger_share_of_processors_and_memory() -> None:
     busy = metrics(5, [], resources=replace(RESOURCES, cpu=0.81))["resources"]
     assert (busy.worst, busy.state, busy.why) == ("CPU", "warning", "CPU is at 81%")
     assert metrics(5, [])["resources"].why == "the service has not measured them yet"
+
+
+def test_resources_have_the_largest_shares_of_the_last_day_that_the_service_knows() -> None:
+    """A half hour in which no service ran has none, and neither has one of earlier days."""
+    usage = ((at(-1500), 0.9), (at(-1410), 0.7), (at(0), 0.4))
+    found = metrics(20, [], resources=RESOURCES, usage=usage)["resources"]
+    assert found.recent == ((at(-1410), 0.7), (at(0), 0.4))
 
 
 def test_what_nothing_is_known_of_is_unknown_with_a_reason() -> None:

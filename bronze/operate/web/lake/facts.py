@@ -23,9 +23,13 @@ from bronze.operate.alerts import store
 from bronze.operate.alerts.life import Alert, Silence
 from bronze.operate.view import Day, TableView
 from bronze.operate.web.lake import daily
+from bronze.quality import latest
+from bronze.quality.latest import LatestFigures
 
 KEPT = 15.0
 """For how many seconds something that was read is shown."""
+FIGURES_KEPT = 60.0
+"""For how many seconds quality figures are: streams record them as often."""
 DAYS_KEPT = 300.0
 """For how many seconds the days of a table are: they are made from many records."""
 _VERSIONS = 20
@@ -69,6 +73,14 @@ class Facts:
     def versions(self, target: str) -> Reading[tuple[Version, ...]]:
         """The last versions of a Bronze table, the newest first."""
         return self._read(("versions", target), lambda: _versions(self.settings, target), ())
+
+    def quality(self, target: str) -> Reading[LatestFigures | None]:
+        """The latest quality figures of a Bronze table, None if there are none."""
+
+        def read() -> LatestFigures | None:
+            return latest.figures_of(self.settings, target)
+
+        return self._read(("quality", target), read, None, FIGURES_KEPT)
 
     def days(self, table: TableView, now: datetime) -> Reading[Sequence[Day]]:
         """The last 90 days of a table."""

@@ -201,6 +201,13 @@ def _chips(visit: Visit) -> Safe | None:
     return tag("ul", items, class_="chips", aria_label="States") if items else None
 
 
+def _score(table: TableView) -> object:
+    if table.score is not None:
+        return f"{table.score:.1f}".removesuffix(".0")
+    # A run that reads no rows has no score; what a stream has applied has one.
+    return tag("span", "unknown", class_="muted") if table.pattern == "streaming" else "–"
+
+
 def _tables(visit: Visit, tables: Sequence[TableView]) -> Safe:
     if not visit.view.tables:
         return tag("p", "The config selects no table.", class_="muted")
@@ -226,7 +233,7 @@ def _row(visit: Visit, table: TableView) -> list[object]:
         words.age(table.as_of, visit.now, "never"),
         next_run(visit, table),
         last_run(visit, table),
-        "–" if table.score is None else f"{table.score:.1f}".removesuffix(".0"),
+        _score(table),
     ]
 
 

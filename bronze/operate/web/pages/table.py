@@ -22,7 +22,7 @@ from bronze.operate.web.markup.layout import (
     state_badges,
 )
 from bronze.operate.web.markup.tags import Safe, join, tag
-from bronze.operate.web.pages import days
+from bronze.operate.web.pages import days, rules
 from bronze.operate.web.pages.overview import next_run
 from bronze.operate.web.site import Visit, table_of
 
@@ -49,7 +49,7 @@ def page(visit: Visit, facts: Facts) -> Page:
             _charts(visit, table, facts),
             section("From source to Bronze", _lineage(visit, table, versions), id_="lineage"),
             section("Runs", _runs(visit, runs), id_="runs"),
-            section("Rules", _rules(table), id_="rules", live=False),
+            section("Rules", rules.content(visit, table, facts.quality(table.target)), id_="rules"),
             section("Schema changes", _changes(visit, versions), id_="schema"),
         ]
     )
@@ -96,7 +96,7 @@ def _facts(visit: Visit, table: TableView) -> Safe:
             ("Next run", next_run(visit, table)),
             ("Running", running),
             ("A run takes", words.span(table.expected) if table.expected is not None else None),
-            ("Score", None if table.score is None else f"{table.score:.1f}"),
+            ("Score", _score(table)),
             ("Failed records", None if table.failed is None else words.share(table.failed, 1)),
             ("Schedule", table.schedule),
             ("Pattern", table.pattern.replace("_", "-")),
@@ -115,6 +115,14 @@ def _facts(visit: Visit, table: TableView) -> Safe:
             ("Bronze table", tag("code", table.target)),
         ]
     )
+
+
+def _score(table: TableView) -> str | None:
+    if table.score is not None:
+        return f"{table.score:.1f} of {wording.count(table.scored_rows or 0, 'row')}"
+    if table.pattern == "streaming":
+        return "unknown: no quality of its rows is recorded yet"
+    return None
 
 
 def _rest(visit: Visit, table: TableView) -> Safe | None:
@@ -279,11 +287,6 @@ def _lineage(visit: Visit, table: TableView, versions: Reading[tuple[Version, ..
     none = versions.error or "None yet."
     last = tag("li", tag("h3", "Versions"), tag("ol", items) if items else tag("p", none))
     return tag("ol", source, target, last, class_="lineage")
-
-
-def _rules(table: TableView) -> Safe:
-    command = tag("code", f"bronze quality {table.table}")
-    return tag("p", command, " lists the rules that failed, with the keys of rows.", class_="muted")
 
 
 def _changes(visit: Visit, versions: Reading[tuple[Version, ...]]) -> Safe:

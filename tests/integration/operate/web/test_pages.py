@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from bronze.governance.tables.quality import Figure
 from bronze.operate.alerts.life import Alert, Condition
 from bronze.operate.view import Pause
 from tests.integration.operate.web.conftest import OPERATOR, TOKENS, Begin
 from tests.support import views
 from tests.support.browsing import problems_of
+from tests.support.quality_figures import figures, record
 from tests.support.views import Service
 
 _ALL = (
@@ -197,6 +200,24 @@ def test_the_page_of_a_table_has_its_history_and_its_buttons(begin: Begin) -> No
     assert browser.get("/table?name=nothing").status == 404
     assert browser.get("/table").status == 404
     assert service.acted == []
+
+
+def test_the_page_of_a_table_has_the_rules_that_its_rows_fail(begin: Begin, tmp_path: Path) -> None:
+    """With the share of the rows, and the keys of some as they are recorded."""
+    browser, service = begin()
+    settings = views.settings(tmp_path / "lake")
+    orders, other, *_ = service.look().tables
+    page = browser.get(f"/table?name={other.key}")
+    assert "no quality of its rows is recorded yet" in page.text
+    keys = ('{"id": 7}', f'{{"code": "{_EVIL}"}}')
+    price = Figure("price > 0", "expression", "price", "error", "config", "rows", 200, 3)
+    price = replace(price, measured=0.015, allowed=0.0, passed=False, examples=keys)
+    record(settings, figures(orders.target, 0, 200, 98.0, price))
+    page = browser.get(f"/table?name={orders.key}")
+    assert problems_of(page.text) == []
+    for words in ("price &gt; 0", "1.50 %", "{&quot;id&quot;: 7}", "expression of price, error"):
+        assert words in page.text
+    assert _EVIL not in page.text
 
 
 def test_tables_of_the_same_name_are_told_apart(begin: Begin) -> None:
