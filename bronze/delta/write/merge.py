@@ -153,21 +153,13 @@ def _mark(
     fed: list[pl.DataFrame] = []
     weights = [changing.weights(job.into.place, change) for change in job.changes]
     is_small = edits.height <= _FEW and edits.height * _width(parquet) <= _FEW_BYTES
-    ends = np.cumsum(files.row_counts(parquet))
-    groups = np.unique(np.searchsorted(ends, edits[ROW].to_numpy(), side="right")).tolist()
     with (
         files.data(job.into.place, batch, job.into.stats, partition) as output,
         files.feed(job.into.place, batch, partition) as feed,
     ):
         buffer = RowGroupBuffer(kept.append if is_small else output.add)
         feed_buffer = RowGroupBuffer(fed.append if is_small else feed.add)
-        for start, table in _file_parts(job, parquet, None, groups):
-            in_part = _edits_of(edits, start, table)
-            if not in_part.height:
-                continue
-            edited = row_edits.take_rows(table, in_part[ROW].to_numpy())
-            del table
-            numbered = in_part.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias(ROW))
+        for edited, numbered in _edited_rows(job, parquet, edits):
             for rows, few in row_edits.split_by_size(edited, numbered, weights):
                 now = row_edits.apply_edits(job, rows, few, feed_buffer, moved)
                 buffer.add(*([pl.DataFrame(now)] if now.num_rows else []))
@@ -189,6 +181,40 @@ def _mark(
         kept=pl.concat(kept) if kept else None,
         fed=pl.concat(fed) if fed else None,
     )
+
+
+def _edited_rows(
+    job: Merge, parquet: pq.ParquetFile, edits: pl.DataFrame
+) -> Iterator[tuple[pa.Table, pl.DataFrame]]:
+    """The rows of the file that are edited, of many row groups at a time, with their edits."""
+    numbers = edits[ROW].to_numpy()
+    rows: list[pa.Table] = []
+    first = last = weight = 0
+    for start, table in _file_parts(job, parquet, None, _groups_of(parquet, numbers)):
+        end = last + int(np.searchsorted(numbers[last:], start + table.num_rows))
+        if end > last:
+            part = table.take(pa.array(numbers[last:end] - start))
+            rows.append(part)
+            last, weight = end, weight + part.nbytes
+        del table
+        if last - first >= changing.GROUP or weight >= changing.BYTES:
+            yield _numbered(rows, edits[first:last])
+            rows, first, weight = [], last, 0
+    if rows:
+        yield _numbered(rows, edits[first:last])
+
+
+def _numbered(rows: Sequence[pa.Table], edits: pl.DataFrame) -> tuple[pa.Table, pl.DataFrame]:
+    """Rows as one table, and their edits with the numbers in it."""
+    numbers = pl.int_range(pl.len(), dtype=pl.Int64).alias(ROW)
+    return pa.concat_tables(rows).combine_chunks(), edits.with_columns(numbers)
+
+
+def _groups_of(parquet: pq.ParquetFile, numbers: Rows) -> list[int]:
+    """The row groups that some rows are in."""
+    ends = np.cumsum(files.row_counts(parquet))
+    groups: list[int] = np.unique(np.searchsorted(ends, numbers, side="right")).tolist()
+    return groups
 
 
 def _width(parquet: pq.ParquetFile) -> float:
@@ -299,9 +325,7 @@ def _stored_rows(
     """Some columns of some rows (sorted numbers) of the file."""
     numbers = rows.to_numpy()
     frames = []
-    ends = np.cumsum(files.row_counts(parquet))
-    groups = np.unique(np.searchsorted(ends, numbers, side="right")).tolist()
-    for start, table in _file_parts(job, parquet, columns, groups):
+    for start, table in _file_parts(job, parquet, columns, _groups_of(parquet, numbers)):
         inside = numbers[(numbers >= start) & (numbers < start + table.num_rows)]
         if len(inside):
             frames.append(pl.DataFrame(table)[inside - start])
