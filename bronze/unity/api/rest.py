@@ -11,7 +11,8 @@ import json
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -40,7 +41,7 @@ _LONGEST = 180.0
 _QUOTED = 400
 
 
-class Refusal(Exception):  # noqa: N818 - it is answered by a `CatalogError` of the caller's words
+class Refusal(Exception):
     """The server's answer is an error: its HTTP ``status``, ``code`` and message."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -56,7 +57,6 @@ class Api:
     sleep: Callable[[float], None] = time.sleep
     reads: int = 0
     writes: int = 0
-    _notices: list[str] = field(default_factory=list)
 
     @property
     def host(self) -> str:
@@ -203,14 +203,12 @@ def _refusal(response: BaseHTTPResponse) -> Refusal:
 
 
 def _wait(response: BaseHTTPResponse, attempt: int) -> float:
-    """The seconds until a request is sent again: those that the server asks for, or 1, 2, 4, …"""
+    """The seconds until a request is sent again: as the server asks, or 1, 2, 4 and so on."""
     text = response.headers.get("Retry-After", "")
     wait = float(2 ** (attempt - 1))
     if text.isascii() and text.isdecimal():
         wait = float(text)
     elif text:
-        try:
+        with suppress(ValueError, TypeError):
             wait = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            pass
     return min(max(wait, 0.0), _LONGEST_WAIT)
