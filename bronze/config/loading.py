@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bronze.config import alerts, serve
+from bronze.config import alerts, catalog, serve
 from bronze.config.alerts import AlertSettings
 from bronze.config.fields import SecretName
 from bronze.config.protection import ColumnProtection
@@ -85,6 +85,9 @@ def parse(document: Mapping[str, Any], name: str = "the config") -> Settings:
     single = isinstance(source, Mapping) and _is_single_source(source)
     if isinstance(source, Mapping) and single:
         normalised["source"] = {str(source.get("name", "source")): dict(source)}
+    catalogs = normalised.get("catalog")
+    if isinstance(catalogs, Mapping) and _is_single_catalog(catalogs):
+        normalised["catalog"] = {"": dict(catalogs)}
     try:
         return Settings.model_validate(normalised | {"alone": single})
     except ValidationError as error:
@@ -114,6 +117,15 @@ def _is_single_source(source: Mapping[str, Any]) -> bool:
     return "dsn" in source or not all(isinstance(value, Mapping) for value in source.values())
 
 
+def _is_single_catalog(catalogs: Mapping[str, Any]) -> bool:
+    """Whether [catalog] is one catalog, not a table of several."""
+    return (
+        not catalogs
+        or "host" in catalogs
+        or not all(isinstance(value, Mapping) for value in catalogs.values())
+    )
+
+
 def _error_message(error: ValidationError, name: str, single: bool) -> str:
     """All errors in one sentence. With ``single``, the config does not name its only source."""
     messages = []
@@ -125,7 +137,8 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
             channel = path.pop(3)
         if single and path[:1] == ["source"] and len(path) > 1:
             del path[1]
-        key = ".".join(path)
+        # The only catalog has no name.
+        key = ".".join(filter(None, path))
         if problem["type"] == "extra_forbidden":
             known = _section_of(path, channel)
             messages.append(f"unknown key {key}{_suggestion(path[-1], known)}")
@@ -140,7 +153,7 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
 
 def _is_type_name(part: object) -> bool:
     """Whether a part of an error's location is one of pydantic's names of types, not a key."""
-    return part in ("str", "SecretName", "CommandAuth") or str(part).startswith(
+    return part in ("str", "SecretName", "CommandAuth", "CatalogAuth") or str(part).startswith(
         ("function-", "constrained-", "literal[")
     )
 
@@ -178,6 +191,8 @@ def _section_of(path: list[str], channel: str) -> type[BaseModel]:
         return SecretName
     if top == "alerts" and rest:
         return alerts.section_of(rest)
+    if top == "catalog":
+        return catalog.section_of([part for part in rest[1:] if not part.isdecimal()])
     if top in ("serve", "breaker", "web"):
         return serve.section_of(top, rest)
     if top == "tables" and "protect" in rest:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from bronze.config.alerts import AlertSettings
+from bronze.config.catalog import CatalogSettings
 from bronze.config.fields import (
     Bytes,
     NameList,
@@ -38,7 +39,7 @@ from bronze.config.serve import BreakerSettings, ServeSettings, WebSettings
 from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
 from bronze.model import object_store
-from bronze.model.locations import Auth, Origin, Place, Secret
+from bronze.model.locations import Auth, Origin, Place, Secret, Workspace
 from bronze.model.quality import ResolvedRule
 from bronze.model.schedule import Schedule
 
@@ -289,6 +290,7 @@ class Settings(Section):
     serve: ServeSettings = ServeSettings()
     breaker: BreakerSettings = BreakerSettings()
     web: WebSettings = WebSettings()
+    catalog: Mapping[str, CatalogSettings] = {}
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
@@ -446,6 +448,20 @@ class Settings(Section):
                 options[key] = value
         root = self.lake.root.rstrip("/")
         return Place(f"{root}/{schema}/{name}", tuple(options.items()))
+
+    def workspace(self, catalog: CatalogSettings) -> Workspace:
+        """How to log in to the server of a catalog.
+
+        Raises:
+            ConfigError: the provider of its secret has no place in [secrets].
+        """
+        auth = catalog.auth
+        if auth is None or auth == "azure":
+            return Workspace(catalog.host, auth or "none")
+        if auth.token:
+            return Workspace(catalog.host, "token", secret=self.secret(auth.token))
+        secret = self.secret(auth.client_secret) if auth.client_secret else None
+        return Workspace(catalog.host, "oauth", auth.client_id, secret)
 
     def secret(self, name: SecretName) -> Secret:
         """A reference to a secret that the config names.

@@ -33,6 +33,20 @@ class Auth:
 
 
 @dataclass(frozen=True)
+class Workspace:
+    """A Databricks workspace, or the server of an open-source Unity Catalog, and how to log in.
+
+    ``host`` is its URL without a path; ``secret`` is the token, or with ``client_id`` the client
+    secret of a service principal. With "azure" the process's own identity gets tokens.
+    """
+
+    host: str
+    auth: Literal["azure", "oauth", "token", "none"]
+    client_id: str = ""
+    secret: Secret | None = None
+
+
+@dataclass(frozen=True)
 class Origin:
     """How to connect to one PostgreSQL database.
 
