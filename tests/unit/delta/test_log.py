@@ -513,7 +513,8 @@ def test_comments_of_another_writer_change_no_rows(place: Place) -> None:
     """A catalog that comments a table commits metadata; only if more differs than comments, the
     table has to be compared with the source. A change of columns keeps the comments.
     """
-    create(place, 1)
+    shape = commit.Shape(ID, ("id",), notes=(("bronze.table", "public.t"),))
+    commit.commit(place, None, commit.Change("WRITE", [written(place, 1)]), {}, shape=shape)
     comment_as_databricks_does(place, "the number")
     state = read(place)
     assert state.foreign == ()
