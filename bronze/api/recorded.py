@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from bronze.ingest import pipeline
     from bronze.maintenance import maintain as maintenance
     from bronze.protection.erasure_result import ErasureResult
-    from bronze.verify.confirmation import Refresh
     from bronze.unity.results import RegisterResult
+    from bronze.verify.confirmation import Refresh
     from bronze.verify.results import VerifyResult
 
 R = TypeVar(

@@ -24,10 +24,12 @@ from bronze.unity.source_facts import SourceTable
 TableTags = Mapping[str, Mapping[str, str]]
 """Tags by column; those of the table itself are under ""."""
 
-OWN_TAGS = ("protection", "source", "source_table", "pattern", "sla")
-"""The tags whose values are bronze's: one that no longer holds is removed. ``pii`` is not among
-them, as people set it as well.
+PII = "pii"
+"""The tag of a column with personal data: it is set where there is none, and never changed, as
+people set it as well.
 """
+OWN_TAGS = ("protection", "source", "source_table", "pattern", "sla")
+"""The tags whose values are bronze's: one that no longer holds is removed."""
 
 _DFS = "dfs.core.windows.net"
 _LONGEST_TAG = 256
@@ -115,9 +117,9 @@ def _tags(
         of_table["sla"] = _duration(own.sla)
     tags: dict[str, dict[str, str]] = {"": of_table}
     for name, (rule, _) in known.protection.items():
-        tags[name] = {"pii": "personal", "protection": rule.method}
+        tags[name] = {PII: "personal", "protection": rule.method}
     for name, kind in (original.personal if original else {}).items():
-        tags.setdefault(name, {})["pii"] = kind
+        tags.setdefault(name, {})[PII] = kind
     return {
         name: {key: value[:_LONGEST_TAG] for key, value in values.items()}
         for name, values in tags.items()

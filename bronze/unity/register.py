@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from bronze.config.catalog import CatalogSettings
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.errors import BronzeError, ConfigError
+from bronze.errors import BronzeError, CatalogError, ConfigError
 from bronze.model.results import Failure
 from bronze.tables import lake
 from bronze.tables.lake import LakeTable
@@ -224,8 +224,14 @@ def _prepare_schemas(
             with explained(f"The schema {full_name} cannot be created", needs):
                 target.writer.create_schema(catalog.name, schema)
             done.changes.append(f"schema {full_name} created")
-        if granted:
-            _let_use(target, (catalog.name, schema), dict.fromkeys(granted), done)
+        try:
+            if granted:
+                _let_use(target, (catalog.name, schema), dict.fromkeys(granted), done)
+        except CatalogError as error:
+            if error.retry:
+                raise
+            # Tables can be registered in a schema of somebody else.
+            done.problems.append(error.failure())
 
 
 def _let_use(

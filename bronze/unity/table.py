@@ -11,7 +11,7 @@ from bronze.rows.metadata import METADATA_COLUMNS
 from bronze.unity import lineage, registered
 from bronze.unity.api.refusals import error_of, explained
 from bronze.unity.api.rest import Api, Refusal
-from bronze.unity.entries import OWN_TAGS, Entry, TableTags, is_same_location
+from bronze.unity.entries import OWN_TAGS, PII, Entry, TableTags, is_same_location
 from bronze.unity.registered import Registered
 from bronze.unity.results import RegisteredTable, RegisterStatus
 from bronze.unity.writers import RestWriter, Writer
@@ -190,7 +190,7 @@ class _Registration:
             tags = registered.tags_of(api, self.entry, names)
         for column in ("", *names):
             there, own = tags.get(column, {}), wanted.get(column, {})
-            new = {key: value for key, value in own.items() if there.get(key) != value}
+            new = {k: v for k, v in own.items() if there.get(k) != v and (k, k in there) != _KEPT}
             old = [key for key in there if key in OWN_TAGS and key not in own]
             with self._explained(f"cannot get the tags of {column or 'itself'}", _TAG):
                 if new:
@@ -252,6 +252,8 @@ class _Registration:
         return explained(f"Table {self.entry.full_name} {what}", needs)
 
 
+# People may have said which kind of personal data it is.
+_KEPT = (PII, True)
 _MODIFY = "MODIFY on the table"
 _TAG = "APPLY TAG on the table, with ASSIGN on governed tags,"
 
@@ -317,7 +319,7 @@ def _with_state_of(entry: Entry, present: Registered) -> Entry:
     """The entry with the comments, tags, grants and owner that the catalog has beside its own."""
     names = {"", *(column.name for column in entry.columns)}
     tags: TableTags = {
-        name: {**present.tags.get(name, {}), **entry.tags.get(name, {})}
+        name: {**_tags_of_others(present.tags.get(name, {})), **entry.tags.get(name, {})}
         for name in names
         if name in present.tags or name in entry.tags
     }
@@ -332,6 +334,10 @@ def _with_state_of(entry: Entry, present: Registered) -> Entry:
         grants=grants,
         owner=entry.owner or present.owner,
     )
+
+
+def _tags_of_others(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key not in OWN_TAGS}
 
 
 def _inventory(entry: Entry) -> str:

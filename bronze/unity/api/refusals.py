@@ -10,6 +10,7 @@ from bronze.unity.api.rest import Refusal
 
 PRINCIPAL = "the principal that bronze logs in as"
 _DENIED = ("PERMISSION_DENIED", "INSUFFICIENT_PERMISSIONS", "INSUFFICIENT_PRIVILEGES")
+_UNBOUND = "not accessible in current workspace"
 # By a part of the code or message of a refusal.
 _HINTS = (
     (
@@ -62,10 +63,12 @@ def error_of(refusal: Refusal, what: str, needs: str = "") -> CatalogError:
 
 def _hint(refusal: Refusal, needs: str) -> str:
     text = str(refusal)
-    if refusal.status == 401:
+    if refusal.is_of_token:
         return "The token has expired, or is one of another workspace: check auth under [catalog]."
     if not refusal.code:
         return "Check host under [catalog]: it is the address of a workspace, without a path."
+    if _UNBOUND in text:
+        return "Its owner binds the catalog to the workspace of host, in Catalog Explorer."
     # A denial may name an external location; it is there.
     if refusal.status == 403 or any(word in text for word in _DENIED):
         grants = f"GRANT {needs} to {PRINCIPAL}" if needs else f"Grant it to {PRINCIPAL}"

@@ -36,8 +36,8 @@ _CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 90.0
 _BUSY = (429, 503)
 _ATTEMPTS = 6
 _LONGEST_WAIT = 60.0
-_LONGEST = 180.0
-"""Seconds after which a request is not sent again."""
+_LONGEST_WAITS = 180.0
+"""Seconds for which a request waits in all before it is sent again."""
 _QUOTED = 400
 
 
@@ -47,6 +47,11 @@ class Refusal(Exception):
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}" if code else message)
         self.status, self.code, self.message = status, code, message
+
+    @property
+    def is_of_token(self) -> bool:
+        """Whether it is the token that is refused: 401, or 403 "Invalid access token"."""
+        return self.status == 401 or (self.status == 403 and "token" in self.message.lower())
 
 
 @dataclass(eq=False)
@@ -108,18 +113,20 @@ class Api:
         else:
             self.writes += 1
         url = f"{self.workspace.host}{path}{f'?{urlencode(query)}' if query else ''}"
-        began, refused_token = time.monotonic(), False
+        waited, refused_token = 0.0, False
         for attempt in range(1, _ATTEMPTS + 1):
             response = self._send(method, url, body)
-            if response.status == 401 and not refused_token and self.workspace.auth != "none":
+            is_refused = response.status in (401, 403) and _refusal(response).is_of_token
+            if is_refused and not refused_token and self.workspace.auth != "none":
                 refused_token = True
                 tokens.forget(self.workspace)
                 continue
             if response.status not in _BUSY:
                 return _answer(response)
             wait = _wait(response, attempt)
-            if attempt == _ATTEMPTS or time.monotonic() - began + wait > _LONGEST:
+            if attempt == _ATTEMPTS or waited + wait > _LONGEST_WAITS:
                 break
+            waited += wait
             self.sleep(wait)
         raise CatalogUnreachable(
             f"{self.host} is busy: {_refusal(response)}.", hint="Run it again later."

@@ -11,8 +11,8 @@ from typing import Any
 from bronze.errors import CatalogError, CatalogUnreachable
 from bronze.unity.api.rest import SQL, Api, Refusal, segment
 
-_ANSWERS_WITHIN = 30
-"""Seconds that the API waits for a statement before it answers that it is not done."""
+# The API waits for a statement before it answers that it is not done: not at all, or 5 to 50 s.
+_LEAST, _MOST = 5, 30
 _LONGEST_PAUSE = 5.0
 _DONE = ("SUCCEEDED", "CLOSED")
 _WAITING = ("PENDING", "RUNNING")
@@ -47,7 +47,7 @@ class Warehouse:
             {
                 "warehouse_id": self.id,
                 "statement": statement,
-                "wait_timeout": f"{_ANSWERS_WITHIN}s",
+                "wait_timeout": f"{self._answers_within}s",
                 "on_wait_timeout": "CONTINUE",
                 "format": "JSON_ARRAY",
                 "disposition": "INLINE",
@@ -70,6 +70,10 @@ class Warehouse:
             f"A statement on the SQL warehouse {self.id} was not run: it is {state}.",
             hint="Somebody has canceled it, or the warehouse was stopped: run it again.",
         )
+
+    @property
+    def _answers_within(self) -> int:
+        return 0 if self.wait < _LEAST else min(int(self.wait), _MOST)
 
     def _check(self) -> None:
         """Checks once that the warehouse is there, as far as its rights allow."""

@@ -1,1 +1,1 @@
-"""Unit tests of `bronze.unity`."""
+"""Tests."""
