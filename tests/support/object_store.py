@@ -284,9 +284,11 @@ def _create_container(url: str, name: str) -> None:
     connection.close()
 
 
-def shared_access(ends: float) -> str:
-    """An account SAS of azurite for blobs and containers, which it takes until its end, in seconds
-    since 1970 (learn.microsoft.com, "Create an account SAS").
+def shared_access(ends: float, container: str = "lake") -> str:
+    """A SAS for a container of azurite, which it takes until its end, in seconds since 1970.
+
+    It is a service SAS (learn.microsoft.com, "Create a service SAS"): azurite takes those of user
+    delegation only with tokens of Microsoft Entra ID.
     """
     import base64
     import hashlib
@@ -294,9 +296,8 @@ def shared_access(ends: float) -> str:
     from urllib.parse import urlencode
 
     end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ends))
-    parts = {"sv": "2019-12-12", "ss": "b", "srt": "sco", "sp": "rwdlacup", "se": end}
-    fields = [AZURE_ACCOUNT, *(parts[key] for key in ("sp", "ss", "srt")), "", end, "", "", "", ""]
-    fields[8] = parts["sv"]
-    text = "\n".join(fields)
-    digest = hmac.new(base64.b64decode(AZURE_KEY), text.encode(), hashlib.sha256).digest()
-    return urlencode({**parts, "sig": base64.b64encode(digest).decode()})
+    parts = {"sv": "2018-11-09", "sr": "c", "sp": "racwdl", "se": end}
+    resource = f"/blob/{AZURE_ACCOUNT}/{container}"
+    fields = [parts["sp"], "", end, resource, "", "", "", parts["sv"], "c", "", *[""] * 5]
+    digest = hmac.new(base64.b64decode(AZURE_KEY), "\n".join(fields).encode(), hashlib.sha256)
+    return urlencode({**parts, "sig": base64.b64encode(digest.digest()).decode()})
