@@ -31,7 +31,9 @@ def _check_host(host: str) -> str:
 
 def _check_name(name: str) -> str:
     if _NO_NAME.search(name):
-        raise ValueError("Unity Catalog's names have no dots, spaces, slashes and control characters")
+        raise ValueError(
+            "Unity Catalog's names have no dots, spaces, slashes and control characters"
+        )
     return name
 
 
@@ -90,8 +92,8 @@ class CatalogSettings(Section):
     warehouse: str = Field(default="", pattern=r"^[\w-]*$")
     auth: Literal["azure"] | CatalogAuth | None = None
     owner: str = ""
-    grants: Grants = {}
-    governance_grants: Grants = {}
+    grants: Grants = Field(default={})
+    governance_grants: Grants = Field(default={})
     workspaces: tuple[WorkspaceSettings, ...] = ()
     lineage: bool = True
     after_runs: bool = False

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from bronze.delta.log import ENGINE, Action, State
-from bronze.delta.schema import NTZ, delta_schema, protocol
+from bronze.delta.schema import NTZ, column_comments, delta_schema, protocol
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
 
@@ -85,7 +85,7 @@ def table_actions(
             "name": metadata.name,
             "description": metadata.description,
             "format": {"provider": "parquet", "options": {}},
-            "schemaString": delta_schema(columns),
+            "schemaString": delta_schema(columns, column_comments(metadata.schema)),
             "partitionColumns": list(metadata.partition_columns),
             "configuration": configuration,
             "createdTime": metadata.created_time,

@@ -32,7 +32,7 @@ def token(workspace: Workspace) -> str:
         ConfigError: there is no identity or secret, or it gets no token.
         SecretsUnreachable: whoever makes tokens, or has the secret, does not answer.
     """
-    if workspace.auth == "none" or workspace.secret is None and workspace.auth != "azure":
+    if workspace.auth == "none" or (workspace.secret is None and workspace.auth != "azure"):
         return ""
     if workspace.auth == "token" and workspace.secret:
         return secrets.resolve(workspace.secret)

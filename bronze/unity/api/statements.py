@@ -56,9 +56,7 @@ def unset_tags(table: tuple[str, str, str], column: str, keys: Iterable[str]) ->
     return f"{_altered(table, column)} UNSET TAGS ({', '.join(map(literal, sorted(keys)))})"
 
 
-def grant(
-    kind: str, securable: tuple[str, ...], principal: str, privileges: Iterable[str]
-) -> str:
+def grant(kind: str, securable: tuple[str, ...], principal: str, privileges: Iterable[str]) -> str:
     """Grants privileges, such as "USE SCHEMA", on a securable of a kind, such as "SCHEMA"."""
     names = ", ".join(privileges)
     return f"GRANT {names} ON {kind} {quoted(*securable)} TO {quoted(principal)}"

@@ -11,7 +11,8 @@ import json
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -35,17 +36,22 @@ _CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 90.0
 _BUSY = (429, 503)
 _ATTEMPTS = 6
 _LONGEST_WAIT = 60.0
-_LONGEST = 180.0
-"""Seconds after which a request is not sent again."""
+_LONGEST_WAITS = 180.0
+"""Seconds for which a request waits in all before it is sent again."""
 _QUOTED = 400
 
 
-class Refusal(Exception):  # noqa: N818 - it is answered by a `CatalogError` of the caller's words
+class Refusal(Exception):
     """The server's answer is an error: its HTTP ``status``, ``code`` and message."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}" if code else message)
         self.status, self.code, self.message = status, code, message
+
+    @property
+    def is_of_token(self) -> bool:
+        """Whether it is the token that is refused: 401, or 403 "Invalid access token"."""
+        return self.status == 401 or (self.status == 403 and "token" in self.message.lower())
 
 
 @dataclass(eq=False)
@@ -56,7 +62,6 @@ class Api:
     sleep: Callable[[float], None] = time.sleep
     reads: int = 0
     writes: int = 0
-    _notices: list[str] = field(default_factory=list)
 
     @property
     def host(self) -> str:
@@ -108,18 +113,20 @@ class Api:
         else:
             self.writes += 1
         url = f"{self.workspace.host}{path}{f'?{urlencode(query)}' if query else ''}"
-        began, refused_token = time.monotonic(), False
+        waited, refused_token = 0.0, False
         for attempt in range(1, _ATTEMPTS + 1):
             response = self._send(method, url, body)
-            if response.status == 401 and not refused_token and self.workspace.auth != "none":
+            is_refused = response.status in (401, 403) and _refusal(response).is_of_token
+            if is_refused and not refused_token and self.workspace.auth != "none":
                 refused_token = True
                 tokens.forget(self.workspace)
                 continue
             if response.status not in _BUSY:
                 return _answer(response)
             wait = _wait(response, attempt)
-            if attempt == _ATTEMPTS or time.monotonic() - began + wait > _LONGEST:
+            if attempt == _ATTEMPTS or waited + wait > _LONGEST_WAITS:
                 break
+            waited += wait
             self.sleep(wait)
         raise CatalogUnreachable(
             f"{self.host} is busy: {_refusal(response)}.", hint="Run it again later."
@@ -203,14 +210,12 @@ def _refusal(response: BaseHTTPResponse) -> Refusal:
 
 
 def _wait(response: BaseHTTPResponse, attempt: int) -> float:
-    """The seconds until a request is sent again: those that the server asks for, or 1, 2, 4, …"""
+    """The seconds until a request is sent again: as the server asks, or 1, 2, 4 and so on."""
     text = response.headers.get("Retry-After", "")
     wait = float(2 ** (attempt - 1))
     if text.isascii() and text.isdecimal():
         wait = float(text)
     elif text:
-        try:
+        with suppress(ValueError, TypeError):
             wait = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            pass
     return min(max(wait, 0.0), _LONGEST_WAIT)

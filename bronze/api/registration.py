@@ -1,0 +1,92 @@
+"""Registering tables in Unity Catalog, as a command and after runs, with its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from bronze.api import recorded
+from bronze.config.settings import Settings
+from bronze.errors import BronzeError
+from bronze.governance import audit
+from bronze.governance.audit import Event
+from bronze.model.results import EXIT_CODES, Failure, RunResult
+from bronze.unity.register import register as register_tables
+from bronze.unity.results import RegisterResult
+
+_ACTION = "register"
+_MOST_NOTES = 5
+
+
+def register(settings: Settings, tables: Sequence[str], *, recreate: bool) -> RegisterResult:
+    """`bronze.unity.register.register`, with its record in the audit log."""
+    return recorded.run_and_record(
+        settings,
+        _ACTION,
+        tables,
+        lambda: register_tables(settings, tables, recreate=recreate),
+        lambda done: [_event(done, {**recorded.arguments(tables), "recreate": recreate})],
+    )
+
+
+def after_run(settings: Settings, run: RunResult) -> RunResult:
+    """The result of a run after the tables that it loaded were registered, where the config says
+    so. Whatever goes wrong is a note and a record: it does not change the result of the run.
+    """
+    landed = [table.target for table in run.tables if table.status == "landed"]
+    if not landed or run.exit_code == EXIT_CODES["Stopped"]:
+        return run
+    catalogs = {name: one for name, one in settings.catalog.items() if one.after_runs}
+    try:
+        done = register_tables(settings, landed, catalogs=catalogs)
+    except Exception as error:
+        failure = _failure(error)
+        details = {"error": failure.kind, "message": failure.message}
+        with suppress(BronzeError):
+            audit.record_events(settings, [Event(_ACTION, "", "failed", details, run.batch_id)])
+        return replace(run, notes=(*run.notes, _sentence(failure)))
+    if done.writes or done.exit_code:
+        with suppress(BronzeError):
+            event = _event(done, {"asked": landed})
+            audit.record_events(settings, [replace(event, batch_id=run.batch_id)])
+    return replace(run, notes=(*run.notes, *_notes(done)))
+
+
+def _notes(done: RegisterResult) -> list[str]:
+    """What a run says about a registration: only what did not succeed."""
+    failed = [(t.name, t.error) for t in done.tables if t.error]
+    sentences = [_sentence(problem) for problem in done.problems]
+    sentences += [_sentence(error) for _, error in failed[:_MOST_NOTES]]
+    if len(failed) > _MOST_NOTES:
+        more = len(failed) - _MOST_NOTES
+        sentences.append(f"{more} more tables were not registered: `bronze register` says why.")
+    return sentences
+
+
+def _sentence(failure: Failure) -> str:
+    return f"Not registered in Unity Catalog: {failure.message} {failure.hint}".rstrip()
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, BronzeError):
+        return error.failure()
+    # Messages of libraries may quote what was sent.
+    name = type(error).__name__
+    return Failure(name, f"A fault inside bronze: {name}.", "Report it.")
+
+
+def _event(done: RegisterResult, arguments: dict[str, Any]) -> Event:
+    """The record of a registration."""
+    failed = {t.name: t.error.kind for t in done.tables if t.error}
+    changes = {t.name: list(t.changes) for t in done.tables if t.changes}
+    details = {
+        "seconds": round(done.seconds, 3),
+        **{key: value for key, value in arguments.items() if value},
+        "tables": len(done.tables),
+        **({"changes": {"": list(done.changes), **changes}} if changes or done.changes else {}),
+        **({"failed": failed} if failed else {}),
+        **({"problems": [one.message for one in done.problems]} if done.problems else {}),
+    }
+    return Event(_ACTION, "", recorded.outcome(done), details)
