@@ -39,7 +39,7 @@ from bronze.config.serve import BreakerSettings, ServeSettings, WebSettings
 from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
 from bronze.model import object_store
-from bronze.model.locations import Auth, Origin, Place, Secret, Workspace
+from bronze.model.locations import Auth, Origin, Place, Secret, Vended, Workspace
 from bronze.model.quality import ResolvedRule
 from bronze.model.schedule import Schedule
 
@@ -115,15 +115,21 @@ class SourceSettings(Section):
 
 
 class LakeSettings(Section):
-    """[lake]: where the Delta tables are."""
+    """[lake]: where the Delta tables are.
+
+    With ``storage = "vended"``, Unity Catalog ([catalog]) gives the credentials of the store.
+    """
 
     root: Annotated[str, AfterValidator(_check_root)]
     schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
+    storage: Literal["direct", "vended"] = "direct"
     options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
 
     @model_validator(mode="after")
     def _check_store(self) -> LakeSettings:
         object_store.check(self.root, self.options)
+        if self.storage == "vended":
+            object_store.check_vended(self.root, self.options)
         return self
 
 
@@ -299,6 +305,19 @@ class Settings(Section):
     _parts: int = PrivateAttr(default=1)
 
     @model_validator(mode="after")
+    def _check_vended(self) -> Settings:
+        if self.lake.storage == "direct":
+            return self
+        workspaces = {self.workspace(catalog) for catalog in self.catalog.values()}
+        if len(workspaces) != 1:
+            have = "there are several" if workspaces else "there is none"
+            raise ValueError(
+                'lake.storage = "vended" takes the credentials of the store from the server of'
+                f" [catalog], and {have}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_streamed_tables(self) -> Settings:
         for name, table in self.tables.items():
             if table.pattern == "streaming" and self.quality_of(table).on_failure == "stop":
@@ -447,7 +466,14 @@ class Settings(Section):
             else:
                 options[key] = value
         root = self.lake.root.rstrip("/")
-        return Place(f"{root}/{schema}/{name}", tuple(options.items()))
+        return Place(f"{root}/{schema}/{name}", tuple(options.items()), self._vended(root))
+
+    def _vended(self, root: str) -> Vended | None:
+        if self.lake.storage == "direct":
+            return None
+        catalog = next(iter(self.catalog.values()))
+        api: Literal["2.0", "2.1"] = "2.0" if catalog.provider == "databricks" else "2.1"
+        return Vended(self.workspace(catalog), root, api)
 
     def workspace(self, catalog: CatalogSettings) -> Workspace:
         """How to log in to the server of a catalog.

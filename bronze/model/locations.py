@@ -85,11 +85,25 @@ class TableName(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Vended:
+    """Credentials of a store that Unity Catalog vends: the server, the path that they are for, and
+    the version of its API of temporary credentials.
+    """
+
+    workspace: Workspace
+    url: str
+    api: Literal["2.0", "2.1"] = "2.0"
+
+
+@dataclass(frozen=True)
 class Place:
-    """The location of a Delta table: a URL or path, and the options of the object store."""
+    """The location of a Delta table: a URL or path, and the options of the object store, to which
+    credentials are added if they are ``vended``.
+    """
 
     url: str
     options: tuple[tuple[str, str | Secret], ...] = field(default=(), repr=False)
+    vended: Vended | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
@@ -276,6 +277,9 @@ def unity(*, folder: Path | None = None, is_open_source: bool = False) -> Iterat
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return formatdate(running.vendor.clock(), usegmt=True)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -117,10 +117,11 @@ class Vendor:
     valid: dict[str, float] = field(default_factory=dict)
     sign: dict[str, Sign] = field(default_factory=dict)
     vended: list[tuple[str, str]] = field(default_factory=list)
+    clock: Callable[[], float] = time.time
 
     def accepts(self, secret: str) -> bool:
         """Whether a secret part is that of a credential that holds."""
-        return self.valid.get(secret, 0.0) > time.time()
+        return self.valid.get(secret, 0.0) > self.clock()
 
     def revoke(self) -> None:
         """Ends all credentials."""
@@ -129,7 +130,7 @@ class Vendor:
     def credentials(self, url: str, operation: str) -> dict[str, Any]:
         """Credentials for a path."""
         cloud = SCHEMES[urlsplit(url).scheme]
-        ends = time.time() + self.life
+        ends = self.clock() + self.life
         self.vended.append((url, operation))
         answer = {"url": url, "expiration_time": int(ends * 1000)}
         if cloud in self.sign:
