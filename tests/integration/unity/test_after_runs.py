@@ -1,4 +1,4 @@
-"""Runs that register what they loaded: PostgreSQL, a lake on S3 and a workspace, all on loopback."""
+"""Runs that register what they loaded: PostgreSQL, a lake on S3 and a workspace on loopback."""
 
 from __future__ import annotations
 
