@@ -84,9 +84,10 @@ def test_a_run_and_a_stream_go_on_across_renewals(
         tables={"s": {"pattern": "streaming"}},
     )
     bronze = Bronze(settings)
-    began = time.monotonic()
+    deadline = time.monotonic() + 120
     number = 0
-    while time.monotonic() - began < 3 * LIFE:
+    while len(catalog.vendor.vended) < 5:
+        assert time.monotonic() < deadline
         number += 1
         source.execute(f"UPDATE t SET v = '{number}' WHERE id % 100 = {number % 100}")
         source.execute(f"INSERT INTO s VALUES ({1000 + number}, 'new')")
@@ -94,7 +95,6 @@ def test_a_run_and_a_stream_go_on_across_renewals(
         caught_up(settings)
     caught_up(settings)
     record_property("renewals", len(catalog.vendor.vended))
-    assert len(catalog.vendor.vended) >= 4
     assert bronze.maintain().exit_code == 0
     assert bronze.verify().exit_code == 0
     assert bronze.verify(at_rest=True).exit_code == 0
