@@ -98,7 +98,7 @@ def test_failures_are_in_the_words_of_databricks() -> None:
 def test_a_warehouse_that_is_not_there(warehouse: Any) -> None:
     """No statement is sent to it."""
     server = Server("SUCCEEDED", warehouse=warehouse)
-    with pytest.raises(CatalogError, match="There is no SQL warehouse w at adb.example"):
+    with pytest.raises(CatalogError, match=r"There is no SQL warehouse w at adb\.example"):
         run(server)
     assert len(server.asked) == 1
 
