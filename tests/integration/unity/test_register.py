@@ -420,6 +420,11 @@ def test_a_host_that_is_no_workspace_and_a_token_that_has_ended(
     assert "Invalid access token" in problem.message
     assert "token has expired, or is one of another workspace" in problem.hint
     monkeypatch.setenv("TOKEN", "bronze-token")
+    workspace.ends["bronze-token"] = 1.0
+    (problem,) = register.register(config(lake, workspace)).problems
+    assert "UNAUTHENTICATED: Token is expired" in problem.message
+    assert "token has expired" in problem.hint
+    workspace.ends.clear()
     (problem,) = register.register(config(lake, workspace, name="nowhere")).problems
     assert "The catalog nowhere at 127.0.0.1" in problem.message
     assert "CATALOG_DOES_NOT_EXIST" in problem.message
