@@ -105,7 +105,7 @@ def run(
         return done
     from bronze.api import registration
 
-    return registration.after_run(settings, done)
+    return registration.after_run(settings, done, stop)
 
 
 def follow(

@@ -5,42 +5,61 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from threading import Event as Stop
 from typing import Any
 
+from bronze import stopping
 from bronze.api import recorded
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.governance import audit
 from bronze.governance.audit import Event
+from bronze.model.locations import TableName
 from bronze.model.results import EXIT_CODES, Failure, RunResult
-from bronze.unity.register import register as register_tables
+from bronze.tables import lake
+from bronze.unity import register as registering
 from bronze.unity.results import RegisterResult
 
 _ACTION = "register"
 _MOST_NOTES = 5
 
 
-def register(settings: Settings, tables: Sequence[str], *, recreate: bool) -> RegisterResult:
+def register(
+    settings: Settings, tables: Sequence[str], *, recreate: bool, stop: Stop | None = None
+) -> RegisterResult:
     """`bronze.unity.register.register`, with its record in the audit log."""
+
+    def work() -> RegisterResult:
+        with stopping.scope(stop):
+            return registering.register(settings, tables, recreate=recreate)
+
     return recorded.run_and_record(
         settings,
         _ACTION,
         tables,
-        lambda: register_tables(settings, tables, recreate=recreate),
+        work,
         lambda done: [_event(done, {**recorded.arguments(tables), "recreate": recreate})],
     )
 
 
-def after_run(settings: Settings, run: RunResult) -> RunResult:
+def after_run(settings: Settings, run: RunResult, stop: Stop | None = None) -> RunResult:
     """The result of a run after the tables that it loaded were registered, where the config says
     so. Whatever goes wrong is a note and a record: it does not change the result of the run.
+
+    Args:
+        settings: the config.
+        run: the run. What it has not changed is registered as it is.
+        stop: ends the registration when it is set.
     """
     landed = [table.target for table in run.tables if table.status == "landed"]
     if not landed or run.exit_code == EXIT_CODES["Stopped"]:
         return run
     catalogs = {name: one for name, one in settings.catalog.items() if one.after_runs}
     try:
-        done = register_tables(settings, landed, catalogs=catalogs)
+        with stopping.scope(stop):
+            # Not all tables of the lake are read for those of a run.
+            tables = [lake.table_of(settings, TableName(*name.split(".", 1))) for name in landed]
+            done = registering.register_tables(settings, tables, catalogs)
     except Exception as error:
         failure = _failure(error)
         details = {"error": failure.kind, "message": failure.message}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bronze.cli.failures import exit_codes
+from bronze.cli.failures import exit_codes, stop_on_signals
 
 if TYPE_CHECKING:
     from bronze.unity.results import RegisterResult
@@ -36,7 +36,8 @@ def register(
     from bronze.cli import output
 
     with exit_codes(as_json):
-        result = bronze.open(config).register(tables or (), recreate=recreate)
+        with stop_on_signals() as stop:
+            result = bronze.open(config).register(tables or (), recreate=recreate, stop=stop)
         output.print_result(result) if as_json else _print(result)
         raise typer.Exit(result.exit_code)
 

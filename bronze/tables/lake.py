@@ -70,13 +70,17 @@ def tables_of(settings: Settings, schema: str) -> Iterator[LakeTable]:
         LakeError, LakeUnreachable: the lake cannot be listed.
     """
     for name in store.folders(settings.place(schema, "")):
-        try:
-            state = log.read(settings.place(schema, name))
-        except BronzeError as error:
-            yield LakeTable(schema, name, error=error)
-            continue
-        known = TableProperties.read(state.properties if state else {})
-        yield LakeTable(schema, name, known.source, known.label, state)
+        yield table_of(settings, TableName(schema, name))
+
+
+def table_of(settings: Settings, name: TableName) -> LakeTable:
+    """The table of a full name, whether it is there or not."""
+    try:
+        state = log.read(settings.place(*name))
+    except BronzeError as error:
+        return LakeTable(*name, error=error)
+    known = TableProperties.read(state.properties if state else {})
+    return LakeTable(*name, known.source, known.label, state)
 
 
 def find(settings: Settings, there: Iterable[T], names: Sequence[str]) -> list[T]:

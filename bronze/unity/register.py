@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bronze import stopping
 from bronze.config.catalog import CatalogSettings
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.errors import BronzeError, CatalogError, ConfigError
+from bronze.errors import BronzeError, CatalogError, ConfigError, Stopped
 from bronze.model.results import Failure
 from bronze.tables import lake
 from bronze.tables.lake import LakeTable
@@ -45,32 +46,37 @@ class _Progress:
 
 
 def register(
-    settings: Settings,
-    names: Sequence[str] = (),
-    *,
-    recreate: bool = False,
-    catalogs: Mapping[str, CatalogSettings] | None = None,
+    settings: Settings, names: Sequence[str] = (), *, recreate: bool = False
 ) -> RegisterResult:
-    """Registers tables of the lake, governance tables included.
+    """Registers tables of the lake in all catalogs, governance tables included.
 
     Args:
         settings: the config.
         names: of which tables, as of `bronze.tables.lake.find`; none is all.
         recreate: whether to make entries anew whose columns REST cannot change.
-        catalogs: those of the config that are meant, None for all.
 
     Raises:
         ConfigError: there is no [catalog], no such table, or Databricks cannot reach the lake.
         LakeError, LakeUnreachable: the lake cannot be read.
+        Stopped: the command was asked to stop.
     """
-    began = time.monotonic()
-    chosen = settings.catalog if catalogs is None else catalogs
-    if not chosen:
+    if not settings.catalog:
         raise ConfigError(
             "The config has no [catalog] to register tables in.",
             hint='[catalog] host = "https://…", name = "…" and auth = "azure", for example.',
         )
-    tables = _tables(settings, names)
+    return register_tables(settings, _tables(settings, names), settings.catalog, recreate=recreate)
+
+
+def register_tables(
+    settings: Settings,
+    tables: Sequence[LakeTable],
+    chosen: Mapping[str, CatalogSettings],
+    *,
+    recreate: bool = False,
+) -> RegisterResult:
+    """`register`, for tables that were read already, and for ``chosen`` catalogs."""
+    began = time.monotonic()
     # What nobody can reach is told before anything is asked.
     for catalog in chosen.values():
         entries.location_of(settings.place(settings.lake.schema_, ""), catalog.provider)
@@ -80,7 +86,7 @@ def register(
         api = Api(settings.workspace(catalog))
         try:
             _register_in(settings, catalog, api, tables, originals, recreate, done)
-        except ConfigError:
+        except (ConfigError, Stopped):
             raise
         except BronzeError as error:
             named = f"Catalog {name}: " if name else ""
@@ -139,6 +145,7 @@ def _register_in(
     prepared = list(_entries(settings, catalog, api, tables, originals, done))
     _prepare_schemas(catalog, target, prepared, done)
     for entry in prepared:
+        stopping.check()
         done.tables.append(register_table(target, entry))
 
 
@@ -152,6 +159,9 @@ def _entries(
 ) -> Iterator[Entry]:
     for table in tables:
         if table.schema == GOVERNANCE and not catalog.governance:
+            done.notes.append(
+                'Governance tables are not registered: governance is "" under [catalog].'
+            )
             continue
         try:
             if table.error:

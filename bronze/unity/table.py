@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
+from bronze import stopping
 from bronze.errors import BronzeError, CatalogError
 from bronze.rows.metadata import METADATA_COLUMNS
 from bronze.unity import lineage, registered
@@ -73,7 +74,12 @@ class _Registration:
         if not self.catalog.writer.repairs and not self.catalog.open_source:
             needs += ", with EXTERNAL USE SCHEMA and EXTERNAL USE LOCATION as well, by name,"
         with self._explained("cannot be created", needs):
-            self.catalog.writer.create_table(self.entry)
+            try:
+                self.catalog.writer.create_table(self.entry)
+            except Refusal as refusal:
+                # Another run may have been faster.
+                if "ALREADY_EXISTS" not in refusal.code or self._find() is None:
+                    raise
         self.status = "created"
         self.changes.append(f"created at {self.entry.location}")
         return self._find_again()
@@ -144,16 +150,18 @@ class _Registration:
             names = [column.name for column in present.columns]
             tags = {} if self.catalog.open_source else registered.tags_of(api, self.entry, names)
         self.entry = _with_state_of(self.entry, replace(present, grants=grants, tags=tags))
-        with self._explained("cannot be deleted", "MANAGE on the table"):
-            writer.delete_table(self.entry)
-        try:
-            writer.create_table(self.entry)
-        except (BronzeError, Refusal) as error:
-            raise CatalogError(
-                f"The entry of table {name} was deleted, and could not be made anew: {error}. The"
-                " data are untouched.",
-                hint=f"Register again; then put back by hand: {_inventory(self.entry)}.",
-            ) from None
+        # A stop in between would leave nothing.
+        with stopping.unstoppable():
+            with self._explained("cannot be deleted", "MANAGE on the table"):
+                writer.delete_table(self.entry)
+            try:
+                writer.create_table(self.entry)
+            except (BronzeError, Refusal) as error:
+                raise CatalogError(
+                    f"The entry of table {name} was deleted, and could not be made anew: {error}."
+                    " The data are untouched.",
+                    hint=f"Register again; then put back by hand: {_inventory(self.entry)}.",
+                ) from None
         if (comment := present.comments.get("")) and not self.catalog.open_source:
             self.notes.append(f"its comment could not be put back by REST: {comment}")
         self.status = "recreated"

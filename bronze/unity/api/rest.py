@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from bronze import stopping
 from bronze.errors import CatalogUnreachable
 from bronze.model.locations import Workspace
 from bronze.secrets import workspace as tokens
@@ -59,7 +59,7 @@ class Api:
     """The API of one server. ``reads`` and ``writes`` count its requests."""
 
     workspace: Workspace
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = stopping.sleep
     reads: int = 0
     writes: int = 0
 

@@ -5,7 +5,7 @@ independent client (databricks-sdk) reads back what was written.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.model.columns import DeltaType, ProtectionRule
 from bronze.unity import entries, register
+from bronze.unity.api.rest import Api
 from bronze.unity.results import RegisteredTable, RegisterResult
 from bronze.unity.source_facts import SourceTable
 from tests.support import lake_tables
@@ -220,6 +221,29 @@ def test_added_columns_by_rest_need_an_entry_made_anew(lake: Path, workspace: Un
     assert register.register(settings, recreate=True).writes == 0
 
 
+def test_an_entry_that_cannot_be_made_anew_is_told_with_what_it_had(
+    lake: Path, workspace: Unity
+) -> None:
+    """What REST cannot put back is never deleted; if the new entry is refused after all, the error
+    lists grants and tags.
+    """
+    settings = config(lake, workspace, lineage=False)
+    register.register(settings)
+    lake_tables.make(lake, "customers", (*COLUMNS, ("since", DeltaType("date"))))
+    workspace.table(NAME)["row_filter"] = {"function_name": "f", "input_column_names": []}
+    table = only(register.register(settings, recreate=True))
+    assert table.error is not None
+    assert "it has a row filter, which cannot be put back" in table.error.message
+    assert workspace.count("DELETE") == 0
+    del workspace.table(NAME)["row_filter"]
+    workspace.revoke("EXTERNAL_LOCATION", "lake", "CREATE_EXTERNAL_TABLE")
+    table = only(register.register(settings, recreate=True))
+    assert table.error is not None
+    assert "was deleted, and could not be made anew: PERMISSION_DENIED" in table.error.message
+    assert "SELECT to analysts" in table.error.hint
+    assert "tags of the table: " in table.error.hint
+
+
 def test_another_location_is_an_error_and_never_a_drop(lake: Path, workspace: Unity) -> None:
     """So is a table that is not an external Delta table."""
     settings = config(lake, workspace, warehouse=WAREHOUSE)
@@ -240,30 +264,35 @@ def test_another_location_is_an_error_and_never_a_drop(lake: Path, workspace: Un
     assert workspace.count("POST", "PATCH", "DELETE") == writes
 
 
-@pytest.mark.parametrize("warehouse", [WAREHOUSE, ""])
-@pytest.mark.parametrize(
-    ("kind", "name", "privilege"),
-    [
-        ("CATALOG", "workspace", "USE_CATALOG"),
-        ("CATALOG", "workspace", "CREATE_SCHEMA"),
-        ("CATALOG", "workspace", "CREATE_TABLE"),
-        ("EXTERNAL_LOCATION", "lake", "CREATE_EXTERNAL_TABLE"),
-        ("METASTORE", "", "CREATE_EXTERNAL_METADATA"),
-    ],
+PRIVILEGES = (
+    ("CATALOG", "workspace", "USE_CATALOG"),
+    ("CATALOG", "workspace", "CREATE_SCHEMA"),
+    ("CATALOG", "workspace", "CREATE_TABLE"),
+    ("EXTERNAL_LOCATION", "lake", "CREATE_EXTERNAL_TABLE"),
+    ("METASTORE", "", "CREATE_EXTERNAL_METADATA"),
 )
+
+
+@pytest.mark.parametrize("warehouse", [WAREHOUSE, ""])
 def test_a_missing_privilege_is_told_in_databricks_words(
-    lake: Path, workspace: Unity, warehouse: str, kind: str, name: str, privilege: str
+    lake: Path, workspace: Unity, warehouse: str
 ) -> None:
-    """With the GRANT that is needed; nothing else fails for it."""
-    if privilege == "CREATE_TABLE":
-        workspace.schema("workspace.shop")
-    workspace.revoke(kind, name, privilege)
-    result = register.register(config(lake, workspace, warehouse=warehouse, grants={}))
-    (failure,) = (*result.problems, *(t.error for t in result.tables if t.error))
-    assert result.exit_code == 1
-    assert "PERMISSION_DENIED" in failure.message or "INSUFFICIENT" in failure.message
-    assert privilege.replace("_", " ") in failure.hint
-    assert "GRANT" in failure.hint
+    """With the GRANT that is needed; what does not need it is registered."""
+    settings = config(lake, workspace, warehouse=warehouse, grants={})
+    for kind, name, privilege in PRIVILEGES:
+        if privilege == "CREATE_TABLE":
+            # The owner of a schema may create tables in it.
+            workspace.schema("workspace.shop")
+        workspace.revoke(kind, name, privilege)
+        result = register.register(settings)
+        (failure,) = (*result.problems, *(t.error for t in result.tables if t.error))
+        assert result.exit_code == 1
+        assert "PERMISSION_DENIED" in failure.message or "INSUFFICIENT" in failure.message
+        assert privilege.replace("_", " ") in failure.hint
+        assert "GRANT" in failure.hint
+        workspace.grant(kind, name, privilege)
+    assert register.register(settings).exit_code == 0
+    assert sdk(workspace).tables.get(NAME).storage_location == "s3://lake/shop/bz_customers"
 
 
 def test_what_is_busy_is_asked_again(
@@ -271,7 +300,7 @@ def test_what_is_busy_is_asked_again(
 ) -> None:
     """After 429 and 503 only, when the server asks for it, and not for ever."""
     waits: list[float] = []
-    monkeypatch.setattr(register, "Api", lambda where: Patient(where, waits.append))
+    monkeypatch.setattr(register, "Api", lambda where: Api(where, waits.append))
     settings = config(lake, workspace)
     workspace.failures["/catalogs/"] += [(429, {"Retry-After": "7"}), (503, {})]
     assert only(register.register(settings)).error is None
@@ -284,9 +313,6 @@ def test_what_is_busy_is_asked_again(
     assert sum(waits) <= 180
 
 
-Patient: Callable[..., Any] = register.Api
-
-
 def test_warehouses_that_do_not_run(lake: Path, workspace: Unity) -> None:
     """A stopped one is waited for, within bounds; one that is deleted is told."""
     house = workspace.warehouse("stopped", state="STOPPED", start=0.3)
@@ -295,10 +321,10 @@ def test_warehouses_that_do_not_run(lake: Path, workspace: Unity) -> None:
     house.state, house.runs_at, house.start = "STOPPED", 0.0, 60.0
     lake_tables.make(lake, "orders", COLUMNS)
     began = time.monotonic()
-    late = config(lake, workspace, warehouse="stopped", wait=1, lineage=False)
+    late = config(lake, workspace, warehouse="stopped", wait=0, lineage=False)
     (problem,) = register.register(late, ["bz_orders"]).problems
     assert problem.kind == "CatalogUnreachable"
-    assert "has not started within 1 s; the statement was canceled" in problem.message
+    assert "has not started within 0 s; the statement was canceled" in problem.message
     assert time.monotonic() - began < 20
     missing = register.register(config(lake, workspace, warehouse="gone"), ["bz_orders"])
     assert missing.exit_code == 1
@@ -306,6 +332,7 @@ def test_warehouses_that_do_not_run(lake: Path, workspace: Unity) -> None:
     assert "There is no SQL warehouse gone" in " ".join(told)
 
 
+@pytest.mark.soak
 def test_workspaces_are_bound_to_an_isolated_catalog(lake: Path, workspace: Unity) -> None:
     """Others stay bound; of a catalog that is open to all it is told that bindings mean nothing."""
     settings = config(
@@ -391,6 +418,21 @@ def test_a_host_that_is_no_workspace_and_a_token_that_has_ended(
     (problem,) = register.register(config(lake, workspace, name="nowhere")).problems
     assert "The catalog nowhere at 127.0.0.1" in problem.message
     assert "CATALOG_DOES_NOT_EXIST" in problem.message
+
+
+def test_only_a_certificate_that_is_trusted_is_accepted(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CA of one's own is named by SSL_CERT_FILE; without it nothing is sent."""
+    with unity(folder=tmp_path) as server:
+        server.prepare("s3://lake")
+        settings = config(lake, server, grants={}, lineage=False)
+        (problem,) = register.register(settings).problems
+        assert problem.kind == "CatalogUnreachable"
+        assert "its certificate is not trusted" in problem.message
+        assert server.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert only(register.register(settings)).status == "created"
 
 
 def test_a_local_lake_cannot_be_registered_at_databricks(

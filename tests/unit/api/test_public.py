@@ -12,9 +12,11 @@ import pytest
 import bronze
 
 NAMES = """
-AuditReport Bronze BronzeError CatalogError CatalogUnreachable CheckReport CommitConflict Config ConfigError ErasureResult Failure
+AuditReport Bronze BronzeError CatalogError CatalogUnreachable CheckReport CommitConflict Config
+ConfigError ErasureResult Failure
 FileDamaged KeyReport LakeError LakeUnreachable MaintainResult MaintainedTable Mismatch Overtaken
-QualityRefused QualityReport RegisterResult RegisteredTable Rule RunResult SecretsUnreachable SnapshotLost SnapshotRefused
+QualityRefused QualityReport RegisterResult RegisteredTable Rule RunResult SecretsUnreachable
+SnapshotLost SnapshotRefused
 SourceBusy SourceError SourceRefused SourceRewound SourceUnreachable Stopped StreamResult
 TableContested TableRefused TableResult TableVanished VerifiedTable VerifyResult __version__ open
 """

@@ -494,7 +494,7 @@ def test_a_missing_bucket_is_not_a_conflict(bucket: dict[str, str]) -> None:
 
 
 def comment_as_databricks_does(place: Place, text: str) -> None:
-    """Commits what ``COMMENT ON`` does there: metadata with the comments of a table and a column."""
+    """Commits metadata with comments of a table and a column, as ``COMMENT ON`` does there."""
     state = read(place)
     metadata = json.loads(
         (Path(place.url) / "_delta_log" / f"{0:020}.json").read_text().splitlines()[2]
