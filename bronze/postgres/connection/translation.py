@@ -170,7 +170,7 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
 
 _RETRIED = "bronze retries by itself."
 _LOGIN_HINT = "Check user, password and database of the connection string."
-_LOGIN_BY_TOKEN_HINT = (
+_IDENTITY_HINT = (
     "Check the user of the connection string, that the server lets it log in with tokens, the"
     " rights of the identity, and the clock of this machine: tokens are for a time."
 )
@@ -184,7 +184,7 @@ def _login_error(error: psycopg.Error, origin: Origin, where: str, text: str) ->
     if isinstance(error, _BUSY):
         return SourceBusy, f"{where} has no free connection: {text}.", _RETRIED
     if isinstance(error, _LOGIN):
-        hint = _LOGIN_BY_TOKEN_HINT if origin.auth else _LOGIN_HINT
+        hint = _IDENTITY_HINT if origin.auth else _LOGIN_HINT
         return SourceRefused, f"{where} refused the login: {text}.", hint
     return None
 
@@ -289,7 +289,7 @@ def _connection_error(origin: Origin, where: str, text: str) -> SourceError:
     for words, kind, predicate, hint in _CONNECTION_ERRORS:
         if not words or any(word in lower for word in words):
             if origin.auth and hint == _LOGIN_HINT:
-                hint = _LOGIN_BY_TOKEN_HINT
+                hint = _IDENTITY_HINT
             return kind(f"{where} {predicate}: {text}.", hint=hint)
     raise AssertionError("the last entry matches everything")
 
