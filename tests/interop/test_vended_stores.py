@@ -11,6 +11,7 @@ import pytest
 from bronze import secrets
 from bronze.api.client import Bronze
 from bronze.delta.storage import client
+from bronze.errors import LakeError
 from bronze.secrets import vended
 from tests.conftest import Source
 from tests.support import object_store
@@ -99,6 +100,11 @@ def test_a_run_and_a_stream_go_on_across_renewals(
     assert bronze.verify().exit_code == 0
     assert bronze.verify(at_rest=True).exit_code == 0
     assert bronze.audit(verify=True).exit_code == 0
+    if lake.root.startswith("gs:"):
+        with pytest.raises(LakeError, match="vended credentials cannot be read as a frame"):
+            bronze.table("t")
+    else:
+        assert bronze.table("t").collect().height == 20000
     # Read independently, by the keys of the store.
     lake.gateway.refuse = lambda _: False
     direct = source.settings(lake={"root": lake.root, "options": lake.options})
