@@ -11,6 +11,7 @@ import pytest
 from bronze import secrets
 from bronze.api.client import Bronze
 from bronze.delta.storage import client
+from bronze.errors import LakeError
 from bronze.secrets import vended
 from tests.conftest import Source
 from tests.support import object_store
@@ -73,13 +74,14 @@ def test_a_run_and_a_stream_go_on_across_renewals(
         "INSERT INTO t SELECT i, repeat('v', 99) FROM generate_series(1, 20000) i;"
         "INSERT INTO s SELECT i, repeat('v', 9) FROM generate_series(1, 1000) i;"
     )
+    root = f"{lake.root}/vended"
     options = {
         name: value
         for name, value in lake.options.items()
         if not any(part in name for part in ("_key", "signature"))
     }
     settings = source.settings(
-        lake={"root": lake.root, "storage": "vended", "options": options},
+        lake={"root": root, "storage": "vended", "options": options},
         catalog={"host": catalog.url, "name": "workspace", "auth": {"token": {"secret": "TOKEN"}}},
         tables={"s": {"pattern": "streaming"}},
     )
@@ -99,8 +101,13 @@ def test_a_run_and_a_stream_go_on_across_renewals(
     assert bronze.verify().exit_code == 0
     assert bronze.verify(at_rest=True).exit_code == 0
     assert bronze.audit(verify=True).exit_code == 0
+    if lake.root.startswith("gs:"):
+        with pytest.raises(LakeError, match="vended credentials cannot be read as a frame"):
+            bronze.table("t")
+    else:
+        assert bronze.table("t").collect().height == 20000
     # Read independently, by the keys of the store.
     lake.gateway.refuse = lambda _: False
-    direct = source.settings(lake={"root": lake.root, "options": lake.options})
+    direct = source.settings(lake={"root": root, "options": lake.options})
     assert differences(direct) == {}
-    assert set(catalog.vendor.vended) == {(lake.root, "PATH_READ_WRITE")}
+    assert set(catalog.vendor.vended) == {(root, "PATH_READ_WRITE")}

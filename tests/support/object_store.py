@@ -40,9 +40,9 @@ class Gateway:
     """A store behind its gateway.
 
     ``requests`` are the methods and paths that came; ``delay`` is in seconds; ``failures`` are
-    statuses that are answered first, ``refuse`` says which requests are answered with 403, by
-    their headers; ``cut`` says which request is cut in its middle, after which the store is
-    away for ``away`` seconds.
+    statuses that are answered first, with ``code`` (a usual one if it is ""); ``refuse`` says which
+    requests are answered with 403, by their headers; ``cut`` says which request is cut in its
+    middle, after which the store is away for ``away`` seconds.
     """
 
     url: str = ""
@@ -50,6 +50,7 @@ class Gateway:
     requests: list[tuple[str, str]] = field(default_factory=list)
     delay: float = 0.0
     failures: list[int] = field(default_factory=list)
+    code: str = ""
     refuse: Callable[[Any], bool] = lambda _: False
     cut: Callable[[str, str, int], bool] | None = None
     away: float = 1.0
@@ -95,7 +96,8 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
             if not status and running.refuse(self.headers):
                 status = 403
             if status:
-                code = {403: "InvalidAccessKeyId", 503: "SlowDown"}.get(status, "Error")
+                usual = {403: "InvalidAccessKeyId", 503: "SlowDown"}.get(status, "Error")
+                code = running.code or usual
                 text = f"<Error><Code>{code}</Code></Error>".encode()
                 self._send(status, {}, text)
                 return

@@ -36,6 +36,8 @@ _REASONS = (
     ("connection refused", "the connection is refused"),
     ("dns error", "the name of the host cannot be resolved"),
     ("failed to lookup address", "the name of the host cannot be resolved"),
+    ("notvalidyet", "its certificate is not valid yet, by the clock of this machine"),
+    ("certificate: expired", "its certificate has expired, by the clock of this machine"),
     ("certificate", "its certificate cannot be trusted"),
     ("invalidcontenttype", "it does not speak TLS"),
     ("connectionreset", "the connection was reset"),
@@ -56,12 +58,29 @@ def store_error(place: Place, what: str, error: BaseException) -> BronzeError:
         return problem
     text = " ".join(str(error).split())
     low = text.lower()
+    if is_bucket_missing(error):
+        return _missing_bucket(place, what)
     for sign, reason, hint in _SIGNS:
         if sign in low:
             return LakeUnreachable(
                 f"The lake at {place.url} could not be {what}: {reason}.", hint=hint
             )
     return LakeError(f"The lake at {place.url} could not be {what}: {error_text(error)}.")
+
+
+def is_bucket_missing(error: BaseException) -> bool:
+    """Whether the store says that it has no such bucket, or no such container."""
+    text = str(error)
+    return any(sign in text for sign in _NO_BUCKET)
+
+
+def _missing_bucket(place: Place, what: str) -> BronzeError:
+    noun = "container" if object_store.cloud_of(place.url) == "azure" else "bucket"
+    name = urlsplit(place.url).netloc.partition("@")[0]
+    return LakeUnreachable(
+        f"The lake at {place.url} could not be {what}: there is no {noun} {name}.",
+        hint=f"Create the {noun}, or correct [lake] root: bronze creates none.",
+    )
 
 
 def unreachable(place: Place, what: str, error: BaseException) -> BronzeError | None:
@@ -92,7 +111,22 @@ def unreachable(place: Place, what: str, error: BaseException) -> BronzeError | 
     )
 
 
+_NO_BUCKET = (
+    "NoSuchBucket", "specified bucket does not exist", "ContainerNotFound", "ContainerBeingDeleted",
+    "specified container does not exist",
+)  # fmt: skip
+_CLOCK = "Set this machine's clock (NTP): requests are signed with its time."
 _SIGNS = (
+    ("requesttimetooskewed", "the clock of this machine is wrong", _CLOCK),
+    ("requestexpired", "the clock of this machine is wrong", _CLOCK),
+    ("date header too old", "the clock of this machine is wrong", _CLOCK),
+    ("invalid_grant", "the credentials are refused, or the clock of this machine is wrong", _CLOCK),
+    (
+        "expiredtoken",
+        "the credentials have expired",
+        "Renew those of [lake.options] or the environment; credentials of a machine's identity, and"
+        ' those of storage = "vended", are renewed by themselves.',
+    ),
     ("no space left", "no space left on the device", "Free some space, and run again."),
     ("file too large", "no space left for the file", "Free some space, and run again."),
     ("quota", "the disk quota is used up", "Free some space, and run again."),
