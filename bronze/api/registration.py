@@ -75,12 +75,12 @@ def after_run(settings: Settings, run: RunResult, stop: Stop | None = None) -> R
 
 def _notes(done: RegisterResult) -> list[str]:
     """What a run says about a registration: only what did not succeed."""
-    failed = [(t.name, t.error) for t in done.tables if t.error]
-    sentences = [_sentence(problem) for problem in done.problems]
-    sentences += [_sentence(error) for _, error in failed[:_MOST_NOTES]]
-    if len(failed) > _MOST_NOTES:
-        more = len(failed) - _MOST_NOTES
-        sentences.append(f"{more} more tables were not registered: `bronze register` says why.")
+    errors = [table.error for table in done.tables if table.error]
+    failures = list(dict.fromkeys((*done.problems, *errors)))
+    sentences = [_sentence(failure) for failure in failures[:_MOST_NOTES]]
+    if len(failures) > _MOST_NOTES:
+        more = len(failures) - _MOST_NOTES
+        sentences.append(f"{more} more errors of Unity Catalog: `bronze register` shows them.")
     return sentences
 
 

@@ -56,7 +56,8 @@ def _print(result: RegisterResult) -> None:
     for note in result.notes:
         print_line(note)
     print_line(f"{result.reads} reads, {result.writes} writes in {result.seconds:.1f} s")
-    for failure in (*result.problems, *(table.error for table in result.tables)):
+    # Tables of a catalog that cannot be reached have one error.
+    for failure in dict.fromkeys((*result.problems, *(table.error for table in result.tables))):
         if failure:
             print_error(failure.message, failure.hint)
     if result.unrecorded:

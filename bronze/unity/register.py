@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from bronze import stopping
 from bronze.config.catalog import CatalogSettings
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.errors import BronzeError, CatalogError, ConfigError, Stopped
+from bronze.errors import (
+    BronzeError,
+    CatalogError,
+    CatalogUnreachable,
+    ConfigError,
+    SecretsUnreachable,
+    Stopped,
+)
 from bronze.model.results import Failure
 from bronze.tables import lake
 from bronze.tables.lake import LakeTable
@@ -27,6 +34,7 @@ from bronze.unity.source_facts import SourceTable, source_tables
 from bronze.unity.table import Catalog, register_table
 from bronze.unity.writers import RestWriter, SqlWriter
 
+_UNREACHABLE = (CatalogUnreachable.__name__, SecretsUnreachable.__name__)
 _OPEN_SOURCE_NOTE = (
     "The open-source Unity Catalog has no tags, owners, bindings of workspaces and lineage: tables,"
     " columns, comments and grants are registered."
@@ -144,9 +152,19 @@ def _register_in(
     _check_catalog(catalog, target, done)
     prepared = list(_entries(settings, catalog, api, tables, originals, done))
     _prepare_schemas(catalog, target, prepared, done)
+    unreachable: Failure | None = None
     for entry in prepared:
         stopping.check()
-        done.tables.append(register_table(target, entry))
+        if unreachable:
+            # The next one would wait for as long as this one.
+            table = RegisteredTable(
+                entry.target, entry.full_name, api.host, "failed", error=unreachable
+            )
+        else:
+            table = register_table(target, entry)
+        if table.error and table.error.kind in _UNREACHABLE:
+            unreachable = table.error
+        done.tables.append(table)
 
 
 def _entries(

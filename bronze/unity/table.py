@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 from bronze import stopping
-from bronze.errors import BronzeError, CatalogError
+from bronze.errors import BronzeError, CatalogError, ConfigError, Stopped
 from bronze.rows.metadata import METADATA_COLUMNS
 from bronze.unity import lineage, registered
 from bronze.unity.api.refusals import error_of, explained
@@ -44,7 +44,7 @@ class _Registration:
     status: RegisterStatus = "unchanged"
     changes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    errors: list[CatalogError] = field(default_factory=list)
+    errors: list[BronzeError] = field(default_factory=list)
 
     def perform(self) -> None:
         present = self._find()
@@ -57,6 +57,8 @@ class _Registration:
             try:
                 step(present)
             except CatalogError as error:
+                if error.retry:
+                    raise
                 # The rest does not depend on it.
                 self.errors.append(error)
 
@@ -271,18 +273,18 @@ _TAG = "APPLY TAG on the table, with ASSIGN on governed tags,"
 
 
 def register_table(catalog: Catalog, entry: Entry) -> RegisteredTable:
-    """Registers a table; an error is part of the result.
+    """Registers a table; an error is part of the result, as what was written before it is.
 
     Raises:
-        CatalogUnreachable: the catalog does not answer.
-        ConfigError, SecretsUnreachable: there is no token.
+        ConfigError: there is no token.
+        Stopped: the command was asked to stop.
     """
     work = _Registration(catalog, entry)
     try:
         work.perform()
-    except CatalogError as error:
-        if error.retry:
-            raise
+    except (ConfigError, Stopped):
+        raise
+    except BronzeError as error:
         work.errors.append(error)
     first = work.errors[0] if work.errors else None
     more = [f"{error.message} {error.hint}".rstrip() for error in work.errors[1:]]
