@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from bronze.api.client import Bronze, open  # noqa: A004 - as in gzip.open
 from bronze.errors import (
     BronzeError,
+    CatalogError,
+    CatalogUnreachable,
     CommitConflict,
     ConfigError,
     FileDamaged,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from bronze.protection.erasure_result import ErasureResult
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
+    from bronze.unity.results import RegisteredTable, RegisterResult
     from bronze.verify.results import VerifiedTable, VerifyResult
 
 # These need libraries that take a second to load.
@@ -68,6 +71,8 @@ _LATER = {
     "ErasureResult": ("bronze.protection.erasure_result", "ErasureResult"),
     "KeyReport": ("bronze.protection.keys", "KeyReport"),
     "QualityReport": ("bronze.quality.report", "QualityReport"),
+    "RegisterResult": ("bronze.unity.results", "RegisterResult"),
+    "RegisteredTable": ("bronze.unity.results", "RegisteredTable"),
     "Rule": ("bronze.api.rule", "Rule"),
     "VerifiedTable": ("bronze.verify.results", "VerifiedTable"),
     "VerifyResult": ("bronze.verify.results", "VerifyResult"),
@@ -78,6 +83,8 @@ __all__ = [
     "AuditReport",
     "Bronze",
     "BronzeError",
+    "CatalogError",
+    "CatalogUnreachable",
     "CheckReport",
     "CommitConflict",
     "Config",
@@ -94,6 +101,8 @@ __all__ = [
     "Overtaken",
     "QualityRefused",
     "QualityReport",
+    "RegisterResult",
+    "RegisteredTable",
     "Rule",
     "RunResult",
     "SecretsUnreachable",

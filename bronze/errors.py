@@ -20,6 +20,8 @@
     │   ├── FileDamaged        a file is missing or unreadable           exit 1
     │   └── CommitConflict     another writer committed first   retried  exit 1
     │       └── Overtaken      a run with a later state did     retried  exit 1
+    ├── CatalogError           Unity Catalog refuses something           exit 1
+    │   └── CatalogUnreachable it does not answer                retried  exit 3
     ├── Mismatch               source and Bronze table differ            exit 1
     ├── QualityRefused         the quality is below the config's limits  exit 1
     └── Stopped                the command was asked to stop             exit 130
@@ -170,6 +172,16 @@ class CommitConflict(LakeError):
 
 class Overtaken(CommitConflict):
     """Another run committed a later state of the source: the source has to be read again."""
+
+
+class CatalogError(BronzeError):
+    """Unity Catalog refused something; the tables of the lake are not concerned."""
+
+
+class CatalogUnreachable(CatalogError):
+    """Unity Catalog does not answer."""
+
+    retry = True
 
 
 class Mismatch(BronzeError):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bronze.protection.erasure_result import ErasureResult
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport
+    from bronze.unity.results import RegisterResult
     from bronze.verify.results import VerifyResult
 
 
@@ -372,6 +373,31 @@ class Bronze:
                 notify=show,
                 stop=stop,
             )
+
+    def register(
+        self, tables: Sequence[str] = (), *, recreate: bool = False, stop: Event | None = None
+    ) -> RegisterResult:
+        """Registers tables of the lake in the catalogs of the config, governance tables included.
+
+        What the catalog has already is only read; nothing is ever dropped, and no file is touched.
+
+        Args:
+            tables: names of tables in PostgreSQL, of Bronze tables or of governance tables.
+            recreate: whether entries whose columns REST cannot change are made anew, with their
+                grants and tags.
+            stop: ends the registration when it is set, from any thread, before the next table.
+
+        Returns:
+            For each table what was written.
+
+        Raises:
+            ConfigError: there is no [catalog], no such table, or the catalog cannot reach the lake.
+            LakeError: the lake cannot be read.
+            Stopped: before all tables were registered.
+        """
+        from bronze.api import registration
+
+        return registration.register(self.config, tables, recreate=recreate, stop=stop)
 
     def with_rules(self, rules: Mapping[str, Sequence[Rule]]) -> Bronze:
         """The same config with more quality rules, by the names of their tables.

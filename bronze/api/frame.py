@@ -26,6 +26,11 @@ def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
     state = table.state
     if table.error or state is None:
         raise table.error or ConfigError(f"There is no Bronze table {name}.")
+    if client.is_copied(state.place):
+        raise LakeError(
+            "Rows of a lake on Google Cloud with vended credentials cannot be read as a frame.",
+            hint="Read them by Unity Catalog, or with credentials of your own.",
+        )
     with log.mapped_errors(state.place, "read"):
         rows = pl.scan_delta(client.delta_table(state.place, state.version))
     if KIND in dict(state.columns):

@@ -40,10 +40,19 @@ if TYPE_CHECKING:
     from bronze.ingest import pipeline
     from bronze.maintenance import maintain as maintenance
     from bronze.protection.erasure_result import ErasureResult
+    from bronze.unity.results import RegisterResult
     from bronze.verify.confirmation import Refresh
     from bronze.verify.results import VerifyResult
 
-R = TypeVar("R", RunResult, StreamResult, MaintainResult, "VerifyResult", "ErasureResult")
+R = TypeVar(
+    "R",
+    RunResult,
+    StreamResult,
+    MaintainResult,
+    "VerifyResult",
+    "ErasureResult",
+    "RegisterResult",
+)
 
 
 def run(
@@ -68,10 +77,10 @@ def run(
         details = {
             "position": done.position,
             "seconds": round(done.seconds, 3),
-            **_arguments(tables),
+            **arguments(tables),
             **_summary(done.tables),
         }
-        event = Event("run", "", _outcome(done), details, done.batch_id)
+        event = Event("run", "", outcome(done), details, done.batch_id)
         return [*_late_events(done.late), *_schema_events(done.tables, done.batch_id), event]
 
     def work(log: RunLog) -> RunResult:
@@ -92,7 +101,12 @@ def run(
             )
 
     logged = run_records.logged(settings, "run", cause, work, run_records.of_loaded)
-    return _run_and_record(settings, "run", tables, logged, events)
+    done = run_and_record(settings, "run", tables, logged, events)
+    if not any(catalog.after_runs for catalog in settings.catalog.values()):
+        return done
+    from bronze.api import registration
+
+    return registration.after_run(settings, done, stop)
 
 
 def follow(
@@ -113,7 +127,7 @@ def follow(
 
     def record_start(event: StreamEvent) -> None:
         if not started:
-            started.append(Event("stream", "", "started", _arguments(tables)))
+            started.append(Event("stream", "", "started", arguments(tables)))
             # If the lake cannot be written, the stream itself reports it and waits.
             with suppress(BronzeError):
                 audit.record_events(settings, started)
@@ -124,10 +138,10 @@ def follow(
             "position": done.position,
             "seconds": round(done.seconds, 3),
             "transactions": done.transactions,
-            **_arguments(tables),
+            **arguments(tables),
             **_summary(done.tables),
         }
-        event = Event("stream", done.stream, _outcome(done), details)
+        event = Event("stream", done.stream, outcome(done), details)
         return [*_late_events(done.late), *_schema_events(done.tables, ""), event]
 
     def work() -> StreamResult:
@@ -140,7 +154,7 @@ def follow(
             copied=copied,
         )
 
-    return _run_and_record(settings, "stream", tables, work, events)
+    return run_and_record(settings, "stream", tables, work, events)
 
 
 def drop(settings: Settings, tables: Sequence[str]) -> str:
@@ -180,14 +194,14 @@ def maintain(
         upgraded = [table.target for table in done.tables if table.upgraded]
         details = {
             "seconds": round(done.seconds, 3),
-            **_arguments(tables),
+            **arguments(tables),
             "tables": len(done.tables),
             **({"upgraded": upgraded} if upgraded else {}),
             "rewritten_bytes": sum(table.rewritten for table in done.tables),
             "expired_files": sum(table.expired_files for table in done.tables),
             **({"failed": failed} if failed else {}),
         }
-        return [Event("maintain", "", _outcome(done), details)]
+        return [Event("maintain", "", outcome(done), details)]
 
     def work(log: RunLog) -> MaintainResult:
         def remember(table: MaintainedTable) -> None:
@@ -206,7 +220,7 @@ def maintain(
             )
 
     logged = run_records.logged(settings, "maintain", cause, work, run_records.of_maintained)
-    return _run_and_record(settings, "maintain", tables, logged, events)
+    return run_and_record(settings, "maintain", tables, logged, events)
 
 
 def verify(
@@ -241,7 +255,7 @@ def verify(
         failed = {t.target: t.error.kind for t in done.tables if t.error}
         details = {
             "seconds": round(done.seconds, 3),
-            **_arguments(tables),
+            **arguments(tables),
             **({"at_rest": True} if at_rest else {}),
             **({"trust_hashes": True} if trust_hashes else {}),
             **({"repair": True} if repair else {}),
@@ -251,7 +265,7 @@ def verify(
             **({"differing": differing} if differing else {}),
             **({"failed": failed} if failed else {}),
         }
-        return [Event("verify", "", _outcome(done), details)]
+        return [Event("verify", "", outcome(done), details)]
 
     def work(log: RunLog) -> VerifyResult:
         with shared_permits.sharing(permits):
@@ -269,7 +283,7 @@ def verify(
             )
 
     logged = run_records.logged(settings, "verify", cause, work, run_records.of_verified)
-    return _run_and_record(settings, "verify", tables, logged, events)
+    return run_and_record(settings, "verify", tables, logged, events)
 
 
 def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> ErasureResult:
@@ -286,10 +300,10 @@ def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool)
             **({"source": done.source.table} if done.source else {}),
             **({"looked_at": asdict(done.before)} if done.before else {}),
         }
-        return [Event("forget", done.target, _outcome(done), details)]
+        return [Event("forget", done.target, outcome(done), details)]
 
     work = lambda: erasure.forget(settings, table, key, ask=ask)  # noqa: E731
-    return _run_and_record(settings, "forget", [table], work, events)
+    return run_and_record(settings, "forget", [table], work, events)
 
 
 def old_versions(settings: Settings, table: str) -> ErasureResult:
@@ -298,10 +312,10 @@ def old_versions(settings: Settings, table: str) -> ErasureResult:
 
     def events(done: ErasureResult) -> list[Event]:
         details = {"old_versions": True, "files": done.files, "version": done.version}
-        return [Event("forget", done.target, _outcome(done), details)]
+        return [Event("forget", done.target, outcome(done), details)]
 
     work = lambda: delete_old_versions(settings, table)  # noqa: E731
-    return _run_and_record(settings, "forget", [table], work, events)
+    return run_and_record(settings, "forget", [table], work, events)
 
 
 def _within_share(settings: Settings, share: Share | None) -> Settings:
@@ -309,14 +323,25 @@ def _within_share(settings: Settings, share: Share | None) -> Settings:
     return settings.with_memory(share.memory, share.parts) if share else settings
 
 
-def _run_and_record(
+def run_and_record(
     settings: Settings,
     action: str,
     tables: Sequence[str],
     work: Callable[[], R],
     events: Callable[[R], Sequence[Event]],
 ) -> R:
-    """The result of a command, after it was recorded."""
+    """The result of a command, after it was recorded.
+
+    Args:
+        settings: the config.
+        action: the command.
+        tables: what it was called with.
+        work: does it.
+        events: the records of a result.
+
+    Raises:
+        BaseException: that of ``work``, which is recorded unless it is a `ConfigError`.
+    """
     try:
         done = work()
     except ConfigError:
@@ -338,16 +363,17 @@ def _failure_event(action: str, tables: Sequence[str], error: BaseException) -> 
     interrupted = isinstance(error, Stopped) or "KeyboardInterrupt" in f"{kind} {error}"
     message = {"message": error.message} if isinstance(error, BronzeError) else {}
     result = "interrupted" if interrupted else "failed"
-    return Event(action, "", result, {"error": kind, **message, **_arguments(tables)})
+    return Event(action, "", result, {"error": kind, **message, **arguments(tables)})
 
 
-def _outcome(done: R) -> str:
+def outcome(done: R) -> str:
+    """The result of a command in a word."""
     if done.exit_code == EXIT_CODES[Stopped.__name__]:
         return "interrupted"
     return "incomplete" if done.exit_code else "succeeded"
 
 
-def _arguments(tables: Sequence[str]) -> dict[str, Any]:
+def arguments(tables: Sequence[str]) -> dict[str, Any]:
     """The tables that the command was called with, if any."""
     return {"asked": list(tables)} if tables else {}
 

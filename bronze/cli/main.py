@@ -14,6 +14,7 @@ import typer
 
 from bronze.cli import operate, service
 from bronze.cli.failures import exit_codes, stop_on_signals
+from bronze.cli.register import register
 from bronze.cli.status import status
 
 app = typer.Typer(
@@ -230,6 +231,7 @@ def forget(
 
 service.add_to(app)
 app.command()(status)
+app.command()(register)
 app.add_typer(operate.alerts_app, name="alerts")
 app.command()(operate.doctor)
 app.command()(operate.runbook)

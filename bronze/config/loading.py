@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bronze.config import alerts, document, serve
+from bronze.config import alerts, catalog, document, serve
 from bronze.config.alerts import AlertSettings
 from bronze.config.document import Document
 from bronze.config.fields import SecretName
@@ -92,6 +92,9 @@ def _settings_of(given: Document, name: str) -> Settings:
     single = isinstance(source, Mapping) and _is_single_source(source)
     if isinstance(source, Mapping) and single:
         normalised["source"] = {str(source.get("name", "source")): dict(source)}
+    catalogs = normalised.get("catalog")
+    if isinstance(catalogs, Mapping) and _is_single_catalog(catalogs):
+        normalised["catalog"] = {"": dict(catalogs)}
     try:
         return Settings.model_validate(normalised | {"alone": single})
     except ValidationError as error:
@@ -121,6 +124,15 @@ def _is_single_source(source: Mapping[str, Any]) -> bool:
     return "dsn" in source or not all(isinstance(value, Mapping) for value in source.values())
 
 
+def _is_single_catalog(catalogs: Mapping[str, Any]) -> bool:
+    """Whether [catalog] is one catalog, not a table of several."""
+    return (
+        not catalogs
+        or "host" in catalogs
+        or not all(isinstance(value, Mapping) for value in catalogs.values())
+    )
+
+
 def _error_message(error: ValidationError, name: str, single: bool, given: Document) -> str:
     """All errors in one sentence, each with its place. With ``single``, the config does not name
     its only source.
@@ -128,6 +140,8 @@ def _error_message(error: ValidationError, name: str, single: bool, given: Docum
     messages = []
     for problem in error.errors(include_input=False, include_url=False):
         path = [str(part) for part in problem["loc"] if not _is_type_name(part)]
+        if path[:2] == ["catalog", ""]:
+            del path[1]
         channel = ""
         if path[:2] == ["alerts", "channels"] and len(path) > 3:
             # Behind the number of a channel pydantic names its kind.
@@ -162,7 +176,7 @@ _SECRET_KEYS = ("password", "key", "api_key", "token", "operator", "viewer")
 
 def _is_type_name(part: object) -> bool:
     """Whether a part of an error's location is one of pydantic's names of types, not a key."""
-    return part in ("str", "SecretName", "CommandAuth") or str(part).startswith(
+    return part in ("str", "SecretName", "CommandAuth", "CatalogAuth") or str(part).startswith(
         ("function-", "constrained-", "literal[")
     )
 
@@ -200,6 +214,8 @@ def _section_of(path: list[str], channel: str) -> type[BaseModel]:
         return SecretName
     if top == "alerts" and rest:
         return alerts.section_of(rest)
+    if top == "catalog":
+        return catalog.section_of(rest)
     if top in ("serve", "breaker", "web"):
         return serve.section_of(top, rest)
     if top == "tables" and "protect" in rest:

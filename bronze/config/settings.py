@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from bronze.config.alerts import AlertSettings
+from bronze.config.catalog import CatalogSettings
 from bronze.config.fields import (
     Bytes,
     NameList,
@@ -38,7 +39,7 @@ from bronze.config.serve import BreakerSettings, ServeSettings, WebSettings
 from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
 from bronze.model import object_store
-from bronze.model.locations import Auth, Origin, Place, Secret
+from bronze.model.locations import Auth, Origin, Place, Secret, Vended, Workspace
 from bronze.model.quality import ResolvedRule
 from bronze.model.schedule import Schedule
 
@@ -114,15 +115,21 @@ class SourceSettings(Section):
 
 
 class LakeSettings(Section):
-    """[lake]: where the Delta tables are."""
+    """[lake]: where the Delta tables are.
+
+    With ``storage = "vended"``, Unity Catalog ([catalog]) gives the credentials of the store.
+    """
 
     root: Annotated[str, AfterValidator(_check_root)]
     schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
+    storage: Literal["direct", "vended"] = "direct"
     options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
 
     @model_validator(mode="after")
     def _check_store(self) -> LakeSettings:
         object_store.check(self.root, self.options)
+        if self.storage == "vended":
+            object_store.check_vended(self.root, self.options)
         return self
 
 
@@ -289,12 +296,26 @@ class Settings(Section):
     serve: ServeSettings = ServeSettings()
     breaker: BreakerSettings = BreakerSettings()
     web: WebSettings = WebSettings()
+    catalog: Mapping[str, CatalogSettings] = {}
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
     added: Mapping[str, tuple[ResolvedRule, ...]] = Field(default={}, exclude=True)
     _whole: Settings | None = PrivateAttr(default=None)
     _parts: int = PrivateAttr(default=1)
+
+    @model_validator(mode="after")
+    def _check_vended(self) -> Settings:
+        if self.lake.storage == "direct":
+            return self
+        workspaces = {self.workspace(catalog) for catalog in self.catalog.values()}
+        if len(workspaces) != 1:
+            have = "there are several" if workspaces else "there is none"
+            raise ValueError(
+                'lake.storage = "vended" takes the credentials of the store from the server of'
+                f" [catalog], and {have}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_streamed_tables(self) -> Settings:
@@ -445,7 +466,28 @@ class Settings(Section):
             else:
                 options[key] = value
         root = self.lake.root.rstrip("/")
-        return Place(f"{root}/{schema}/{name}", tuple(options.items()))
+        return Place(f"{root}/{schema}/{name}", tuple(options.items()), self._vended(root))
+
+    def _vended(self, root: str) -> Vended | None:
+        if self.lake.storage == "direct":
+            return None
+        catalog = next(iter(self.catalog.values()))
+        api: Literal["2.0", "2.1"] = "2.0" if catalog.provider == "databricks" else "2.1"
+        return Vended(self.workspace(catalog), root, api)
+
+    def workspace(self, catalog: CatalogSettings) -> Workspace:
+        """How to log in to the server of a catalog.
+
+        Raises:
+            ConfigError: the provider of its secret has no place in [secrets].
+        """
+        auth = catalog.auth
+        if auth is None or auth == "azure":
+            return Workspace(catalog.host, auth or "none")
+        if auth.token:
+            return Workspace(catalog.host, "token", secret=self.secret(auth.token))
+        secret = self.secret(auth.client_secret) if auth.client_secret else None
+        return Workspace(catalog.host, "oauth", auth.client_id, secret)
 
     def secret(self, name: SecretName) -> Secret:
         """A reference to a secret that the config names.

@@ -15,7 +15,7 @@ from uuid import uuid4
 from bronze.delta.log import ENGINE, Action, State
 from bronze.delta.read.content import TableProtocol
 from bronze.delta.read.deletion_vectors import described
-from bronze.delta.schema import delta_schema, protocol
+from bronze.delta.schema import column_comments, delta_schema, protocol
 from bronze.model.columns import DeltaType
 from bronze.model.files import DeletionVector, StoredFile, WrittenFile
 
@@ -89,7 +89,7 @@ def table_actions(
             "name": metadata.name,
             "description": metadata.description,
             "format": {"provider": "parquet", "options": {}},
-            "schemaString": delta_schema(columns),
+            "schemaString": delta_schema(columns, column_comments(metadata.schema)),
             "partitionColumns": list(metadata.partition_columns),
             "configuration": configuration,
             "createdTime": metadata.created_time,

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -22,7 +22,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from bronze import failpoint
 from bronze.delta import files, store
 from bronze.delta.read import deletion_vectors, remembered
-from bronze.delta.read.content import LogContent
+from bronze.delta.read.content import LogContent, TableMetadata, opened
 from bronze.delta.read.entries import CONCURRENT, RESTORE, info_of
 from bronze.delta.read.entries import ENTRY as ENTRY
 from bronze.delta.read.entries import Action as Action
@@ -31,7 +31,7 @@ from bronze.delta.read.entries import entry as entry
 from bronze.delta.read.entries import info as info
 from bronze.delta.read.entries import infos as infos
 from bronze.delta.read.replay import Replayed, content_of, remember_commit
-from bronze.delta.schema import VECTORS, kinds
+from bronze.delta.schema import COMMENT, VECTORS, kinds
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
 from bronze.errors import BronzeError, CommitConflict, FileDamaged, LakeError
@@ -122,19 +122,35 @@ class State:
         if version == self.version:
             return ()
         commits = []
+        only_metadata = version is not None
         for number in range(0 if version is None else version + 1, self.version + 1):
             try:
                 actions = entry(self.place, number)
             except FileDamaged:
                 commits.append(f"version {number}, whose entry in the log cannot be read")
+                only_metadata = False
                 continue
             if actions is None:
                 # The entry has expired. Without a mark, expired entries are never reported.
                 if version is not None:
                     commits.append(f"version {number}, whose entry the log no longer has")
+                    only_metadata = False
             elif description := _foreign_change(actions):
                 commits.append(f"version {number}: {description}")
+                only_metadata &= not _changes_rows(actions)
+        if commits and only_metadata and version is not None and self._differs_in_comments(version):
+            return ()
         return tuple(commits)
+
+    def _differs_in_comments(self, version: int) -> bool:
+        """Whether the metadata differs from that of an earlier version in comments alone, as after
+        ``COMMENT ON`` at Databricks; False if that version can no longer be read.
+        """
+        try:
+            before = opened(self.place, version).metadata
+        except (DeltaError, BronzeError, OSError, ValueError):
+            return False
+        return _without_comments(before) == _without_comments(self.content.metadata)
 
     def is_same(self, other: State) -> bool:
         """Whether both are one version of one table."""
@@ -294,13 +310,24 @@ def _foreign_change(actions: Sequence[Action]) -> str:
     info = info_of(actions)
     if info.get("engineInfo") == ENGINE:
         return ""
-    files = [a.get("add") or a.get("remove") for a in actions if "add" in a or "remove" in a]
-    if not any(file.get("dataChange", True) for file in files if file) and not any(
-        "metaData" in action for action in actions
-    ):
+    if not _changes_rows(actions) and not any("metaData" in action for action in actions):
         return ""
     writer = info.get("engineInfo") or info.get("clientVersion") or "an unknown writer"
     return f"{info.get('operation', 'a change')} by {writer}"
+
+
+def _changes_rows(actions: Sequence[Action]) -> bool:
+    files = [a.get("add") or a.get("remove") for a in actions if "add" in a or "remove" in a]
+    return any(file.get("dataChange", True) for file in files if file)
+
+
+def _without_comments(metadata: TableMetadata) -> TableMetadata:
+    fields = [
+        {**field, "metadata": {k: v for k, v in field["metadata"].items() if k != COMMENT}}
+        for field in json.loads(metadata.schema)["fields"]
+    ]
+    schema = json.dumps(fields, sort_keys=True)
+    return replace(metadata, description=None, schema=schema)
 
 
 def _is_written(place: Place, path: str, entry: bytes) -> bool:

@@ -34,12 +34,22 @@ VECTORS_ENABLED = "delta.enableDeletionVectors"
 """The property by which writers may delete rows by deletion vectors."""
 WRITER_FEATURES = ("appendOnly", "invariants", "changeDataFeed")
 """The features of all tables that bronze makes."""
+COMMENT = "comment"
+"""The key of a column's metadata with its comment, which bronze keeps and never writes."""
 
 
-def delta_schema(columns: Iterable[tuple[str, DeltaType]]) -> str:
+def delta_schema(
+    columns: Iterable[tuple[str, DeltaType]], comments: Mapping[str, str] | None = None
+) -> str:
     """The schema of a table with these columns, in this order, as Delta's JSON."""
+    texts = comments or {}
     fields = [
-        {"name": name, "type": _type(kind), "nullable": True, "metadata": {}}
+        {
+            "name": name,
+            "type": _type(kind),
+            "nullable": True,
+            "metadata": {COMMENT: texts[name]} if name in texts else {},
+        }
         for name, kind in columns
     ]
     return json.dumps({"type": "struct", "fields": fields}, ensure_ascii=False)
@@ -51,6 +61,16 @@ def _type(kind: DeltaType) -> Any:
     if kind.name == "decimal":
         return f"decimal({kind.precision},{kind.scale})"
     return _NAMES.get(kind.name, kind.name)
+
+
+def column_comments(schema: str) -> dict[str, str]:
+    """The comments of columns that another writer has set, in a Delta schema in JSON."""
+    fields = json.loads(schema)["fields"]
+    return {
+        field["name"]: field["metadata"][COMMENT]
+        for field in fields
+        if COMMENT in (field.get("metadata") or {})
+    }
 
 
 @lru_cache(256)

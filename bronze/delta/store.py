@@ -15,7 +15,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, Per
 
 from bronze.delta.storage import client, lake_folder
 from bronze.delta.storage.client import is_local
-from bronze.delta.storage.store_errors import store_error
+from bronze.delta.storage.store_errors import is_bucket_missing, store_error
 from bronze.errors import BronzeError, FileDamaged, LakeError, LakeUnreachable
 from bronze.library_errors import error_text
 from bronze.model.locations import Place
@@ -196,6 +196,8 @@ def read_error(place: Place, path: str, error: BaseException) -> BronzeError:
     """The error for a file of a table that could not be read. Only a missing one is `damage_error`:
     after any other error the next attempt may succeed.
     """
+    if is_bucket_missing(error):
+        return store_error(place, "read", error)
     if isinstance(error, (FileNotFoundError, NotFoundError)):
         # If the whole lake is missing, the error is not of a single file.
         if is_missing(place):

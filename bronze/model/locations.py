@@ -33,6 +33,20 @@ class Auth:
 
 
 @dataclass(frozen=True)
+class Workspace:
+    """A Databricks workspace, or the server of an open-source Unity Catalog, and how to log in.
+
+    ``host`` is its URL without a path; ``secret`` is the token, or with ``client_id`` the client
+    secret of a service principal. With "azure" the process's own identity gets tokens.
+    """
+
+    host: str
+    auth: Literal["azure", "oauth", "token", "none"]
+    client_id: str = ""
+    secret: Secret | None = None
+
+
+@dataclass(frozen=True)
 class Origin:
     """How to connect to one PostgreSQL database.
 
@@ -71,11 +85,25 @@ class TableName(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Vended:
+    """Credentials of a store that Unity Catalog vends: the server, the path that they are for, and
+    the version of its API of temporary credentials.
+    """
+
+    workspace: Workspace
+    url: str
+    api: Literal["2.0", "2.1"] = "2.0"
+
+
+@dataclass(frozen=True)
 class Place:
-    """The location of a Delta table: a URL or path, and the options of the object store."""
+    """The location of a Delta table: a URL or path, and the options of the object store, to which
+    credentials are added if they are ``vended``.
+    """
 
     url: str
     options: tuple[tuple[str, str | Secret], ...] = field(default=(), repr=False)
+    vended: Vended | None = None
 
 
 @dataclass(frozen=True)

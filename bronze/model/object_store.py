@@ -154,6 +154,28 @@ def plain_name(cloud: str, name: str) -> str:
     raise ValueError(f"there is no option {name} for {cloud}'s store{hint}")
 
 
+_CREDENTIALS = re.compile(
+    r"key|secret|token|sas|skip_signature|service_account|credential|client_id|role"
+)
+
+
+def check_vended(url: str, names: Iterable[str]) -> None:
+    """Checks an address and the names of its options, to which vended credentials are added.
+
+    Raises:
+        ValueError: it is a folder, or an option is a credential itself.
+    """
+    cloud = cloud_of(url)
+    if cloud is None:
+        raise ValueError('storage = "vended" is for lakes on s3://, abfss:// or gs://')
+    for name in names:
+        bare = name.lower().removeprefix(f"{cloud}_")
+        if bare in STORE[cloud] and _CREDENTIALS.search(bare):
+            raise ValueError(
+                f'with storage = "vended", Unity Catalog gives the credentials: remove {name}'
+            )
+
+
 def check(url: str, names: Iterable[str]) -> None:
     """Checks an address and the names of its options.
 

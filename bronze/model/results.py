@@ -21,6 +21,7 @@ EXIT_CODES: Mapping[str, int] = {
     "SourceRewound": 3,
     "SnapshotLost": 3,
     "LakeUnreachable": 3,
+    "CatalogUnreachable": 3,
     "Stopped": 130,
 }
 """What a command exits with after an error of a kind; 1 after all others."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DATABASE_SCOPE = "https://ossrdbms-aad.database.windows.net/.default"
 """The scope of tokens for Azure Database for PostgreSQL."""
+DATABRICKS_SCOPE = "2ff814a6-3304-4ab8-85cb-cd0e6f879c1d/.default"
+"""The scope of tokens for workspaces of Azure Databricks."""
 _TIMEOUT = 10
 _RETRIES = 3
 
@@ -99,13 +101,22 @@ def database_token() -> tuple[str, float]:
     """A token for Azure Database for PostgreSQL, and when it ends, in seconds since 1970.
 
     Raises:
+        SecretsUnreachable, ConfigError: as `token`.
+    """
+    return token(DATABASE_SCOPE)
+
+
+def token(scope: str) -> tuple[str, float]:
+    """A token of this process's identity for a scope, and when it ends, in seconds since 1970.
+
+    Raises:
         SecretsUnreachable: the provider of the identity does not answer.
         ConfigError: there is no identity, or it gets no token.
     """
     from azure.core.exceptions import AzureError, ServiceRequestError, ServiceResponseError
 
     try:
-        token = credential().get_token(DATABASE_SCOPE)
+        access = credential().get_token(scope)
     except (ServiceRequestError, ServiceResponseError) as error:
         raise SecretsUnreachable(
             f"Microsoft Entra ID gives no token: {_reason(error)}.", hint="Check the network."
@@ -116,4 +127,4 @@ def database_token() -> tuple[str, float]:
             hint="Log in with `az login`, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and"
             " AZURE_CLIENT_SECRET, or give the machine a managed identity.",
         ) from None
-    return token.token, float(token.expires_on)
+    return access.token, float(access.expires_on)

@@ -17,12 +17,13 @@ def environment(secret: Secret) -> str:
     """An environment variable.
 
     Raises:
-        ConfigError: it is not set.
+        ConfigError: it is not set, or empty.
     """
     value = os.environ.get(secret.name)
-    if value is None:
+    if not value:
+        state = "not set" if value is None else "empty"
         raise ConfigError(
-            f"The environment variable {secret.name} is not set.",
+            f"The environment variable {secret.name} is {state}.",
             hint="Set it, or name another secret provider under [secrets].",
         )
     return value
@@ -32,16 +33,21 @@ def file(secret: Secret) -> str:
     """A file: ``place`` is its folder, ``name`` its name.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or is empty.
     """
     path = Path(secret.place, secret.name)
     try:
-        return path.read_text().rstrip("\n")
+        value = path.read_text().rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The secret file {path} cannot be read: {type(error).__name__}.",
             hint="Check that the file is mounted and readable, and the folder under [secrets].",
         ) from None
+    if not value:
+        raise ConfigError(
+            f"The secret file {path} is empty.", hint="Write the secret into it, and run again."
+        )
+    return value
 
 
 def config(secret: Secret) -> str:

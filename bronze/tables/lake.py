@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from bronze.config.settings import Settings
@@ -72,13 +73,21 @@ def tables_of(settings: Settings, schema: str) -> Iterator[LakeTable]:
     names = store.folders(settings.place(schema, ""))
     readings = log.reads([settings.place(schema, name) for name in names])
     for name, reading in zip(names, readings, strict=True):
-        try:
-            state = reading()
-        except BronzeError as error:
-            yield LakeTable(schema, name, error=error)
-            continue
-        known = TableProperties.read(state.properties if state else {})
-        yield LakeTable(schema, name, known.source, known.label, state)
+        yield _table(TableName(schema, name), reading)
+
+
+def table_of(settings: Settings, name: TableName) -> LakeTable:
+    """The table of a full name, whether it is there or not."""
+    return _table(name, partial(log.read, settings.place(*name)))
+
+
+def _table(name: TableName, reading: Callable[[], State | None]) -> LakeTable:
+    try:
+        state = reading()
+    except BronzeError as error:
+        return LakeTable(*name, error=error)
+    known = TableProperties.read(state.properties if state else {})
+    return LakeTable(*name, known.source, known.label, state)
 
 
 def find(settings: Settings, there: Iterable[T], names: Sequence[str]) -> list[T]:

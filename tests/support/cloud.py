@@ -27,8 +27,9 @@ TENANT = "11111111-2222-3333-4444-555555555555"
 class Cloud:
     """A running server.
 
-    ``secrets`` are by name, ``tokens`` those that are accepted. ``failures`` are answers that come
-    first, by a part of the path: a status and headers. ``requests`` are the paths that were asked.
+    ``secrets`` are by name; each ``issue`` is another token, or always ``token``. ``failures`` are
+    answers that come first, by a part of the path: a status and headers. ``requests`` are the paths
+    that were asked.
     """
 
     port: int
@@ -40,6 +41,7 @@ class Cloud:
         default_factory=lambda: defaultdict(list)
     )
     issued: int = 0
+    token: str = ""
 
     @property
     def url(self) -> str:
@@ -53,7 +55,7 @@ class Cloud:
     def issue(self) -> str:
         """A new access token."""
         self.issued += 1
-        return f"token-{self.issued}"
+        return self.token or f"token-{self.issued}"
 
     def answer(self, method: str, path: str, headers: Any, body: bytes) -> tuple[int, Any]:
         """The status and the document that answer a request; a text is a challenge."""
@@ -72,7 +74,8 @@ class Cloud:
                 return 401, {"error": "invalid_client", "error_description": "AADSTS7000215: no"}
             ends = {"expires_in": self.life, "expires_on": int(time.time()) + self.life}
             return 200, {"access_token": self.issue(), "token_type": "Bearer", **ends}
-        if bearer not in {f"token-{number}" for number in range(1, self.issued + 1)}:
+        issued = {f"token-{number}" for number in range(1, self.issued + 1)}
+        if bearer not in issued | ({self.token} - {""}):
             challenge = f'Bearer authorization="{self.url}/{TENANT}", resource="{self.url}"'
             return 401, challenge
         return self._document(plain, parse_qs(query), body)

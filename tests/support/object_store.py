@@ -40,10 +40,10 @@ class Gateway:
     """A store behind its gateway.
 
     ``requests`` are the methods and paths that came, ``spans`` when each began and ended, by a
-    monotonic clock; ``delay`` is in seconds; ``failures`` are
-    statuses that are answered first, ``refuse`` says which requests are answered with 403, by
-    their headers; ``cut`` says which request is cut in its middle, after which the store is
-    away for ``away`` seconds.
+    monotonic clock; ``delay`` is in seconds; ``failures`` are statuses that are answered first,
+    with ``code`` (a usual one if it is ""); ``refuse`` says which requests are answered with 403,
+    by their headers; ``cut`` says which request is cut in its middle, after which the store is away
+    for ``away`` seconds.
     """
 
     url: str = ""
@@ -52,6 +52,7 @@ class Gateway:
     spans: list[tuple[float, float, str, str]] = field(default_factory=list)
     delay: float = 0.0
     failures: list[int] = field(default_factory=list)
+    code: str = ""
     refuse: Callable[[Any], bool] = lambda _: False
     cut: Callable[[str, str, int], bool] | None = None
     away: float = 1.0
@@ -116,7 +117,8 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
             if not status and running.refuse(self.headers):
                 status = 403
             if status:
-                code = {403: "InvalidAccessKeyId", 503: "SlowDown"}.get(status, "Error")
+                usual = {403: "InvalidAccessKeyId", 503: "SlowDown"}.get(status, "Error")
+                code = running.code or usual
                 text = f"<Error><Code>{code}</Code></Error>".encode()
                 self._send(status, {}, text)
                 return
@@ -303,3 +305,22 @@ def _create_container(url: str, name: str) -> None:
     answer = connection.getresponse()
     assert answer.status == 201, answer.read()
     connection.close()
+
+
+def shared_access(ends: float, container: str = "lake") -> str:
+    """A SAS for a container of azurite, which it takes until its end, in seconds since 1970.
+
+    It is a service SAS (learn.microsoft.com, "Create a service SAS"): azurite takes those of user
+    delegation only with tokens of Microsoft Entra ID.
+    """
+    import base64
+    import hashlib
+    import hmac
+    from urllib.parse import urlencode
+
+    end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ends))
+    parts = {"sv": "2018-11-09", "sr": "c", "sp": "racwdl", "se": end}
+    resource = f"/blob/{AZURE_ACCOUNT}/{container}"
+    fields = [parts["sp"], "", end, resource, "", "", "", parts["sv"], "c", "", *[""] * 5]
+    digest = hmac.new(base64.b64decode(AZURE_KEY), "\n".join(fields).encode(), hashlib.sha256)
+    return urlencode({**parts, "sig": base64.b64encode(digest.digest()).decode()})

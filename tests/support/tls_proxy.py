@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -68,12 +69,18 @@ class TlsProxy:
                 self._open.append(client)
                 self._forward(client)
 
+    def log_in(self, client: ssl.SSLSocket, server: socket.socket) -> bool:
+        """Whether to forward what comes; by default the server alone asks for passwords."""
+        return True
+
     def _forward(self, client: ssl.SSLSocket) -> None:
         self.sessions.append((client.version(), client.selected_alpn_protocol()))
         certificate: Any = client.getpeercert()
         if certificate:
             self.clients.append(dict(part[0] for part in certificate["subject"])["commonName"])
         with socket.create_connection(("127.0.0.1", self.backend)) as server:
+            if not self.log_in(client, server):
+                return
             while True:
                 ready = [client] if client.pending() else select.select([client, server], [], [])[0]
                 for source in ready:
@@ -81,3 +88,50 @@ class TlsProxy:
                     if not data:
                         return
                     (server if source is client else client).sendall(data)
+
+
+class TokenProxy(TlsProxy):
+    """A TLS proxy that asks for the password itself, as clouds do that take tokens; the server
+    trusts it. ``passwords`` are those that came, ``accepts`` says which are right.
+    """
+
+    def __init__(
+        self, backend: int, tls: ssl.SSLContext, accepts: Callable[[str], object] = bool
+    ) -> None:
+        self.accepts = accepts
+        self.passwords: list[str] = []
+        super().__init__(backend, tls)
+
+    def log_in(self, client: ssl.SSLSocket, server: socket.socket) -> bool:
+        """Asks for a cleartext password (protocol 3, "Message Formats")."""
+        startup = _message(client)
+        if startup[4:8] == struct.pack("!I", 80877102):  # a request to cancel has no password
+            server.sendall(startup)
+            return True
+        client.sendall(b"R" + struct.pack("!II", 8, 3))
+        if _read(client, 1) != b"p":
+            return False
+        password = _message(client)[4:].rstrip(b"\0").decode()
+        self.passwords.append(password)
+        if not self.accepts(password):
+            fields = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed\0\0"
+            client.sendall(b"E" + struct.pack("!I", 4 + len(fields)) + fields)
+            return False
+        server.sendall(startup)
+        return True
+
+
+def _read(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        if not more:
+            raise OSError("the client has gone")
+        data += more
+    return data
+
+
+def _message(sock: socket.socket) -> bytes:
+    """A message without its kind: its length and the rest."""
+    head = _read(sock, 4)
+    return head + _read(sock, struct.unpack("!I", head)[0] - 4)

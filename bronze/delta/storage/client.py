@@ -30,10 +30,11 @@ from obstore.exceptions import (
 from obstore.store import LocalStore, from_url
 
 from bronze import secrets
-from bronze.delta.storage import lake_folder, store_errors
+from bronze.delta.storage import lake_folder, log_copy, store_errors
 from bronze.errors import BronzeError, LakeError
 from bronze.model import object_store
-from bronze.model.locations import Place, Secret
+from bronze.model.locations import Place, Secret, Vended
+from bronze.secrets import vended
 
 T = TypeVar("T")
 
@@ -53,15 +54,16 @@ _UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass
 class _Client:
-    """A client, the options that it was made with, and when they were resolved."""
+    """A client, the options that it was made with, and until when they are not resolved again."""
 
     options: Mapping[str, str] = field(default_factory=dict)
     store: Any = None
-    resolved: float = 0.0
+    until: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-_clients: dict[tuple[str, tuple[tuple[str, str | Secret], ...]], _Client] = {}
+_Key = tuple[str, tuple[tuple[str, str | Secret], ...], Vended | None]
+_clients: dict[_Key, _Client] = {}
 _lock = threading.Lock()
 
 
@@ -85,6 +87,8 @@ def options(place: Place) -> dict[str, str]:
             )
             for name, value in place.options
         }
+        if place.vended:
+            resolved |= vended.credentials(place.vended)[0]
         return _without_signature(resolved) if cloud == "google" else resolved
     except ValueError as error:
         raise LakeError(
@@ -163,6 +167,8 @@ def with_table(place: Place, version: int | None, attempt: Callable[[DeltaTable]
     if is_local(place):
         given = options(place)
         return attempt(DeltaTable(place.url, version=version, storage_options=given or None))
+    if is_copied(place):
+        return _with_copy(place, version, attempt)
     used = _client(place).options
     try:
         return attempt(DeltaTable(place.url, version=version, storage_options=dict(used) or None))
@@ -176,6 +182,19 @@ def with_table(place: Place, version: int | None, attempt: Callable[[DeltaTable]
 def current_options(place: Place) -> Mapping[str, str]:
     """The options of the client that `request` would use. Raises as `open_store` does."""
     return _client(place).options
+
+
+def is_copied(place: Place) -> bool:
+    """Whether deltalake reads a table's log from a copy: it takes no OAuth tokens for Google."""
+    return place.vended is not None and object_store.cloud_of(place.url) == "google"
+
+
+def _with_copy(place: Place, version: int | None, attempt: Callable[[DeltaTable], T]) -> T:
+    prefix = path_in(place)
+    try:
+        return request(place, lambda opened: log_copy.with_copy(opened, prefix, version, attempt))
+    except BaseError as error:
+        raise store_errors.store_error(place, "read", error) from None
 
 
 def forget() -> None:
@@ -197,10 +216,10 @@ def _client(place: Place) -> _Client:
     parts = urlsplit(place.url)
     root = f"{parts.scheme.lower()}://{parts.netloc}"
     with _lock:
-        client = _clients.setdefault((root, place.options), _Client())
+        client = _clients.setdefault((root, place.options, place.vended), _Client())
     # Threads that need it at the same time make it once.
     with client.lock:
-        if client.store is None or time.monotonic() - client.resolved > _FRESH:
+        if client.store is None or time.monotonic() > client.until:
             _refresh(place, root, client, options(place))
     return client
 
@@ -209,18 +228,22 @@ def _refresh(place: Place, root: str, client: _Client, current: dict[str, str]) 
     if client.store is None or current != client.options:
         store = _open(place, root, current)
         client.options, client.store = current, store
-    client.resolved = time.monotonic()
+    client.until = time.monotonic() + _FRESH
+    if place.vended:
+        client.until = min(client.until, vended.credentials(place.vended)[1])
 
 
 def is_renewed(place: Place, used: Mapping[str, str]) -> bool:
     """Whether the options differ from those that were refused, after asking for secrets again."""
     named = [value for _, value in place.options if isinstance(value, Secret)]
-    if not named:
+    if not named and place.vended is None:
         return False
     client = _client(place)
     with client.lock:
         if client.options == used:
             secrets.ask_again(named)
+            if place.vended:
+                vended.ask_again(place.vended)
             parts = urlsplit(place.url)
             root = f"{parts.scheme.lower()}://{parts.netloc}"
             _refresh(place, root, client, options(place))

@@ -41,6 +41,8 @@ _REASONS = (
     ("connection refused", "the connection is refused"),
     ("dns error", "the name of the host cannot be resolved"),
     ("failed to lookup address", "the name of the host cannot be resolved"),
+    ("notvalidyet", "its certificate is not valid yet, by the clock of this machine"),
+    ("certificate: expired", "its certificate has expired, by the clock of this machine"),
     ("certificate", "its certificate cannot be trusted"),
     ("invalidcontenttype", "it does not speak TLS"),
     ("connectionreset", "the connection was reset"),
@@ -61,7 +63,7 @@ def store_error(place: Place, what: str, error: BaseException) -> BronzeError:
     if problem := unreachable(place, what, error):
         return problem
     text = " ".join(str(error).split())
-    if _MISSING.search(text):
+    if is_bucket_missing(error):
         return _missing_bucket(place, what, text)
     low = text.lower()
     name = place.url.rstrip("/")
@@ -84,6 +86,11 @@ def _missing_bucket(place: Place, what: str, text: str) -> LakeUnreachable:
         f"The lake at {lake_name} could not be {what}: there is no {kind} {name}{at}.",
         hint=f"Create the {kind}, or correct root and the endpoint under [lake].",
     )
+
+
+def is_bucket_missing(error: BaseException) -> bool:
+    """Whether the store says that it has no such bucket, or no such container."""
+    return bool(_MISSING.search(" ".join(str(error).split())))
 
 
 def unreachable(place: Place, what: str, error: BaseException) -> BronzeError | None:
@@ -114,7 +121,18 @@ def unreachable(place: Place, what: str, error: BaseException) -> BronzeError | 
     )
 
 
+_CLOCK = "Set this machine's clock (NTP): requests are signed with its time."
 _SIGNS = (
+    ("requesttimetooskewed", "the clock of this machine is wrong", _CLOCK),
+    ("requestexpired", "the clock of this machine is wrong", _CLOCK),
+    ("date header too old", "the clock of this machine is wrong", _CLOCK),
+    ("invalid_grant", "the credentials are refused, or the clock of this machine is wrong", _CLOCK),
+    (
+        "expiredtoken",
+        "the credentials have expired",
+        "Renew those of [lake.options] or the environment; credentials of a machine's identity, and"
+        ' those of storage = "vended", are renewed by themselves.',
+    ),
     ("no space left", "no space left on the device", "Free some space, and run again."),
     ("file too large", "no space left for the file", "Free some space, and run again."),
     ("quota", "the disk quota is used up", "Free some space, and run again."),

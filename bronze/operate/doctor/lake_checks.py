@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -37,7 +38,7 @@ def lake(settings: Settings) -> Check:
 
 
 def _root(settings: Settings) -> Place:
-    return Place(settings.lake.root, settings.place("", "").options)
+    return replace(settings.place("", ""), url=settings.lake.root)
 
 
 def _name(settings: Settings) -> str:

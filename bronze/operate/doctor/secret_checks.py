@@ -11,7 +11,7 @@ from bronze import secrets
 from bronze.config.fields import SecretName
 from bronze.config.settings import Settings
 from bronze.model.locations import Secret
-from bronze.operate.doctor.examination import Check, Verdict, ok, problem
+from bronze.operate.doctor.examination import Check, Verdict, ok
 from bronze.protection import keyring
 
 _STORES = {
@@ -67,13 +67,10 @@ def _check(name: str, reference: Callable[[], Secret], is_master: bool) -> Check
     def examine() -> Iterator[Verdict]:
         secret = reference()
         where = _STORES.get(secret.provider, secret.provider)
-        value = secrets.resolve(secret)
+        secrets.resolve(secret)
         if is_master:
             keyring.master(secret)
-        if not value:
-            yield problem(f"The secret {name} is empty.", f"Set it in {where}.")
-        else:
-            yield ok(f"The secret {name} can be read from {where}.")
+        yield ok(f"The secret {name} can be read from {where}.")
 
     hint = "Check [secrets] and the network."
     return Check("secrets", examine, f"The provider of the secret {name}", hint, name)

@@ -154,7 +154,7 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
     if explanation is None:
         no_state = isinstance(error, psycopg.OperationalError) and not state
         if no_state or isinstance(error, _CONNECTION_LOST):
-            return _connection_error(where, text)
+            return _connection_error(origin, where, text)
         if table and isinstance(error, pg.QueryCanceled) and CANCELED in text:
             return contested_error(table)
         if _SNAPSHOT_LOST.match(line):
@@ -169,6 +169,11 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
 
 
 _RETRIED = "bronze retries by itself."
+_LOGIN_HINT = "Check user, password and database of the connection string."
+_IDENTITY_HINT = (
+    "Check the user of the connection string, that the server lets it log in with tokens, the"
+    " rights of the identity, and the clock of this machine: tokens are for a time."
+)
 
 
 def _login_error(error: psycopg.Error, origin: Origin, where: str, text: str) -> Explanation | None:
@@ -179,7 +184,7 @@ def _login_error(error: psycopg.Error, origin: Origin, where: str, text: str) ->
     if isinstance(error, _BUSY):
         return SourceBusy, f"{where} has no free connection: {text}.", _RETRIED
     if isinstance(error, _LOGIN):
-        hint = "Check user, password and database of the connection string."
+        hint = _IDENTITY_HINT if origin.auth else _LOGIN_HINT
         return SourceRefused, f"{where} refused the login: {text}.", hint
     return None
 
@@ -242,7 +247,7 @@ _CONNECTION_ERRORS: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]
         ("password", "authentication", "does not exist", "pg_hba", "not permitted to log in"),
         SourceRefused,
         "refused the login",
-        "Check user, password and database of the connection string.",
+        _LOGIN_HINT,
     ),
     (
         ("unexpected eof", "eof detected", "syscall error", "reset by peer"),
@@ -279,10 +284,12 @@ _CONNECTION_ERRORS: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]
 )
 
 
-def _connection_error(where: str, text: str) -> SourceError:
+def _connection_error(origin: Origin, where: str, text: str) -> SourceError:
     lower = text.lower()
     for words, kind, predicate, hint in _CONNECTION_ERRORS:
         if not words or any(word in lower for word in words):
+            if origin.auth and hint == _LOGIN_HINT:
+                hint = _IDENTITY_HINT
             return kind(f"{where} {predicate}: {text}.", hint=hint)
     raise AssertionError("the last entry matches everything")
 

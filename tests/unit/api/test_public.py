@@ -12,9 +12,11 @@ import pytest
 import bronze
 
 NAMES = """
-AuditReport Bronze BronzeError CheckReport CommitConflict Config ConfigError ErasureResult Failure
+AuditReport Bronze BronzeError CatalogError CatalogUnreachable CheckReport CommitConflict Config
+ConfigError ErasureResult Failure
 FileDamaged KeyReport LakeError LakeUnreachable MaintainResult MaintainedTable Mismatch Overtaken
-QualityRefused QualityReport Rule RunResult SecretsUnreachable SnapshotLost SnapshotRefused
+QualityRefused QualityReport RegisterResult RegisteredTable Rule RunResult SecretsUnreachable
+SnapshotLost SnapshotRefused
 SourceBusy SourceError SourceRefused SourceRewound SourceUnreachable Stopped StreamResult
 TableContested TableRefused TableResult TableVanished VerifiedTable VerifyResult __version__ open
 """
@@ -42,6 +44,7 @@ def work() -> int:
     print([row.key for table in proof.tables for row in table.rows])
     erased = lake.forget("orders", {"id": "42"})
     print(erased.rows, lake.quality(trend=3).tables, lake.audit(since=datetime.now()).records)
+    print([table.changes for table in lake.register(["orders"], recreate=True).tables])
     print(lake.check().problems, [key.current for key in lake.keys()], lake.maintain().tables)
     print(lake.tables(), lake.table("orders").select("id").collect().height)
     print(lake.reveal("orders").height, lake.rotate_keys(), lake.rewrap_keys(), lake.drop_stream())

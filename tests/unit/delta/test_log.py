@@ -526,3 +526,38 @@ def test_a_missing_bucket_is_not_a_conflict(bucket: dict[str, str]) -> None:
         log.write(Place("s3://nowhere/t", tuple(bucket.items())), 0, [])
     assert not isinstance(caught.value, CommitConflict)
     assert "s3://nowhere/t" in caught.value.message
+
+
+def comment_as_databricks_does(place: Place, text: str) -> None:
+    """Commits metadata with comments of a table and a column, as ``COMMENT ON`` does there."""
+    state = read(place)
+    metadata = json.loads(
+        (Path(place.url) / "_delta_log" / f"{0:020}.json").read_text().splitlines()[2]
+    )["metaData"]
+    schema = json.loads(state.content.metadata.schema)
+    schema["fields"][0]["metadata"]["comment"] = text
+    actions = [
+        {"commitInfo": {"operation": "CHANGE COLUMN", "engineInfo": "Databricks-Runtime/17.3"}},
+        {"metaData": {**metadata, "schemaString": json.dumps(schema), "description": text}},
+    ]
+    entry = "\n".join(map(json.dumps, actions))
+    (Path(place.url) / "_delta_log" / f"{state.version + 1:020}.json").write_text(entry)
+
+
+def test_comments_of_another_writer_change_no_rows(place: Place) -> None:
+    """A catalog that comments a table commits metadata; only if more differs than comments, the
+    table has to be compared with the source. A change of columns keeps the comments.
+    """
+    shape = commit.Shape(ID, ("id",), notes=(("bronze.table", "public.t"),))
+    commit.commit(place, None, commit.Change("WRITE", [written(place, 1)]), {}, shape=shape)
+    comment_as_databricks_does(place, "the number")
+    state = read(place)
+    assert state.foreign == ()
+    shape = commit.Shape((*ID, ("more", DeltaType("string"))), ("id",))
+    commit.commit(place, state, commit.Change("WRITE", [written(place, 2)]), {}, shape=shape)
+    fields = json.loads(read(place).content.metadata.schema)["fields"]
+    assert [field["metadata"] for field in fields] == [{"comment": "the number"}, {}]
+    assert read(place).content.metadata.description == "the number"
+
+    DeltaTable(place.url).alter.set_table_properties({"delta.appendOnly": "true"})
+    assert "version 3" in read(place).foreign[0]

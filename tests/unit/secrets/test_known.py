@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,14 @@ def test_while_the_provider_is_silent_the_last_value_serves_for_an_hour(
     provider.error, provider.now = ConfigError("denied"), provider.now + 301
     with pytest.raises(ConfigError, match="denied"):
         secrets.resolve(SECRET)
+
+
+@pytest.mark.parametrize("provider", ["env", "file"])
+def test_an_empty_secret_of_this_machine_is_refused(
+    provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty password, key or connection string is a mistake: libpq would take its defaults."""
+    monkeypatch.setenv("K", "")
+    (tmp_path / "K").write_text("\n")
+    with pytest.raises(ConfigError, match="is empty"):
+        secrets.resolve(Secret(provider, "K", str(tmp_path)))

@@ -195,8 +195,9 @@ def test_a_command_makes_the_passwords(
         assert lake.run().exit_code == 0
         assert made() > 2  # one that has ended is for no other login
         token.write_text(json.dumps({"token": "wrong", "life": 60, "count": 0}))
-        with pytest.raises(SourceRefused, match="password authentication failed"):
+        with pytest.raises(SourceRefused, match="password authentication failed") as refused:
             lake.run()
+        assert "the clock of this machine" in refused.value.hint
         assert made() <= 3
     finally:
         proxy.close()

@@ -414,3 +414,41 @@ def test_secrets_are_resolved_once_for_many_requests(
         store.put(rotating, f"{number}", b"")
     assert len(store.listing(rotating)) == 8
     assert resolved == ["key"]
+
+
+def test_a_missing_bucket_is_told_by_each_operation(s3: Store) -> None:
+    """Nothing takes it for an empty lake, or for a file that is damaged."""
+    lost = Place("s3://nowhere/t", tuple(s3.options.items()))
+    for attempt in (
+        lambda: store.put(lost, "x", b""),
+        lambda: store.prove_exclusive(lost),
+        lambda: store.listing(lost),
+        lambda: store.folders(lost),
+        lambda: store.reader(lost, "x"),
+        lambda: log.read(lost),
+    ):
+        with pytest.raises(LakeUnreachable, match="there is no bucket nowhere") as error:
+            attempt()
+        assert "Create the bucket" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "RequestTimeTooSkewed", "the clock of this machine is wrong"),
+        (400, "ExpiredToken", "the credentials have expired"),
+    ],
+)
+def test_a_wrong_clock_and_an_expired_token_are_told_as_such(
+    s3: Store, status: int, code: str, message: str
+) -> None:
+    """Not as missing rights."""
+    table = place(s3, "clock")
+    store.put(table, "x", b"")
+    s3.gateway.failures[:], s3.gateway.code = [status] * 9, code
+    try:
+        with pytest.raises(LakeUnreachable, match=message) as error:
+            store.put(table, "y", b"")
+    finally:
+        s3.gateway.code = ""
+    assert error.value.hint
