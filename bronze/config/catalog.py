@@ -140,9 +140,11 @@ def _all(grants: Grants) -> list[str]:
 
 
 def section_of(path: Sequence[str]) -> type[Section]:
-    """The section of [catalog] that a key belongs to, by the path of the section in it."""
-    if path[:1] == ["workspaces"]:
+    """The section of [catalog] that a key belongs to, by the path of the section in it, which may
+    begin with the name of a catalog.
+    """
+    if "workspaces" in path:
         return WorkspaceSettings
-    if path[:1] == ["auth"]:
-        return SecretName if path[1:] else CatalogAuth
+    if "auth" in path:
+        return CatalogAuth if path[-1] == "auth" else SecretName
     return CatalogSettings

@@ -131,14 +131,15 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
     messages = []
     for problem in error.errors(include_input=False, include_url=False):
         path = [str(part) for part in problem["loc"] if not _is_type_name(part)]
+        if path[:2] == ["catalog", ""]:
+            del path[1]
         channel = ""
         if path[:2] == ["alerts", "channels"] and len(path) > 3:
             # Behind the number of a channel pydantic names its kind.
             channel = path.pop(3)
         if single and path[:1] == ["source"] and len(path) > 1:
             del path[1]
-        # The only catalog has no name.
-        key = ".".join(filter(None, path))
+        key = ".".join(path)
         if problem["type"] == "extra_forbidden":
             known = _section_of(path, channel)
             messages.append(f"unknown key {key}{_suggestion(path[-1], known)}")
@@ -192,7 +193,7 @@ def _section_of(path: list[str], channel: str) -> type[BaseModel]:
     if top == "alerts" and rest:
         return alerts.section_of(rest)
     if top == "catalog":
-        return catalog.section_of([part for part in rest[1:] if not part.isdecimal()])
+        return catalog.section_of(rest)
     if top in ("serve", "breaker", "web"):
         return serve.section_of(top, rest)
     if top == "tables" and "protect" in rest:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from bronze.unity.api.rest import CATALOG, Api, segment
+from bronze.unity.api.rest import CATALOG, CONCURRENT, Api, segment
 from bronze.unity.column_types import CatalogColumn
 from bronze.unity.entries import Entry, TableTags
 
@@ -91,7 +93,11 @@ def grants_of(api: Api, kind: str, full_name: str, *, open_source: bool) -> Gran
 
 def tags_of(api: Api, entry: Entry, columns: Iterable[str]) -> TableTags:
     """The tags of a table and of ``columns``. Raises as `Api.call` does."""
-    return {name: found for name in ("", *columns) if (found := _tags_of(api, entry, name))}
+    names = ("", *columns)
+    # Each column is a request.
+    with ThreadPoolExecutor(CONCURRENT) as pool:
+        found = pool.map(partial(_tags_of, api, entry), names)
+        return {name: tags for name, tags in zip(names, found, strict=True) if tags}
 
 
 def tagged(entry: Entry, column: str) -> tuple[str, str]:

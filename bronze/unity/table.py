@@ -132,7 +132,11 @@ class _Registration:
         with self._explained("cannot be repaired", "MODIFY on the table"):
             writer.repair(entry)
         self._changed(f"columns: {difference}")
-        return self._find_again()
+        repaired = self._find_again()
+        if not repaired.has_columns_of(entry):
+            rest = _differences(repaired, entry)
+            self.notes.append(f"after its repair it still has other columns: {rest}")
+        return repaired
 
     def _recreate(self, present: Registered) -> Registered:
         """Makes the entry anew, with what it had. The files of an external table stay."""

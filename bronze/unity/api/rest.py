@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 CATALOG = "/api/2.1/unity-catalog"
 LINEAGE = "/api/2.0/lineage-tracking"
 SQL = "/api/2.0/sql"
+CONCURRENT = 8
+"""How many requests are sent at a time at most."""
 
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 10.0, 90.0
 _BUSY = (429, 503)
@@ -56,12 +59,13 @@ class Refusal(Exception):
 
 @dataclass(eq=False)
 class Api:
-    """The API of one server. ``reads`` and ``writes`` count its requests."""
+    """The API of one server, for several threads. ``reads`` and ``writes`` count its requests."""
 
     workspace: Workspace
     sleep: Callable[[float], None] = stopping.sleep
     reads: int = 0
     writes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @property
     def host(self) -> str:
@@ -98,20 +102,19 @@ class Api:
         path: str,
         body: object = None,
         query: Mapping[str, str | int] | None = None,
-        *,
-        reads: bool = False,
     ) -> Any:
-        """The answer to a request, as JSON. ``reads`` says that the request changes nothing.
+        """The answer to a request, as JSON.
 
         Raises:
             Refusal: the answer is an error, or not that of such a server.
             CatalogUnreachable: there is no answer, or after all attempts the server is busy.
             ConfigError, SecretsUnreachable: there is no token.
         """
-        if method == "GET" or reads:
-            self.reads += 1
-        else:
-            self.writes += 1
+        with self._lock:
+            if method == "GET":
+                self.reads += 1
+            else:
+                self.writes += 1
         url = f"{self.workspace.host}{path}{f'?{urlencode(query)}' if query else ''}"
         waited, refused_token = 0.0, False
         for attempt in range(1, _ATTEMPTS + 1):
@@ -154,15 +157,16 @@ class Api:
         import urllib3
 
         parts = urlsplit(self.workspace.host)
-        timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_READ_TIMEOUT)
         proxy = getproxies().get(parts.scheme)
+        options: dict[str, Any] = {
+            "timeout": urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_READ_TIMEOUT),
+            "retries": False,
+            "maxsize": CONCURRENT,
+            "ssl_context": ssl.create_default_context(),
+        }
         if proxy and not proxy_bypass(parts.hostname or ""):
-            return urllib3.ProxyManager(
-                proxy, timeout=timeout, retries=False, ssl_context=ssl.create_default_context()
-            )
-        return urllib3.PoolManager(
-            timeout=timeout, retries=False, ssl_context=ssl.create_default_context()
-        )
+            return urllib3.ProxyManager(proxy, **options)
+        return urllib3.PoolManager(**options)
 
     def _unreachable(self, error: Exception) -> CatalogUnreachable:
         cause: BaseException = error

@@ -29,7 +29,7 @@ def workspace(bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterat
         running.mounts["s3://lake"] = ("s3://lake", bucket)
         running.prepare("s3://lake")
         running.warehouse()
-        running.principals("analysts")
+        running.principals("analysts", "auditors")
         yield running
 
 
@@ -46,6 +46,7 @@ def lake(source: Source, workspace: Unity, bucket: dict[str, str], **catalog: An
         catalog={
             "host": workspace.url, "name": "workspace", "auth": {"token": {"secret": "TOKEN"}},
             "warehouse": WAREHOUSE, "grants": {"analysts": ["SELECT"]}, "after_runs": True,
+            "governance_grants": {"auditors": ["SELECT"]},
             **catalog,
         },
     )  # fmt: skip
@@ -95,6 +96,9 @@ def test_a_run_registers_what_it_loaded(
     assert result.exit_code == 0
     assert "workspace.governance.runs" in {t.name for t in result.tables}
     assert names < {s.name for s in workspace.metastore.of("TABLE")}
+    granted = {s.name: s.grants for s in workspace.metastore.of("TABLE")}
+    assert granted["workspace.governance.runs"] == {"auditors": {"SELECT"}}
+    assert granted[name] == {"analysts": {"SELECT"}}
     writes = workspace.count("POST", "PATCH", "DELETE")
     assert {t.status for t in opened.register().tables} == {"unchanged"}
     assert workspace.count("POST", "PATCH", "DELETE") == writes

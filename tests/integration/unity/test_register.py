@@ -171,15 +171,18 @@ def test_a_table_is_registered_with_all_that_is_known_of_it(
     assert {method for method, _ in workspace.requests[before:]} == {"GET"}
 
 
-def test_added_columns_are_repaired_by_sql(lake: Path, workspace: Unity) -> None:
-    """And comments stay."""
+def test_changed_columns_are_repaired_by_sql(lake: Path, workspace: Unity) -> None:
+    """Those that were added, and those of another type."""
     settings = config(lake, workspace, warehouse=WAREHOUSE)
     register.register(settings)
-    lake_tables.make(lake, "customers", (*COLUMNS, ("since", DeltaType("date"))))
+    wider = dict(COLUMNS) | {"paid": DeltaType("decimal", 14, 2)}
+    lake_tables.make(lake, "customers", tuple(wider.items()))
+    table = only(register.register(settings))
+    assert "columns: paid is decimal(14,2), not decimal(12,2)" in table.changes
+    lake_tables.make(lake, "customers", (*wider.items(), ("since", DeltaType("date"))))
     table = only(register.register(settings))
     assert (table.status, table.error) == ("updated", None)
-    assert "columns: since is new" in " ".join(table.changes)
-    assert "tags of e-mail: protection" in table.changes
+    assert "columns: since is new" in table.changes
     assert workspace.problems(NAME) == []
     assert tags(sdk(workspace), "columns", f"{NAME}.e-mail") == {"pii": "e-mail"}
     assert register.register(settings).writes == 0
@@ -326,10 +329,12 @@ def test_warehouses_that_do_not_run(lake: Path, workspace: Unity) -> None:
     assert problem.kind == "CatalogUnreachable"
     assert "has not started within 0 s; the statement was canceled" in problem.message
     assert time.monotonic() - began < 20
-    missing = register.register(config(lake, workspace, warehouse="gone"), ["bz_orders"])
-    assert missing.exit_code == 1
-    told = [t.error.message for t in missing.tables if t.error]
-    assert "There is no SQL warehouse gone" in " ".join(told)
+    workspace.warehouse("deleted", state="DELETED")
+    for name in ("gone", "deleted"):
+        missing = register.register(config(lake, workspace, warehouse=name), ["bz_orders"])
+        assert missing.exit_code == 1
+        texts = (*missing.problems, *(t.error for t in missing.tables if t.error))
+        assert any(f"There is no SQL warehouse {name} at 127" in one.message for one in texts)
 
 
 @pytest.mark.soak
@@ -415,6 +420,11 @@ def test_a_host_that_is_no_workspace_and_a_token_that_has_ended(
     assert "Invalid access token" in problem.message
     assert "token has expired, or is one of another workspace" in problem.hint
     monkeypatch.setenv("TOKEN", "bronze-token")
+    workspace.ends["bronze-token"] = 1.0
+    (problem,) = register.register(config(lake, workspace)).problems
+    assert "UNAUTHENTICATED: Token is expired" in problem.message
+    assert "token has expired" in problem.hint
+    workspace.ends.clear()
     (problem,) = register.register(config(lake, workspace, name="nowhere")).problems
     assert "The catalog nowhere at 127.0.0.1" in problem.message
     assert "CATALOG_DOES_NOT_EXIST" in problem.message

@@ -44,6 +44,7 @@ def work() -> int:
     print([row.key for table in proof.tables for row in table.rows])
     erased = lake.forget("orders", {"id": "42"})
     print(erased.rows, lake.quality(trend=3).tables, lake.audit(since=datetime.now()).records)
+    print([table.changes for table in lake.register(["orders"], recreate=True).tables])
     print(lake.check().problems, [key.current for key in lake.keys()], lake.maintain().tables)
     print(lake.tables(), lake.table("orders").select("id").collect().height)
     print(lake.reveal("orders").height, lake.rotate_keys(), lake.rewrap_keys(), lake.drop_stream())
