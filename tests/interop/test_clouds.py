@@ -21,7 +21,7 @@ import trustme
 from azure.identity import EnvironmentCredential
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.core import Config
-from obstore.store import from_url
+from obstore.store import S3Store
 
 from bronze import secrets
 from bronze.api.client import Bronze
@@ -153,10 +153,13 @@ def _forget() -> None:
 def bucket() -> Iterator[str]:
     """The address of an S3 with the empty bucket of the page; a process has one moto."""
     with object_store.moto("shop-lake") as address:
-        keys = {"aws_access_key_id": "key", "aws_secret_access_key": "word"}
-        endpoint = {"aws_endpoint_url": address, "aws_region": "us-east-1"}
-        opened = from_url(
-            "s3://shop-lake", config={**keys, **endpoint}, client_options={"allow_http": True}
+        opened = S3Store(
+            "shop-lake",
+            access_key_id="key",
+            secret_access_key="word",
+            endpoint=address,
+            region="us-east-1",
+            client_options={"allow_http": True},
         )
         for chunk in obstore.list(opened):
             obstore.delete(opened, [meta["path"] for meta in chunk])
