@@ -316,7 +316,7 @@ def test_a_password_in_a_mapping_is_refused() -> None:
     [
         (
             {"root": "s3://b/x", "options": {"aws_acces_key_id": "x"}},
-            "there is no option aws_acces_key_id for aws's store; did you mean aws_access_key_id?",
+            "there is no option aws_acces_key_id for aws's store (did you mean aws_access_key_id?)",
         ),
         ({"root": "s3n://b/x"}, "there is no store for s3n://; use s3://bucket/path"),
         ({"root": "wasbs://c@a.blob.core.windows.net/x"}, "use abfss://container@account.dfs."),
