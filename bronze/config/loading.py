@@ -131,6 +131,11 @@ def _error_message(error: ValidationError, name: str, single: bool) -> str:
             messages.append(f"unknown key {key}{_suggestion(path[-1], known)}")
         elif problem["type"] == "missing":
             messages.append(f"{key} is missing")
+        elif problem["type"] == "union_tag_invalid":
+            kinds = problem["ctx"]["expected_tags"].replace("'", "")
+            messages.append(f"{key}.kind is one of {kinds}, not {problem['ctx']['tag']!r}")
+        elif problem["type"] == "union_tag_not_found":
+            messages.append(f"{key}.kind is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             text = f"{message[:1].lower()}{message[1:]}"
