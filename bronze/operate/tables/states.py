@@ -24,14 +24,16 @@ _USUAL = freshness.USUAL_RUNS
 @dataclass
 class TableState:
     """A table: ``begun_for`` is the due time that its last run began for, ``attempt`` which attempt
-    that was, ``retry_at`` when it is tried again. ``durations`` are the seconds of its last runs.
-    ``died`` is in how many runs in a row the process has died.
+    that was, ``retry_at`` when it is tried again. ``waits_since`` is since when it has only waited
+    for its turn. ``durations`` are the seconds of its last runs. ``died`` is in how many runs in a
+    row the process has died.
     """
 
     begun_for: datetime | None = None
     running: bool = False
     attempt: int = 0
     retry_at: datetime | None = None
+    waits_since: datetime | None = None
     failure: Failure | None = None
     durations: list[float] = field(default_factory=list)
     died: int = 0
@@ -118,6 +120,7 @@ def clocks_of(
                 begun_for=state.begun_for,
                 running=state.running,
                 retry_at=state.retry_at,
+                waits_since=state.waits_since,
                 requested=asked.now if is_new else None,
                 blocked=blocked,
                 blocked_until=until,
