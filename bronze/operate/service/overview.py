@@ -209,7 +209,7 @@ class Overview:
             key: [r for r in runs if key not in resets or r.began > resets[key]]
             for key, runs in known.items()
         }
-        board.guards.rebuild(since, now)
+        board.guards.rebuild(since)
         for key, runs in since.items():
             board.states[key] = states.state_of(runs, now)
         return [key for key, runs in since.items() if crashes(runs)]

@@ -55,7 +55,7 @@ def test_breakers_that_are_switched_off_never_open() -> None:
     """[breaker] enabled = false."""
     known = Guards(BreakerSettings(enabled=False, threshold=1))
     known.end(TABLE, Outcome(NOW, NOW, failed=True))
-    known.rebuild({"s.public.t": [record(1, "began"), record(2, "began")]}, NOW)
+    known.rebuild({"s.public.t": [record(1, "began"), record(2, "began")]})
     assert known.breakers == {}
 
 
@@ -68,8 +68,17 @@ def test_breakers_are_rebuilt_from_records() -> None:
         "s.public.stopped": [record(hour, "stopped", "Stopped") for hour in (1, 2, 3)],
         "s.public.well": [record(1, "failed", "LakeError"), record(2, "landed")],
     }
-    known.rebuild(history, NOW)
+    known.rebuild(history)
     assert set(known.breakers) == {TABLE}
+
+
+def test_the_rest_after_a_crash_does_not_begin_again_with_each_restart() -> None:
+    """It is counted from the beginning of the run in which the process died."""
+    known = Guards(BreakerSettings(threshold=1, pause=1800, longest=3600))
+    known.rebuild({"s.public.t": [record(10, "landed"), record(11, "began")]})
+    until = known.of(TABLE).until
+    assert until is not None
+    assert timedelta(minutes=20) < until - NOW.replace(hour=11) <= timedelta(minutes=30)
 
 
 def test_a_table_in_flight_at_two_crashes_in_a_row_is_poison() -> None:
@@ -82,9 +91,9 @@ def test_a_table_in_flight_at_two_crashes_in_a_row_is_poison() -> None:
         ([record(10, "began", service=False), record(11, "began", service=False)], False),
     ):
         known = Guards(own)
-        known.rebuild({"s.public.t": records}, NOW)
+        known.rebuild({"s.public.t": records})
         assert (known.of(TABLE).until is not None) == is_poison
-    known.rebuild({"s.public.t": [record(10, "began"), record(11, "began")]}, NOW)
+    known.rebuild({"s.public.t": [record(10, "began"), record(11, "began")]})
     assert known.of(TABLE).until == NOW  # an hour after the last one began
     assert known.of(TABLE).may_begin(NOW)
 
