@@ -99,10 +99,12 @@ def test_a_service_that_is_killed_at_any_failpoint(source: Source, tmp_path: Pat
             killed.append(time.time())
             own.environment = plain
             own.start()
+            until(own.has_begun, 60)
             until(lambda: differences(healthy) == {}, 120)
             print(point, end=" ", flush=True)
             assert own.stop() == 0
         own.start()
+        until(own.has_begun, 60)
         until(lambda: set(openings(healthy)) == triggered(boxes), 90)
         for about in ("public.bad", *(f"no_table_{p}" for p in failpoint.ALERT_POINTS)):
             until(lambda about=about: all(boxes.acts(about).values()), 60)

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from bronze.api.progress import LOG
 from bronze.errors import BronzeError
-from bronze.governance import actor
+from bronze.governance import actor, run_log
 from bronze.governance.tables.controls import ControlRecord
 from bronze.governance.tables.runs import Command, RunRecord
 from bronze.operate import beat, controls
@@ -26,7 +26,7 @@ from bronze.operate.service.board import Board, Trouble
 from bronze.operate.service.timing import Routine
 from bronze.operate.service.watch import MAINTAIN, verify_name
 from bronze.operate.tables import catalog, states
-from bronze.operate.tables.guards import crashes
+from bronze.operate.tables.guards import crashes, is_of_service
 from bronze.operate.view import Live, View
 
 _SEEN_EVERY = 1.0
@@ -58,6 +58,7 @@ class Overview:
         self.unseen_since: datetime | None = None
         """When the service before this one was last heard: nobody saw what was late since then."""
         self._other: Live | None = None
+        self._stopped: Live | None = None
         self._crashed: Live | None = None
         self._view: View | None = None
         self.routine = Routine("records", self._look)
@@ -146,6 +147,7 @@ class Overview:
                 return _OTHER_LOOKS
             with self._lock:
                 self._history.refresh()
+                self._record_left()
                 chores = [*self._all_runs("verify"), *self._all_runs("maintain")]
             records = controls.read(board.settings)
         except BronzeError as error:
@@ -164,6 +166,22 @@ class Overview:
             board.touch()
         self._read_at = self._streams_read_at = time.monotonic()
         return _SEEN_EVERY
+
+    def _record_left(self) -> None:
+        """Records that what the service before this one left at its stop was stopped: it did not
+        die in these runs.
+        """
+        last, tables = self._stopped, self._history.tables
+        left = [
+            record
+            for key, running in (last.running if last else {}).items()
+            if key in tables and running.command == "run"
+            for record in tables[key].open
+            if is_of_service(record) and record.began >= running.began
+        ]
+        if last and left:
+            run_log.record_left(self._board.settings, left, last.at)
+            self._history.refresh()
 
     def _all_runs(self, command: Command) -> list[RunRecord]:
         found = self._history.all_runs(command)
@@ -223,6 +241,7 @@ class Overview:
         board, now = self._board, self._board.now
         last = beat.read(board.settings)
         self.unseen_since = last.at if last and last.service != board.service else None
+        self._stopped = last if last and last.is_stopping else None
         if last is None or last.is_stopping or last.service == board.service:
             return True
         if _is_alive_here(last) and now - last.at < 2 * beat.ALIVE:
