@@ -18,6 +18,7 @@ from bronze.operate.tables.guards import LAKE, Guards, source_subject, table_sub
 from bronze.operate.tables.requests import TableRequests
 
 CHORE_PRIORITY = 9
+_LATELY = timedelta(minutes=10)
 _USUAL = freshness.USUAL_RUNS
 
 
@@ -107,7 +108,7 @@ def clocks_of(
         blocked, until = _blocked(table, state, asked, outlook)
         if not blocked and state.died and suspect not in (None, table.key):
             blocked = f"{suspect} runs alone first, because the process ended in its run"
-        is_new = asked.now and (state.begun_for is None or asked.now > state.begun_for)
+        is_new = asked.now and _is_new(asked.now, state.begun_for, outlook.now)
         alone = state.died or outlook.guards.of(table_subject(table.key)).until is not None
         clocks.append(
             TableClock(
@@ -127,6 +128,14 @@ def clocks_of(
             )
         )
     return clocks
+
+
+def _is_new(requested: datetime, begun_for: datetime | None, now: datetime) -> bool:
+    """Whether a table has not run since it was requested."""
+    if begun_for is None or requested > begun_for:
+        return True
+    # The clock was ahead when it last ran, and that time comes later.
+    return begun_for > now and requested != begun_for and requested > now - _LATELY
 
 
 def _first_suspect(states: Mapping[str, TableState]) -> str | None:

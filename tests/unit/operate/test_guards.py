@@ -123,6 +123,19 @@ def test_what_a_restart_does_again() -> None:
         assert state.begun_for == NOW.replace(hour=11)
 
 
+def test_a_request_is_new_until_the_table_has_run_for_it() -> None:
+    """Also where the clock was two hours ahead when it last ran, or is behind that of the host of
+    the request.
+    """
+    minute = timedelta(minutes=1)
+    assert states._is_new(NOW, None, NOW)
+    assert states._is_new(NOW, NOW - minute, NOW)
+    assert not states._is_new(NOW - minute, NOW, NOW)
+    assert states._is_new(NOW - minute, NOW + 120 * minute, NOW)
+    assert not states._is_new(NOW - 120 * minute, NOW + 120 * minute, NOW)
+    assert not states._is_new(NOW + minute, NOW + minute, NOW)
+
+
 def test_rests_are_as_long_as_before_after_a_jump_of_the_clock() -> None:
     """They move with the clock."""
     known = Guards(OPEN)
