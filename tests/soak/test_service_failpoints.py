@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -20,7 +21,7 @@ from bronze.config import loading
 from tests.conftest import Source
 from tests.soak.test_service_kills import openings, repeated, triggered
 from tests.support.content import differences
-from tests.support.service_process import CHANNELS, inboxes, service
+from tests.support.service_process import CHANNELS, Inboxes, inboxes, service
 from tests.support.serving import until
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -67,6 +68,11 @@ def load(dsn: str, numbers: Iterator[int]) -> Iterator[None]:
         thread.join()
 
 
+def everybody_heard(boxes: Inboxes, about: str) -> bool:
+    """Whether each channel was told of something."""
+    return all(boxes.acts(about).values())
+
+
 def test_a_service_that_is_killed_at_any_failpoint(source: Source, tmp_path: Path) -> None:
     """Of loads, of a stream, of maintenance, and of alerts, while the source changes."""
     for table in ("live", "word", "added"):
@@ -107,7 +113,7 @@ def test_a_service_that_is_killed_at_any_failpoint(source: Source, tmp_path: Pat
         until(own.has_begun, 60)
         until(lambda: set(openings(healthy)) == triggered(boxes), 90)
         for about in ("public.bad", *(f"no_table_{p}" for p in failpoint.ALERT_POINTS)):
-            until(lambda about=about: all(boxes.acts(about).values()), 60)
+            until(partial(everybody_heard, boxes, about), 60)
         assert own.stop() == 0
     assert boxes.acts("public.bad") == {name: ["open"] for name in CHANNELS}
     assert repeated(boxes, killed) == []

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,11 @@ Fault = Callable[[Inboxes, threading.Event], None]
 
 def silent(boxes: Inboxes, over: threading.Event) -> None:
     """It accepts connections, and says nothing."""
-    boxes.mail.speak = lambda _: bool(over.wait(300)) and None
+
+    def speak(_: socket.socket) -> None:
+        over.wait(300)
+
+    boxes.mail.speak = speak
 
 
 def tarpit(boxes: Inboxes, over: threading.Event) -> None:
@@ -72,7 +77,7 @@ def test_a_mail_server_that_fails(
         fault(boxes, over)
         own.start()
         for name in ("slack", "pager"):
-            until(lambda name=name: boxes.sent(name, "Channel mail fails"), 120)
+            until(partial(boxes.sent, name, "Channel mail fails"), 120)
             (told,) = boxes.sent(name, "Channel mail fails")
             assert words in told.text
             assert boxes.acts("table_quarantined")[name] == ["open"]

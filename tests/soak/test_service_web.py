@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 
@@ -70,7 +69,8 @@ def listening(port: int, stack: ExitStack) -> socket.socket:
 def memory(own: Service) -> float:
     """The megabytes that a service takes."""
     assert own.process is not None
-    return float(psutil.Process(own.process.pid).memory_info().rss) / 10**6
+    pages = int(Path(f"/proc/{own.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 10**6
 
 
 def slowest(browser: Browser, path: str, seconds: float) -> float:
