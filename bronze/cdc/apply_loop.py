@@ -180,7 +180,9 @@ class Session:
                     receiver.confirm(self._records.position)
                     targets = [following.target for following in tables.following]
                     maintenance.add({t.place: t.settings for t in targets})
-                self._run_periodic(receiver)
+                if not stream.stop.is_set():
+                    # The end has records of its own: a stop does not wait for both.
+                    self._run_periodic(receiver)
                 heard.poll()
                 if end is None:
                     tables.retry_due()

@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bronze.config.fields import NameList, Seconds, SecretName, Section, to_seconds
+from bronze.config.fields import NameList, Seconds, SecretName, Section, matching, to_seconds
 
 Level = Literal["warning", "critical"]
-_URL = r"^https?://[!-~]+$"
-_ADDRESS = r"^[^\s@,;<>]+@[^\s@,;<>]+$"
+_Url = Annotated[str, matching(r"https?://[!-~]+", "a URL with https:// or http://")]
+_ADDRESS = r"[^\s@,;<>]+@[^\s@,;<>]+"
 
 
 class Threshold(Section):
@@ -51,8 +51,8 @@ class EmailChannel(Section):
 
     kind: Literal["email"]
     name: str = Field(min_length=1)
-    server: str = Field(pattern=r"^\S+:\d{1,5}$")
-    sender: str = Field(pattern=_ADDRESS)
+    server: Annotated[str, matching(r"\S+:\d{1,5}", "host:port of a mail server")]
+    sender: Annotated[str, matching(_ADDRESS, "an address like ada@example.com")]
     to: NameList = Field(min_length=1)
     tls: Literal["starttls", "implicit", "none"] = "starttls"
     user: str = ""
@@ -85,7 +85,7 @@ class SlackChannel(Section):
     webhook: SecretName | None = None
     token: SecretName | None = None
     channel: str = ""
-    url: str = Field(default="https://slack.com", pattern=_URL)
+    url: _Url = "https://slack.com"
 
     @model_validator(mode="after")
     def _check(self) -> SlackChannel:
@@ -104,7 +104,7 @@ class PagerDutyChannel(Section):
     kind: Literal["pagerduty"]
     name: str = Field(min_length=1)
     key: SecretName
-    url: str = Field(default="https://events.pagerduty.com", pattern=_URL)
+    url: _Url = "https://events.pagerduty.com"
 
 
 class WebhookChannel(Section):
@@ -112,7 +112,7 @@ class WebhookChannel(Section):
 
     kind: Literal["webhook"]
     name: str = Field(min_length=1)
-    url: Annotated[str, Field(pattern=_URL)] | SecretName
+    url: _Url | SecretName
     secret: SecretName | None = None
 
 
@@ -170,7 +170,9 @@ class AlertSettings(Section):
     resources: ShareLimit = ShareLimit.model_validate(
         {"more_than": 0.80, "for": 300, "level": "warning"}
     )
-    heartbeat: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    heartbeat: Annotated[
+        str, matching(r"(https?://\S+)?", "a URL with https:// or http://, or empty for none")
+    ] = ""
     channels: tuple[Channel, ...] = ()
     scenarios: Scenarios = Scenarios()
 

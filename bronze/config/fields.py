@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -22,6 +22,19 @@ def to_seconds(value: object) -> object:
             raise ValueError('a duration looks like "30s", "5m" or "2h"')
         return int(match[1]) * _SECONDS[match[2].lower()]
     return value
+
+
+def matching(pattern: str, what: str) -> AfterValidator:
+    """Refuses a text that does not match a pattern, with the sentence that it is not ``what``. The
+    text itself may be a secret.
+    """
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"it is not {what}")
+        return text
+
+    return AfterValidator(check)
 
 
 def _to_bytes(value: object) -> object:

@@ -161,6 +161,11 @@ def _sentence(problem: Mapping[str, Any], path: list[str], channel: str) -> str:
         return f"unknown key {key}{_suggestion(path[-1], _section_of(path, channel))}"
     if problem["type"] == "missing":
         return f"{key} is missing"
+    if problem["type"] == "union_tag_invalid":
+        kinds = problem["ctx"]["expected_tags"].replace("'", "")
+        return f"{key}.kind is one of {kinds}, not {problem['ctx']['tag']!r}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{key}.kind is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     text = f"{message[:1].lower()}{message[1:]}"
     if str(problem["type"]).startswith("model_") and path[-1] in _SECRET_KEYS:

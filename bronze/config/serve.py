@@ -81,7 +81,9 @@ class WindowSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> WindowSettings:
         if self.workers[0] > self.workers[1]:
-            raise ValueError(f"workers are the least and the most: {list(self.workers)} is not")
+            raise ValueError(
+                f"workers = {list(self.workers)}: the least comes first, and then the most"
+            )
         if self.when:
             parse_hours(self.when)
         return self

@@ -172,6 +172,17 @@ def begin(settings: Settings, command: Command, cause: Cause) -> RunLog:
     return RunLog(settings, record)
 
 
+def record_left(settings: Settings, begun: Iterable[RunRecord], ended: datetime) -> None:
+    """Records that runs were left at the end of their process, which did not wait for them.
+
+    Raises:
+        CommitConflict, LakeError, LakeUnreachable: the records cannot be written.
+    """
+    failure = Failure("Stopped", "The service ended before the run did.", "")
+    stopped = [replace(record, status="stopped", ended=ended) for record in begun]
+    _append(settings, [_failed(record, failure) for record in stopped])
+
+
 def place(settings: Settings) -> Place:
     """Where the records are."""
     return settings.place(GOVERNANCE, runs.NAME)

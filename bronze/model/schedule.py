@@ -38,6 +38,16 @@ _FORMS = (
 )
 
 
+_PROBLEMS = {
+    "bad minute": "the minute, its first field, is 0 to 59",
+    "bad hour": "the hour, its second field, is 0 to 23",
+    "bad day-of-month": "no date has the day of the month in its third field",
+    "bad month": "the month, its fourth field, is 1 to 12",
+    "bad day-of-week": "the day of the week, its fifth field, is 0 to 7, or sun to sat",
+}
+"""What the library says of a field, and the sentence about it."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The times at which something is due. ``text`` is as the config has it.
@@ -155,7 +165,9 @@ def _check_cron(text: str, fields: str) -> None:
     try:
         next(CronSim(fields, datetime(2000, 1, 1, tzinfo=UTC)))
     except CronSimError as error:
-        raise ValueError(f"{text!r} is not a schedule: {str(error).lower()}") from None
+        problem = str(error).lower()
+        problem = _PROBLEMS.get(problem, problem)
+        raise ValueError(f"{text!r} is not a schedule: {problem}") from None
     except StopIteration:
         raise ValueError(f"{text!r} is never due: no such day comes") from None
 

@@ -14,10 +14,12 @@ from datetime import datetime, timedelta
 
 from bronze.config.alerts import Threshold
 from bronze.config.settings import Settings
+from bronze.governance.tables.runs import RunRecord
 from bronze.operate.alerts import kinds
 from bronze.operate.alerts.life import Condition, Key
 from bronze.operate.facts.wording import clause, duration, moment
 from bronze.operate.metrics import processing_of
+from bronze.operate.tables.guards import LAKE_KINDS
 from bronze.operate.view import StreamFacts, TableView, View
 
 CROWD = 5
@@ -27,6 +29,8 @@ SERVICE = "service"
 _RETRIED = timedelta(minutes=5)
 # Longer than two evaluations take.
 _TOLD_FOR = timedelta(seconds=20)
+# Longer than three looks at the lake: a single slow answer is told to nobody.
+_SLOW_FOR = timedelta(seconds=15)
 _SLOT_LOST_WITHIN = 6 * 3600
 _FULL_BYTES, _FULL_SHARE = 5 * 10**9, 0.05
 _REFUSED_STATES = ("", "42P01", "42703", "42P10")
@@ -94,6 +98,11 @@ class _Maker:
         full: Key = ("lake_full", self.settings.lake.root)
         return (self.lake, full) if live and live.lake_error else (self.lake,)
 
+    @property
+    def lake_slow(self) -> Key:
+        """What explains that something takes long, or that the lake has not answered in time."""
+        return "lake_slow", self.settings.lake.root
+
     def make(
         self,
         kind: str,
@@ -113,6 +122,9 @@ class _Maker:
         if live and view.is_alive and live.lake_error:
             text = f"The lake cannot be reached: {live.lake_error}"
             yield self.make(*self.lake, live.at, text, [("lake_full", self.settings.lake.root)])
+        if live and view.is_alive and live.lake_slow:
+            text = f"The lake is slow: {live.lake_slow.text}"
+            yield self.make(*self.lake_slow, live.lake_slow.since, text, hold=_SLOW_FOR)
         for source in view.sources:
             if source.error:
                 is_config = source.error_kind == "ConfigError"
@@ -148,14 +160,14 @@ class _Maker:
             if stream.error:
                 loss = f"; {_slot_loss(stream)}" if _is_in_danger(stream) else ""
                 text = f"The stream of {stream.source} is down: {clause(stream.error)}{loss}"
-                yield self.make(
-                    "stream_down", stream.source, self.view.now, text, (*self.lake_causes, source)
-                )
+                causes = [*self.lake_causes, source]
+                causes += [self.lake_slow] if stream.error_kind in LAKE_KINDS else []
+                yield self.make("stream_down", stream.source, self.view.now, text, causes)
             if stream.left is not None and stream.left <= 0:
                 text = f"The replication slot {stream.slot} of {stream.source} is lost"
                 yield self.make("slot_lost", stream.source, self.view.now, text)
             elif _is_in_danger(stream) or (stream.retained or 0) > self.settings.stream.wal_budget:
-                causes = (*self.lake_causes, source, ("stream_down", stream.source))
+                causes = [*self.lake_causes, self.lake_slow, source, ("stream_down", stream.source)]
                 text = _slot_loss(stream)
                 yield self.make("slot_retains", stream.source, self.view.now, text, causes)
 
@@ -183,6 +195,8 @@ class _Maker:
     def _causes(self, kind: str, source: str) -> list[Key]:
         """What explains a trouble of all tables of a source; the crowd's own condition is last."""
         causes: list[Key] = [*self.lake_causes, ("source_unreachable", source)]
+        if kind in ("freshness", "will_be_late", "duration"):
+            causes.append(self.lake_slow)
         if kind in ("freshness", "will_be_late"):
             causes.append(("stream_down", source))
         return [*causes, (kind, source)]
@@ -248,9 +262,8 @@ class _Maker:
         if is_resting and breaker:
             failures = f"it failed {breaker.failures} times in a row"
             text = f"{table.table} is quarantined: {failures}{_message(table)}"
-            yield self._of_table(
-                "table_quarantined", table, breaker.failed_at or since, text, explained=True
-            )
+            begin, more = breaker.failed_at or since, self._error_causes(last)
+            yield self._of_table("table_quarantined", table, begin, text, more=more, explained=True)
         elif table.pattern == "streaming":
             yield from self._not_followed(table)
         elif table.died:
@@ -266,9 +279,16 @@ class _Maker:
             text = f"{table.table} failed{_message(table)}"
             is_retried = bool(self.view.live and table.key in self.view.live.retries)
             hold = _RETRIED if is_retried else timedelta()
-            is_secret = last.error_kind in ("ConfigError", "SecretsUnreachable")
-            keys: list[Key] = [("keys_missing", SERVICE)] if is_secret else []
-            yield self._of_table(kind, table, since, text, more=keys, hold=hold, explained=True)
+            more = self._error_causes(last)
+            yield self._of_table(kind, table, since, text, more=more, hold=hold, explained=True)
+
+    def _error_causes(self, last: RunRecord | None) -> list[Key]:
+        """What would explain the error of a run, by the error's class."""
+        if last is None:
+            return []
+        is_secret = last.error_kind in ("ConfigError", "SecretsUnreachable")
+        causes: list[Key] = [("keys_missing", SERVICE)] if is_secret else []
+        return [*causes, *([self.lake_slow] if last.error_kind in LAKE_KINDS else [])]
 
     def _not_followed(self, table: TableView) -> Iterator[Condition]:
         live = self.view.live

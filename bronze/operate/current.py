@@ -131,6 +131,7 @@ class _Context:
             pause=self.pauses.get(key),
             breaker=self._breaker(key),
             source_error=source_error,
+            lake_slow=self.live.lake_slow if self.live and self.is_alive else None,
             has_history=self.history is not None,
             is_alive=self.is_alive,
             now=self.now,

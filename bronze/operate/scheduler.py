@@ -28,7 +28,8 @@ class TableClock:
     """What decides when a table runs.
 
     ``begun_for`` is the due time that its last run began for, None if it never ran; ``running``
-    says that the run goes on, ``retry_at`` when a failed one is tried again. ``requested`` is when
+    says that the run goes on, ``retry_at`` when a failed one is tried again. ``waits_since`` is
+    since when it has only waited for its turn, None if it does not. ``requested`` is when
     an operator asked for a run. ``blocked`` is a sentence why it may not run (paused, resting,
     quarantined); after ``blocked_until`` this is looked at again. ``sla`` and ``expected``, the
     time that a run takes, are in seconds.
@@ -43,6 +44,7 @@ class TableClock:
     begun_for: datetime | None = None
     running: bool = False
     retry_at: datetime | None = None
+    waits_since: datetime | None = None
     requested: datetime | None = None
     blocked: str = ""
     blocked_until: datetime | None = None
@@ -72,12 +74,14 @@ class Start:
 @dataclass(frozen=True)
 class Decision:
     """The runs to begin, in order; for each other table that is due a sentence why it waits; and
-    when something changes by the time alone, None if never.
+    when something changes by the time alone, None if never. ``queued`` are the tables of those
+    that wait for their turn alone.
     """
 
     start: tuple[Start, ...]
     waiting: Mapping[str, str]
     wake: datetime | None
+    queued: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -123,6 +127,7 @@ def decide(
         times: kept from call to call, as it remembers due times.
     """
     waiting: dict[str, str] = {}
+    queued: set[str] = set()
     ready: dict[tuple[str, datetime, Reason], list[_Due]] = {}
     for table in _due_tables(clocks, now, times):
         if table.clock.running:
@@ -131,14 +136,15 @@ def decide(
             waiting[table.clock.table] = table.clock.blocked
         elif capacity.pressure and table.urgency > _URGENT:
             waiting[table.clock.table] = capacity.pressure
+            queued.add(table.clock.table)
         else:
             ready.setdefault(table.run, []).append(table)
     runs = sorted(ready.values(), key=_rank)
     for run in runs[capacity.free :]:
         waiting.update({table.clock.table: capacity.full for table in run})
-    return Decision(
-        tuple(_start(run) for run in runs[: capacity.free]), waiting, _wake(clocks, now, times)
-    )
+        queued.update(table.clock.table for table in run)
+    start = tuple(_start(run) for run in runs[: capacity.free])
+    return Decision(start, waiting, _wake(clocks, now, times), frozenset(queued))
 
 
 def _due_tables(clocks: Iterable[TableClock], now: datetime, times: DueTimes) -> Iterator[_Due]:
@@ -154,9 +160,11 @@ def _due_tables(clocks: Iterable[TableClock], now: datetime, times: DueTimes) ->
         else:
             continue
         period = following - last
-        deadline = due + (period if clock.sla is None else timedelta(seconds=clock.sla))
+        # A due time that comes while it waits for its turn does not begin its wait again.
+        since = min(due, clock.waits_since or due)
+        deadline = since + (period if clock.sla is None else timedelta(seconds=clock.sla))
         slack = deadline - now - timedelta(seconds=clock.expected)
-        urgency = max(_URGENT, clock.priority - (now - due) // period)
+        urgency = max(_URGENT, clock.priority - (now - since) // period)
         yield _Due(clock, due, reason, urgency, slack)  # type: ignore[arg-type]
 
 

@@ -142,6 +142,19 @@ class PermitFacts:
 
 
 @dataclass(frozen=True)
+class LakeSlow:
+    """That the lake answers slowly: since when, and in how many seconds it did the last time."""
+
+    since: datetime
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """A clause after "because"."""
+        return f"the lake takes {self.seconds:.1f} s to answer a request"
+
+
+@dataclass(frozen=True)
 class Live:
     """What only the service itself knows; it writes it to the lake from time to time, so that
     ``bronze status`` has it without the service.
@@ -172,6 +185,7 @@ class Live:
     permits: PermitFacts | None = None
     config_error: str = ""
     lake_error: str = ""
+    lake_slow: LakeSlow | None = None
     unread: str = ""
     source_errors: Mapping[str, Failure] = field(default_factory=dict)
     is_stopping: bool = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +13,15 @@ from bronze.operate.service import watch
 from tests.conftest import Source
 from tests.integration.operate.test_service import NEVER, config, make
 from tests.support.content import differences
-from tests.support.serving import Hands, Serving, serving, until
+from tests.support.service_process import CHANNELS, inboxes, service
+from tests.support.serving import Hands, Serving, runs_of, serving, until
 
 pytestmark = pytest.mark.soak
 
 STEP = timedelta(minutes=20)
+FAKETIME = Path(
+    os.environ.get("BRONZE_FAKETIME", "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +93,43 @@ def test_a_clock_that_jumps_two_hours_and_back(source: Source) -> None:
     # Those of each hour by which it was later than ever before.
     assert max(due for due in dues if due) == datetime(2026, 5, 4, 18, 0, tzinfo=UTC)
     assert differences(settings) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(not FAKETIME.exists(), reason="needs Debian's package libfaketime")
+def test_a_process_whose_clock_jumps_two_hours_and_back(source: Source, tmp_path: Path) -> None:
+    """It is one message, and nothing runs twice for a due time; who asks for a table after it has
+    it loaded, although it has run at a time that comes later.
+    """
+    make(source, "word")
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    with inboxes() as boxes, service(tmp_path, source.dsn, source.lake, "", boxes) as own:
+        plain = own.environment
+        own.environment = {
+            **plain,
+            "LD_PRELOAD": str(FAKETIME),
+            "FAKETIME_TIMESTAMP_FILE": str(offset),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        own.start()
+        until(lambda: differences(own.settings) == {}, 60)
+
+        def latest() -> datetime:
+            return max(run.scheduled for run in runs_of(own.settings) if run.scheduled)
+
+        offset.write_text("+2h")
+        until(lambda: all(boxes.acts("clock_jumped").values()), 90)
+        until(lambda: latest() > datetime.now(UTC) + timedelta(hours=1), 60)
+        offset.write_text("+0")
+        own.until_logged("seconds=-7200", 60)
+        source.execute("INSERT INTO word SELECT g, 'new' FROM generate_series(10001, 10010) g")
+        own.environment = plain
+        assert own.run("now", "word").returncode == 0
+        until(lambda: differences(own.settings) == {}, 60)
+        assert own.stop() == 0
+        dues = [run.scheduled for run in runs_of(own.settings)]
+        assert len(dues) == len(set(dues))
+        assert boxes.acts("clock_jumped") == {name: ["open"] for name in CHANNELS}

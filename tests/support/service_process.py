@@ -135,6 +135,7 @@ class Service:
     file: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    _logged: int = 0
 
     @property
     def log(self) -> Path:
@@ -151,6 +152,7 @@ class Service:
         command = ["-c", script, str(self.file)] if script else ["-m", "bronze", "serve", "-c"]
         command = command if script else [*command, str(self.file)]
         with self.log.open("ab") as log:
+            self._logged = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, *command],
                 env={**os.environ, **self.environment},
@@ -171,6 +173,10 @@ class Service:
     def is_alive(self) -> bool:
         """Whether it runs."""
         return self.process is not None and self.process.poll() is None
+
+    def has_begun(self) -> bool:
+        """Whether it has begun to work since it was started."""
+        return b"service begins" in self.log.read_bytes()[self._logged :]
 
     def until_logged(self, word: str, seconds: float = 60) -> None:
         """Waits for a text in its log."""
@@ -200,12 +206,13 @@ def service(
     lake: Path | str,
     more: str = "",
     boxes: Inboxes | None = None,
+    web: str = 'listen = ""',
     **schedule: str,
 ) -> Iterator[Service]:
     """A service that is not started yet; it is killed at the end.
 
-    ``more`` are further lines of the config, ``schedule`` is [serve.schedule], without chores
-    unless it has them.
+    ``more`` are further lines of the config, ``web`` those of [web], ``schedule`` is
+    [serve.schedule], without chores unless it has them.
     """
     schedules = {"full_refresh": "every 10s", "maintain": "", "verify": "", **schedule}
     lines = "\n".join(f'{name} = "{text}"' for name, text in schedules.items())
@@ -218,7 +225,7 @@ def service(
 root = "{lake}"
 schema = "bronze"
 [web]
-listen = ""
+{web}
 [serve.schedule]
 {lines}
 {boxes.config if boxes else ""}

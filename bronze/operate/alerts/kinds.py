@@ -56,6 +56,7 @@ _KINDS = (
     # Both ends.
     Kind("source_unreachable", "critical", "outage", "it is tried again; then due tables run once"),
     Kind("lake_unreachable", "critical", "outage", "it is tried again; then due tables run once"),
+    Kind("lake_slow", "warning", "performance", "runs go on, and take longer"),
     Kind("lake_full", "critical", "outage", "no run of low priority begins"),
     # Trust.
     Kind("audit_broken", "critical", "security", _NOBODY),

@@ -31,6 +31,7 @@ CHECKS: Mapping[str, tuple[str, ...]] = {
     "slot_lost": ("source",),
     "source_unreachable": ("secrets", "source"),
     "lake_unreachable": ("secrets", "lake"),
+    "lake_slow": ("lake",),
     "lake_full": ("lake",),
     "audit_broken": ("lake", "governance", "audit"),
     "keys_missing": ("secrets",),

@@ -10,7 +10,7 @@ from bronze.operate.breaker import Breaker
 from bronze.operate.facts.table_history import TableHistory
 from bronze.operate.facts.wording import clause, duration, moment
 from bronze.operate.freshness import Late
-from bronze.operate.view import Pause, Running, TableLike, TableState
+from bronze.operate.view import LakeSlow, Pause, Running, TableLike, TableState
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Facts:
     pause: Pause | None
     breaker: Breaker | None
     source_error: str
+    lake_slow: LakeSlow | None
     has_history: bool
     is_alive: bool
     now: datetime
@@ -135,6 +136,8 @@ def cause_of(facts: Facts) -> str:
         return clause(facts.waiting) if facts.is_streamed else has_run
     if died := facts.died:
         return f"its run of {facts.time(died.began)} on {died.host} has never ended"
+    if facts.lake_slow:
+        return facts.lake_slow.text
     if facts.running:
         return f"its run since {facts.time(facts.running.began)} still goes on"
     if facts.waiting:

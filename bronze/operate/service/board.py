@@ -27,7 +27,7 @@ from bronze.operate.tables.catalog import ServedTable
 from bronze.operate.tables.guards import Guards
 from bronze.operate.tables.requests import TableRequests
 from bronze.operate.tables.states import TableState
-from bronze.operate.view import Live, PermitFacts, Resources, Running, StreamFacts
+from bronze.operate.view import LakeSlow, Live, PermitFacts, Resources, Running, StreamFacts
 from bronze.version import VERSION
 
 UNREAD = "what ran before has not been read from the lake yet"
@@ -91,6 +91,7 @@ class Board:
     unread: str = UNREAD
     config_error: str = ""
     lake_error: str = ""
+    lake_slow: LakeSlow | None = None
     lake_seen: bool = False
     troubles: dict[str, Trouble] = field(default_factory=dict)
     faults: dict[Key, tuple[datetime, str]] = field(default_factory=dict)
@@ -173,6 +174,7 @@ class Board:
                 permits=self._permit_facts(),
                 config_error=self.config_error,
                 lake_error=self.lake_error,
+                lake_slow=self.lake_slow,
                 unread=self.unread,
                 source_errors=dict(self.source_errors),
                 is_stopping=self.is_stopping,

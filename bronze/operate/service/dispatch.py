@@ -81,6 +81,10 @@ class Dispatch:
             clocks = [clock for clock in clocks if clock.table not in self._tried]
         decision = scheduler.decide(clocks, outlook.now, self._capacity(), self._times)
         by_key = {table.key: table for table in tables}
+        for table in tables:
+            has_no_room = decision.waiting.get(table.key) == outlook.room.get(table.source, "")
+            is_queued = has_no_room or table.key in decision.queued
+            self._note_wait(table.key, outlook.now, is_queued=is_queued)
         has_suspect = False
         started = []
         for start in decision.start:
@@ -92,6 +96,15 @@ class Dispatch:
             self._begin(start, chosen, outlook.now)
             started.append(start)
         return Decision(tuple(started), decision.waiting, decision.wake)
+
+    def _note_wait(self, key: str, now: datetime, *, is_queued: bool) -> None:
+        """Notes since when a table waits for its turn."""
+        state = self._board.states.get(key)
+        if is_queued:
+            state = self._board.state(key)
+            state.waits_since = state.waits_since or now
+        elif state is not None:
+            state.waits_since = None
 
     def _outlook(self) -> Outlook:
         board = self._board

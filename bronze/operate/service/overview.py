@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from bronze.api.progress import LOG
 from bronze.errors import BronzeError
-from bronze.governance import actor
+from bronze.governance import actor, run_log
 from bronze.governance.tables.controls import ControlRecord
 from bronze.governance.tables.runs import RunRecord
 from bronze.operate import beat, controls
@@ -28,7 +28,7 @@ from bronze.operate.service.board import Board, Trouble
 from bronze.operate.service.timing import Routine
 from bronze.operate.service.watch import MAINTAIN, verify_name
 from bronze.operate.tables import catalog, states
-from bronze.operate.tables.guards import crashes
+from bronze.operate.tables.guards import crashes, is_of_service
 from bronze.operate.view import Live, View
 
 _SEEN_EVERY = 1.0
@@ -62,6 +62,7 @@ class Overview:
         self.unseen_since: datetime | None = None
         """When the service before this one was last heard: nobody saw what was late since then."""
         self._other: Live | None = None
+        self._stopped: Live | None = None
         self._crashed: Live | None = None
         self._last: Live | None = None
         self._view: View | None = None
@@ -154,6 +155,7 @@ class Overview:
                 return _OTHER_LOOKS
             with self._lock:
                 self._history.refresh()
+                self._record_left()
             records = controls.read(board.settings)
         except BronzeError as error:
             if not board.lake_error:
@@ -174,6 +176,22 @@ class Overview:
             board.touch()
         self._read_at = self._streams_read_at = self._scores_read_at = time.monotonic()
         return _SEEN_EVERY
+
+    def _record_left(self) -> None:
+        """Records that what the service before this one left at its stop was stopped: it did not
+        die in these runs.
+        """
+        last, tables = self._stopped, self._history.tables
+        left = [
+            record
+            for key, running in (last.running if last else {}).items()
+            if key in tables and running.command == "run"
+            for record in tables[key].open
+            if is_of_service(record) and record.began >= running.began
+        ]
+        if last and left:
+            run_log.record_left(self._board.settings, left, last.at)
+            self._history.refresh()
 
     def _begin_after(self, records: list[ControlRecord], *, is_alone: bool) -> None:
         """Has the tables go on after their last runs; nothing begins until that is done."""
@@ -214,7 +232,7 @@ class Overview:
             ]
             for key, runs in unsteady.items()
         }
-        board.guards.rebuild(unsteady, now)
+        board.guards.rebuild(unsteady)
         died = {key: len(crashes(runs)) for key, runs in unsteady.items()}
         for key, table in known.items():
             own = table if is_alone else replace(table, open=())
@@ -230,6 +248,7 @@ class Overview:
         board, now = self._board, self._board.now
         last = self._last = beat.read(board.settings)
         self.unseen_since = last.at if last and last.service != board.service else None
+        self._stopped = last if last and last.is_stopping else None
         if last is None or last.is_stopping or last.service == board.service:
             return True
         if _is_alive_here(last) and now - last.at < 2 * beat.ALIVE:

@@ -248,6 +248,7 @@ class Service:
         board.guards.shift(jump)
         for state in board.states.values():
             state.retry_at = state.retry_at + jump if state.retry_at else None
+            state.waits_since = state.waits_since + jump if state.waits_since else None
         if board.limit and board.limit.since:
             board.limit = replace(board.limit, since=board.limit.since + jump)
         board.touch()

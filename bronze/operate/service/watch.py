@@ -28,11 +28,14 @@ from bronze.operate.service.board import Board
 from bronze.operate.service.timing import Routine
 from bronze.operate.tables import catalog, probes, requests
 from bronze.operate.tables.guards import LAKE, source_subject, table_subject
+from bronze.operate.view import LakeSlow
 
 _LISTED_EVERY = 30.0
 _PROBED_EVERY = 5.0
 _HEARD_WITHIN = timedelta(seconds=5)
 _AGAIN = 5.0
+# The seconds of a request to the lake.
+_SLOW = 1.0
 _BEAT_EVERY = 15.0
 _SOON = 1.0
 _CONTROLS_EVERY = 5.0
@@ -185,7 +188,9 @@ class Watch:
             if known.until and began < known.until:
                 return min(_BEAT_EVERY, (known.until - began).total_seconds())
             board.guards.begin(LAKE, began)
+        started = time.monotonic()
         failure = probes.lake_failure(settings, has_been=seen)
+        seconds = (time.monotonic() - started) / probes.LAKE_REQUESTS
         if failure is None and not board.unread:
             failure = self.write_beat()
         with board.changed:
@@ -195,13 +200,29 @@ class Watch:
             elif board.lake_error and not message:
                 LOG.info("lake is back")
             board.lake_error = message
+            self._note_slowness(None if failure else seconds)
             if failure is None and not board.lake_seen:
                 board.lake_seen = True
                 lake_folder.expect(settings.place("", ""))
             board.guards.end(LAKE, Outcome(began, board.now, failure is not None))
             board.touch()
             # The first beat comes as soon as it is known what ran before.
-            return _AGAIN if failure else _SOON if board.unread else _BEAT_EVERY
+            if failure or board.lake_slow:
+                return _AGAIN
+            return _SOON if board.unread else _BEAT_EVERY
+
+    def _note_slowness(self, seconds: float | None) -> None:
+        """Notes in how many seconds the lake answers a request, None if it does not."""
+        board = self._board
+        before = board.lake_slow
+        if seconds is None or seconds < _SLOW:
+            if before and seconds is not None:
+                LOG.info("lake is quick again", seconds=round(seconds, 2))
+            board.lake_slow = None
+            return
+        if before is None:
+            LOG.warning("lake is slow", seconds=round(seconds, 2))
+        board.lake_slow = LakeSlow(before.since if before else board.now, seconds)
 
     def write_beat(self) -> Failure | None:
         """Writes what the service knows into the lake; why that is not possible."""

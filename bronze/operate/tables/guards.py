@@ -22,10 +22,11 @@ Blame = Literal["source", "lake", "table"]
 
 _SOURCE_KINDS = {"SourceUnreachable", "SourceBusy", "SourceRefused", "SnapshotLost"}
 _LOCK_NOT_AVAILABLE = "55P03"
-_LAKE_KINDS = {"LakeUnreachable"}
+LAKE_KINDS = {"LakeUnreachable"}
+"""The classes of errors that may be of the lake."""
 _PASSING_KINDS = {
     *_SOURCE_KINDS,
-    *_LAKE_KINDS,
+    *LAKE_KINDS,
     "SourceRewound",
     "CommitConflict",
     "Overtaken",
@@ -46,7 +47,7 @@ def table_subject(table: str) -> str:
 
 def suspect(kind: str, sqlstate: str) -> Blame:
     """What an error may be of, by its class and PostgreSQL's code: a probe tells whether it is."""
-    if kind in _LAKE_KINDS:
+    if kind in LAKE_KINDS:
         return "lake"
     return "source" if kind in _SOURCE_KINDS and sqlstate != _LOCK_NOT_AVAILABLE else "table"
 
@@ -101,26 +102,25 @@ class Guards:
         is_table = subject.startswith("table:")
         return Limits(own.threshold, own.pause, own.longest if is_table else own.pause)
 
-    def rebuild(self, history: Mapping[str, Sequence[RunRecord]], restarted: datetime) -> None:
+    def rebuild(self, history: Mapping[str, Sequence[RunRecord]]) -> None:
         """The breakers of tables, from the records of their runs.
 
         Args:
             history: the runs of each table, the earliest first; those that still only began are
                 taken to have died.
-            restarted: when this process began: what died is known since then.
         """
         if not self.settings.enabled:
             return
         for table, records in history.items():
             subject = table_subject(table)
-            outcomes = list(_outcomes(records, restarted))
+            outcomes = list(_outcomes(records))
             rebuilt = breaker.rebuild(subject, outcomes, self.limits(subject))
             died = crashes(records)
             if len(died) >= POISON and rebuilt.until is None:
                 rebuilt = replace(
                     rebuilt,
                     failures=max(rebuilt.failures, POISON),
-                    failed_at=restarted,
+                    failed_at=died[-1].began,
                     until=died[-1].began + timedelta(seconds=self.settings.longest),
                 )
             self._put(rebuilt)
@@ -146,7 +146,7 @@ def crashes(records: Iterable[RunRecord]) -> list[RunRecord]:
     return died
 
 
-def _outcomes(records: Iterable[RunRecord], restarted: datetime) -> Iterator[Outcome]:
+def _outcomes(records: Iterable[RunRecord]) -> Iterator[Outcome]:
     for record in records:
         if record.command != "run" or record.status == "stopped":
             continue
@@ -156,5 +156,5 @@ def _outcomes(records: Iterable[RunRecord], restarted: datetime) -> Iterator[Out
             # It was probed then, and nobody knows what that told.
             continue
         failed = record.status in ("began", "failed")
-        ended = restarted if record.status == "began" else record.ended or record.began
-        yield Outcome(record.began, ended, failed)
+        # Nobody knows when a process died; and a rest must not begin again with each restart.
+        yield Outcome(record.began, record.ended or record.began, failed)

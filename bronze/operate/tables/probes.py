@@ -26,6 +26,10 @@ def source_failure(settings: Settings, source: str) -> Failure | None:
     return None
 
 
+LAKE_REQUESTS = 2
+"""How many requests `lake_failure` sends to the lake, one after the other."""
+
+
 def lake_failure(settings: Settings, *, has_been: bool) -> Failure | None:
     """Why the lake cannot be written: by an object that is put and deleted.
 

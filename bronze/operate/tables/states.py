@@ -18,20 +18,23 @@ from bronze.operate.tables.guards import LAKE, Guards, source_subject, table_sub
 from bronze.operate.tables.requests import TableRequests
 
 CHORE_PRIORITY = 9
+_LATELY = timedelta(minutes=10)
 _USUAL = freshness.USUAL_RUNS
 
 
 @dataclass
 class TableState:
     """A table: ``begun_for`` is the due time that its last run began for, ``attempt`` which attempt
-    that was, ``retry_at`` when it is tried again. ``durations`` are the seconds of its last runs.
-    ``died`` is in how many runs in a row the process has died.
+    that was, ``retry_at`` when it is tried again. ``waits_since`` is since when it has only waited
+    for its turn. ``durations`` are the seconds of its last runs. ``died`` is in how many runs in a
+    row the process has died.
     """
 
     begun_for: datetime | None = None
     running: bool = False
     attempt: int = 0
     retry_at: datetime | None = None
+    waits_since: datetime | None = None
     failure: Failure | None = None
     durations: list[float] = field(default_factory=list)
     died: int = 0
@@ -111,7 +114,7 @@ def clocks_of(
         blocked, until = _blocked(table, state, asked, outlook)
         if not blocked and state.died and suspect not in (None, table.key):
             blocked = f"{suspect} runs alone first, because the process ended in its run"
-        is_new = asked.now and (state.begun_for is None or asked.now > state.begun_for)
+        is_new = asked.now and _is_new(asked.now, state.begun_for, outlook.now)
         alone = state.died or outlook.guards.of(table_subject(table.key)).until is not None
         clocks.append(
             TableClock(
@@ -124,12 +127,21 @@ def clocks_of(
                 begun_for=state.begun_for,
                 running=state.running,
                 retry_at=state.retry_at,
+                waits_since=state.waits_since,
                 requested=asked.now if is_new else None,
                 blocked=blocked,
                 blocked_until=until,
             )
         )
     return clocks
+
+
+def _is_new(requested: datetime, begun_for: datetime | None, now: datetime) -> bool:
+    """Whether a table has not run since it was requested."""
+    if begun_for is None or requested > begun_for:
+        return True
+    # The clock was ahead when it last ran, and that time comes later.
+    return begun_for > now and requested != begun_for and requested > now - _LATELY
 
 
 def _first_suspect(states: Mapping[str, TableState]) -> str | None:

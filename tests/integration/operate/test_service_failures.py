@@ -224,6 +224,7 @@ def load_table(settings, table):
     if table.target.label == os.environ.get("BRONZE_TEST_POISON"):
         os.kill(os.getpid(), signal.SIGKILL)
     if table.target.label == os.environ.get("BRONZE_TEST_HANGS"):
+        print("it hangs", file=sys.stderr, flush=True)
         time.sleep(120)
     return loaded(settings, table)
 
@@ -371,13 +372,32 @@ def test_work_that_hangs_is_left_after_the_grace_or_at_a_second_signal(
     for grace, signals in (("2s", 1), ("60s", 2)):
         file = write(source, tmp_path, f'[serve]\ngrace = "{grace}"', schedule="hourly")
         with process(file, BRONZE_TEST_HANGS="public.word") as started:
-            wait_for_line(started, b"tables=")
+            wait_for_line(started, b"it hangs")
             started.send_signal(signal.SIGTERM)
             if signals == 2:
                 wait_for_line(started, b"service ends")
                 started.send_signal(signal.SIGTERM)
             assert started.wait(20) == 130
     assert not source.table("word").exists()
+
+
+@pytest.mark.soak
+def test_what_a_stop_has_left_is_no_crash(source: Source, tmp_path: Path) -> None:
+    """Also twice in a row: the table is neither quarantined as poison, nor is anybody told."""
+    make(source, "word")
+    file = write(source, tmp_path, '[serve]\ngrace = "2s"', schedule="hourly")
+    for _ in range(2):
+        with process(file, BRONZE_TEST_HANGS="public.word") as started:
+            wait_for_line(started, b"it hangs")
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(30) == 130
+    with serving(config(source)) as own:
+        until(lambda: own.landed("public.word"), 60)
+        board = own.service.board
+        assert table_subject("test.public.word") not in board.guards.breakers
+        assert "process_crashed" not in board.troubles
+        statuses = [record.status for record in own.runs()]
+    assert statuses == ["stopped", "stopped", "landed"]
 
 
 def wait_for_line(started: subprocess.Popen[bytes], word: bytes) -> None:

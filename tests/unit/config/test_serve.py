@@ -51,12 +51,12 @@ def test_windows_are_in_the_order_of_the_config_and_the_rest_comes_last() -> Non
     ("sections", "sentence"),
     [
         ({"serve": {"timezone": "Mars"}}, "timezone 'Mars' is not known"),
-        ({"serve": {"schedule": {"batch": "99 * * * *"}}}, "bad minute"),
-        ({"serve": {"schedule": {"batch": "0 0 31 2 *"}}}, "bad day-of-month"),
+        ({"serve": {"schedule": {"batch": "99 * * * *"}}}, "its first field, is 0 to 59"),
+        ({"serve": {"schedule": {"batch": "0 0 31 2 *"}}}, "no date has the day of the month"),
         ({"serve": {"schedule": {"batch": "0 * * * * *"}}}, "cron with seconds"),
         ({"serve": {"schedule": {"batch": "continuous"}}}, "only the pattern streaming"),
         ({"serve": {"schedule": {"streaming": "hourly"}}}, 'a stream is "continuous"'),
-        ({"serve": {"windows": {"w": {"workers": [8, 2]}}}}, "the least and the most"),
+        ({"serve": {"windows": {"w": {"workers": [8, 2]}}}}, "the least comes first"),
         (
             {"serve": {"windows": {"w": {"when": "Mon 10:00-09:00", "workers": [1, 2]}}}},
             "ends before it begins",

@@ -91,8 +91,11 @@ def test_the_last_and_the_next_due_time_are_neighbours(text: str, zone: str, now
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("99 * * * *", "bad minute"),
-        ("0 0 31 2 *", "bad day-of-month"),
+        ("99 * * * *", "the minute, its first field, is 0 to 59"),
+        ("0 0 31 2 *", "no date has the day of the month"),
+        ("0 24 * * *", "the hour, its second field"),
+        ("0 0 * 13 *", "the month, its fourth field"),
+        ("0 0 * * 8", "the day of the week, its fifth field"),
         ("* * * * * *", "seconds is not supported"),
         ("every 5s", "more often than every 10 seconds"),
         ("monthly 31 03:00", '"0 3 L * *"'),

@@ -21,7 +21,7 @@ from bronze.operate.conditions import CROWD, Finding, conditions_of
 from bronze.operate.current import view_of
 from bronze.operate.facts.outlook import Outlooks
 from bronze.operate.freshness import Landing, late_times
-from bronze.operate.view import Live, Resources, StreamFacts, View
+from bronze.operate.view import LakeSlow, Live, Resources, StreamFacts, View
 from bronze.quality.latest import Score
 from tests.support.effort import examples
 from tests.support.operators import Table, at, config, history_of, rows_of, run, table
@@ -93,6 +93,7 @@ def test_each_kind_can_be_raised() -> None:
         "slot_lost": raised(streams={"shop": replace(STREAM, left=0)}),
         "source_unreachable": raised(**down),
         "lake_unreachable": raised(lake_error="No such bucket."),
+        "lake_slow": raised(lake_slow=LakeSlow(at(4), 2.0)),
         "lake_full": raised(resources=replace(RESOURCES, disk_free=10**9)),
         "config_invalid": raised(config_error="runs is not a number."),
     }
@@ -202,6 +203,26 @@ def test_a_full_lake_is_one_alert() -> None:
         (at(t), conditions_of(SETTINGS, view_at(t, [ORDERS], records, facts))) for t in (75, 76)
     ]
     assert set(opened(views)) == {("lake_full", "/nowhere")}
+
+
+def test_a_slow_lake_is_one_alert() -> None:
+    """It explains what is late and what the lake has not answered in time, and no other failure; a
+    single slow answer is told to nobody.
+    """
+    slow = replace(FINE, lake_slow=LakeSlow(at(62), 2.0), streams={"shop": STREAM})
+    root = ("lake_slow", "/nowhere")
+    for kind, keys in (
+        ("LakeUnreachable", {root}),
+        ("LakeError", {root, ("table_failed", ORDERS.key)}),
+    ):
+        view = [view_at(t, [ORDERS, CLICKS], [*LANDED, failed(kind)], slow) for t in (63, 75, 76)]
+        assert view[1].tables[0].why or view[1].tables[1].why
+        late = [own for own in view[1].tables if own.pattern == "streaming"]
+        assert [own.why for own in late] == ["the lake takes 2.0 s to answer a request"]
+        conditions = [(one.now, conditions_of(SETTINGS, one)) for one in view]
+        assert set(opened(conditions)) == keys
+    soon = [view_at(t, [ORDERS], LANDED, slow) for t in (62, 62.1)]
+    assert opened([(one.now, conditions_of(SETTINGS, one)) for one in soon]) == {}
 
 
 def test_missing_keys_are_one_alert() -> None:

@@ -57,7 +57,7 @@ def test_breakers_that_are_switched_off_never_open() -> None:
     """[breaker] enabled = false."""
     known = Guards(BreakerSettings(enabled=False, threshold=1))
     known.end(TABLE, Outcome(NOW, NOW, failed=True))
-    known.rebuild({"s.public.t": [record(1, "began"), record(2, "began")]}, NOW)
+    known.rebuild({"s.public.t": [record(1, "began"), record(2, "began")]})
     assert known.breakers == {}
 
 
@@ -70,8 +70,17 @@ def test_breakers_are_rebuilt_from_records() -> None:
         "s.public.stopped": [record(hour, "stopped", "Stopped") for hour in (1, 2, 3)],
         "s.public.well": [record(1, "failed", "LakeError"), record(2, "landed")],
     }
-    known.rebuild(history, NOW)
+    known.rebuild(history)
     assert set(known.breakers) == {TABLE}
+
+
+def test_the_rest_after_a_crash_does_not_begin_again_with_each_restart() -> None:
+    """It is counted from the beginning of the run in which the process died."""
+    known = Guards(BreakerSettings(threshold=1, pause=1800, longest=3600))
+    known.rebuild({"s.public.t": [record(10, "landed"), record(11, "began")]})
+    until = known.of(TABLE).until
+    assert until is not None
+    assert timedelta(minutes=20) < until - NOW.replace(hour=11) <= timedelta(minutes=30)
 
 
 def test_a_table_in_flight_at_two_crashes_in_a_row_is_poison() -> None:
@@ -84,9 +93,9 @@ def test_a_table_in_flight_at_two_crashes_in_a_row_is_poison() -> None:
         ([record(10, "began", service=False), record(11, "began", service=False)], False),
     ):
         known = Guards(own)
-        known.rebuild({"s.public.t": records}, NOW)
+        known.rebuild({"s.public.t": records})
         assert (known.of(TABLE).until is not None) == is_poison
-    known.rebuild({"s.public.t": [record(10, "began"), record(11, "began")]}, NOW)
+    known.rebuild({"s.public.t": [record(10, "began"), record(11, "began")]})
     assert known.of(TABLE).until == NOW  # an hour after the last one began
     assert known.of(TABLE).may_begin(NOW)
 
@@ -131,6 +140,19 @@ def history_of(records: list[RunRecord]) -> TableHistory:
     histories.add(named)
     (known,) = histories.tables.values()
     return known
+
+
+def test_a_request_is_new_until_the_table_has_run_for_it() -> None:
+    """Also where the clock was two hours ahead when it last ran, or is behind that of the host of
+    the request.
+    """
+    minute = timedelta(minutes=1)
+    assert states._is_new(NOW, None, NOW)
+    assert states._is_new(NOW, NOW - minute, NOW)
+    assert not states._is_new(NOW - minute, NOW, NOW)
+    assert states._is_new(NOW - minute, NOW + 120 * minute, NOW)
+    assert not states._is_new(NOW - 120 * minute, NOW + 120 * minute, NOW)
+    assert not states._is_new(NOW + minute, NOW + minute, NOW)
 
 
 def test_rests_are_as_long_as_before_after_a_jump_of_the_clock() -> None:

@@ -106,6 +106,33 @@ def test_a_priority_rises_with_each_period_that_is_waited() -> None:
     assert decided(asked, urgent, minutes=121, free=1).start[0].tables == ("low",)
 
 
+def test_a_table_that_waits_for_its_turn_gets_it() -> None:
+    """Though three urgent ones are due again before the last of them has ended, and under pressure
+    as well: its own due times, which pass meanwhile, do not begin its wait again.
+    """
+    names = {"a": 1, "b": 1, "c": 1, "low": 3}
+    for pressure in ("", "the disk of the lake is nearly full"):
+        clocks = {
+            name: TableClock(
+                name, name, HOURLY, priority=priority, sla=300 * priority, begun_for=NIGHT
+            )
+            for name, priority in names.items()
+        }
+        times, begun = DueTimes(), []
+        for step in range(1, 16):
+            now = at(40 * step)
+            decision = decide(list(clocks.values()), now, Capacity(1, pressure=pressure), times)
+            for name, clock in clocks.items():
+                waits = (clock.waits_since or now) if name in decision.queued else None
+                clocks[name] = replace(clock, waits_since=waits)
+            for run in decision.start:
+                begun += [(table, now) for table in run.tables]
+                for table in run.tables:
+                    clocks[table] = replace(clocks[table], begun_for=run.due)
+        waited = [now - at(60) for name, now in begun if name == "low"]
+        assert timedelta(hours=2) <= waited[0] < timedelta(hours=4)
+
+
 def test_blocked_tables_wait_with_their_sentence() -> None:
     """A paused table does not run, and says so, until it is looked at again."""
     paused = replace(ORDERS, blocked="paused by ada", blocked_until=at(30))

@@ -1,5 +1,6 @@
 """What pages show beside the view and have to read from the lake. It is kept for a while, and read
-by one thread at a time; an error is a sentence on the page.
+by one thread at a time; an error is a sentence on the page. Where the lake is slow, a page shows
+what was read before, and does not wait for more.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
@@ -19,7 +21,7 @@ from bronze.errors import BronzeError
 from bronze.governance import audit_state
 from bronze.governance.tables.audit_log import AuditRecord
 from bronze.operate import controls
-from bronze.operate.alerts import store
+from bronze.operate.alerts import deadline, store
 from bronze.operate.alerts.life import Alert, Silence
 from bronze.operate.view import Day, TableView
 from bronze.operate.web.lake import daily
@@ -32,6 +34,8 @@ FIGURES_KEPT = 60.0
 """For how many seconds quality figures are: streams record them as often."""
 DAYS_KEPT = 300.0
 """For how many seconds the days of a table are: they are made from many records."""
+_ANSWERED_WITHIN = 3.0
+_MOST_READS = 16
 _VERSIONS = 20
 _RECORDS = 200
 _ENTRIES = 100
@@ -67,7 +71,7 @@ class Facts:
     settings: Settings
     clock: Callable[[], float] = time.monotonic
     _kept: dict[Hashable, tuple[float, Reading[Any]]] = field(default_factory=dict)
-    _locks: dict[Hashable, Lock] = field(default_factory=dict)
+    _reads: dict[Hashable, Future[Any]] = field(default_factory=dict)
     _guard: Lock = field(default_factory=Lock)
 
     def versions(self, target: str) -> Reading[tuple[Version, ...]]:
@@ -125,18 +129,38 @@ class Facts:
         self, key: Hashable, read: Callable[[], T], nothing: T, kept: float = KEPT
     ) -> Reading[T]:
         with self._guard:
-            lock = self._locks.setdefault(key, Lock())
-        with lock:
             known = self._kept.get(key)
             if known and self.clock() - known[0] < kept:
                 return known[1]
+            before: T = known[1].value if known else nothing
+            work = self._reads.get(key)
+            if work is None and len(self._reads) >= _MOST_READS:
+                return Reading(before, f"The lake has not answered {_MOST_READS} reads yet.")
+            if work is None:
+                work = self._reads[key] = deadline.start(
+                    lambda: self._keep(key, read, before), "bronze-web-read"
+                )
+        try:
+            reading: Reading[T] = work.result(_ANSWERED_WITHIN)
+        except TimeoutError:
+            # It goes on: who looks again sees what it has read.
+            text = f"The lake has not answered within {_ANSWERED_WITHIN:g} s: look again."
+            return Reading(before, text)
+        return reading
+
+    def _keep(self, key: Hashable, read: Callable[[], T], before: T) -> Reading[T]:
+        try:
             try:
                 reading = Reading(read())
             except BronzeError as error:
                 # What was read before is better than nothing.
-                reading = Reading(known[1].value if known else nothing, error.message)
-            self._kept[key] = (self.clock(), reading)
+                reading = Reading(before, error.message)
+            with self._guard:
+                self._kept[key] = (self.clock(), reading)
             return reading
+        finally:
+            with self._guard:
+                del self._reads[key]
 
 
 def _versions(settings: Settings, target: str) -> tuple[Version, ...]:

@@ -171,8 +171,10 @@ def test_live_answers_while_the_service_hangs(
 def test_a_lake_that_hangs_leaves_the_first_page(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pages that read it are given up, however many there are; those that do not are as before."""
-    monkeypatch.setattr(site.Site.work, "__defaults__", (0.3,))
+    """Pages that read it say so, with what is known without it; however many there are, those that
+    do not read it are as before.
+    """
+    monkeypatch.setattr(facts, "_ANSWERED_WITHIN", 0.1)
     release = threading.Event()
 
     def hang(*_: object) -> None:
@@ -184,11 +186,35 @@ def test_a_lake_that_hangs_leaves_the_first_page(
     browser, _ = begin()
     try:
         for path in ("/alerts", "/audit", "/table?name=tests.orders") * 3:
-            assert browser.get(path).status == 503
+            answer = browser.get(path)
+            assert answer.status == 200
+            assert "The lake has not answered" in answer.text
         for path in ("/", "/schedule", "/streams", "/system", "/metrics", "/ready"):
             assert browser.get(path).status == 200
     finally:
         release.set()
+
+
+def test_what_a_slow_lake_was_asked_for_is_shown_when_it_has_answered(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked once, though several look meanwhile, and what was read before stays shown."""
+    monkeypatch.setattr(facts, "_ANSWERED_WITHIN", 0.1)
+    release, asked = threading.Event(), []
+
+    def read(*_: object) -> list[Any]:
+        asked.append(release.wait(30))
+        return []
+
+    monkeypatch.setattr("bronze.operate.controls.read", read)
+    browser, _ = begin()
+    try:
+        for _ in range(3):
+            assert "The lake has not answered" in browser.get("/alerts").text
+    finally:
+        release.set()
+    assert _wait(lambda: "The lake has not answered" not in browser.get("/alerts").text)
+    assert asked == [True]
 
 
 def test_errors_of_the_lake_are_sentences(begin: Begin) -> None:
