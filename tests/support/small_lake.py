@@ -23,6 +23,7 @@ from bronze.governance.tables.runs import RunRecord
 from bronze.governance.tables.streams import Checkpoint
 from bronze.model.columns import DeltaType
 from bronze.model.locations import Place
+from bronze.protection import row_removal
 
 COLUMNS = (("id", DeltaType("long")), ("word", DeltaType("string")))
 HISTORY = "7000000000000000001-1-5"
@@ -123,6 +124,10 @@ class SmallLake:
             runs.frame(records),
             str(uuid_utils.uuid7()),
         )
+
+    def erase(self, word: str) -> None:
+        """Removes the rows with a word from all versions, as `forget` does."""
+        row_removal.remove_records(self.place(), lambda rows: rows["word"] == word, ["word"])
 
     def back_up(self) -> BackupResult:
         """Makes a generation."""

@@ -240,7 +240,7 @@ def test_a_clock_behind_the_last_generation_is_refused(lake: SmallLake) -> None:
     late = manifest.read(root, 1)
     late = replace(late, id=2, previous=late.hash, made=late.made.replace(year=late.made.year + 1))
     manifest.create(root, manifest.name_of(2), manifest.serialise(late))
-    with pytest.raises(LakeError, match="clock of this machine is .* behind generation 2"):
+    with pytest.raises(LakeError, match=r"clock of this machine is .* behind generation 2"):
         lake.back_up()
 
 
@@ -273,9 +273,9 @@ def test_a_generation_that_does_not_exist_is_named(lake: SmallLake) -> None:
     manifests(lake)[0].unlink()
     root = lake.settings.copy_root
     assert root is not None
-    with pytest.raises(ConfigError, match="Generation 1 .* has expired: it has 2 to 2"):
+    with pytest.raises(ConfigError, match=r"Generation 1 .* has expired: it has 2 to 2"):
         manifest.read(root, 1)
-    with pytest.raises(ConfigError, match="Generation 9 .* does not exist"):
+    with pytest.raises(ConfigError, match=r"Generation 9 .* does not exist"):
         manifest.read(root, 9)
     manifests(lake)[0].write_text("{}")
     with pytest.raises(FileDamaged, match="is not a manifest"):

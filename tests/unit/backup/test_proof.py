@@ -46,7 +46,9 @@ def _list(lake: SmallLake) -> Path:
 CASES: dict[str, tuple[Callable[[SmallLake], Path], Callable[[Path], None], str]] = {
     "a changed byte": (_data_file, _change_byte, "was changed: its hash differs"),
     "a missing object": (_data_file, Path.unlink, "is missing"),
-    "a longer object": (_data_file, lambda p: p.write_bytes(p.read_bytes() + b"x"), "bytes instead"),
+    "a longer object": (
+        _data_file, lambda p: p.write_bytes(p.read_bytes() + b"x"), "bytes instead",
+    ),
     "a missing entry": (_entry, Path.unlink, f"{21:020}.json of the copy is missing"),
     "a changed entry": (_entry, _change_byte, f"{21:020}.json of the copy was changed"),
     "a changed list": (_list, _change_byte, "was changed: its hash is not that of the manifest"),

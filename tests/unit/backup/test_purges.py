@@ -16,7 +16,6 @@ from bronze.delta import log
 from bronze.delta.commit import Change, commit
 from bronze.delta.layout import vacuum
 from bronze.errors import ConfigError
-from bronze.protection import row_removal
 from tests.support.small_lake import SmallLake
 
 
@@ -32,11 +31,6 @@ def holds(root: Path, word: str) -> list[str]:
         if word.encode() in text or word.upper().encode() in text:
             found.append(str(path.relative_to(root)))
     return found
-
-
-def erase(lake: SmallLake, word: str) -> None:
-    """Removes the rows with a word, as `forget` does."""
-    row_removal.remove_records(lake.place(), lambda rows: rows["word"] == word, ["word"])
 
 
 @pytest.fixture
@@ -57,7 +51,7 @@ def test_nothing_is_left_in_any_generation(lake: SmallLake) -> None:
     stray = lake.copy / "bronze/bz_orders/part-stray.parquet"
     pl.DataFrame({"word": ["zoltan"]}).write_parquet(stray)
     lake.append("eve")
-    erase(lake, "zoltan")
+    lake.erase("zoltan")
     root = lake.settings.copy_root
     assert root is not None
     assert len(purges.outstanding(lake.settings.lake_root, root)) == 1
@@ -108,7 +102,7 @@ def test_an_erasure_that_has_not_ended_in_the_lake_is_outstanding(
         patched.setattr(failpoint, "reach", reach)
         # As the checkpoint is written before the entry, it is taken away.
         with pytest.raises(Killed):
-            erase(lake, "zoltan")
+            lake.erase("zoltan")
     for path in (lake.lake / "bronze/bz_orders/_delta_log").glob("*checkpoint*"):
         path.unlink()
     done = lake.back_up()
@@ -124,7 +118,7 @@ def test_a_locked_copy_says_until_when_an_erasure_waits(tmp_path: Path) -> None:
     lake = SmallLake(tmp_path).begin()
     lake.append("zoltan", "bob")
     lake.back_up()
-    erase(lake, "zoltan")
+    lake.erase("zoltan")
     root = lake.settings.copy_root
     assert root is not None
     (entry,) = purges.outstanding(lake.settings.lake_root, root)
@@ -136,7 +130,7 @@ def test_a_locked_copy_says_until_when_an_erasure_waits(tmp_path: Path) -> None:
 
 def test_a_table_that_was_dropped_after_an_erasure_leaves_nothing(lake: SmallLake) -> None:
     """Without the table in the lake all of its objects are deleted."""
-    erase(lake, "zoltan")
+    lake.erase("zoltan")
     shutil.rmtree(lake.lake / "bronze/bz_orders")
     assert lake.back_up().exit_code == 0
     assert holds(lake.copy, "zoltan") == []

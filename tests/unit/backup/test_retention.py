@@ -16,7 +16,7 @@ from tests.support.small_lake import SmallLake, manifests
 
 @pytest.fixture
 def lake(tmp_path: Path) -> SmallLake:
-    """Three generations; the file of the first is in no version since the checkpoint of the last."""
+    """Three generations; the last one does not need the file of the first."""
     lake = SmallLake(tmp_path).begin()
     lake.append("first")
     lake.back_up()

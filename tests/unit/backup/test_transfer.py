@@ -136,7 +136,7 @@ def test_a_copy_stops_when_it_is_asked_to(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         copy.back_up(lake.settings, stop=stop)
     assert time.monotonic() - began < 2
-    assert not [p for p in (lake.copy / "bronze").rglob("*.parquet")]
+    assert not list((lake.copy / "bronze").rglob("*.parquet"))
 
 
 def test_errors_of_the_copy_are_not_told_of_the_lake(tmp_path: Path) -> None:
@@ -148,5 +148,5 @@ def test_errors_of_the_copy_are_not_told_of_the_lake(tmp_path: Path) -> None:
     folder = lake.copy / "bronze/bz_orders"
     folder.rename(lake.copy / "away")
     folder.write_text("not a folder")
-    with pytest.raises(LakeUnreachable, match="The copy at .* could not be written"):
+    with pytest.raises(LakeUnreachable, match=r"The copy at .* could not be written"):
         lake.back_up()
