@@ -226,7 +226,7 @@ class _Backup:
                 hint="Choose a [backup] root that has nothing in it.",
             )
         identity = {"format": manifest.FORMAT, "lake": lake_id, "root": self._lake.url}
-        manifest.create(self._copy, manifest.IDENTITY, json.dumps(identity).encode())
+        self._put(manifest.IDENTITY, json.dumps(identity).encode())
 
     def _check_clock(self, last: Manifest | None) -> None:
         if last is None:
