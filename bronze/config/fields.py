@@ -11,6 +11,7 @@ _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -57,10 +58,17 @@ def _to_decimal(value: object) -> object:
     return precision, scale
 
 
+def _check_root(root: str) -> str:
+    if "://" not in root and _ESCAPE.search(root):
+        raise ValueError("Delta readers would decode a percent sign before two digits")
+    return root
+
+
 def _to_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+LakeRoot = Annotated[str, AfterValidator(_check_root)]
 Seconds = Annotated[int, Field(ge=0), BeforeValidator(to_seconds)]
 Bytes = Annotated[int, BeforeValidator(_to_bytes)]
 Decimal = Annotated[tuple[int, int], BeforeValidator(_to_decimal)]

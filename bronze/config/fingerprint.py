@@ -24,10 +24,11 @@ def imprint(settings: Settings) -> dict[str, str]:
     for source in document["source"].values():
         if isinstance(source.get("dsn"), str):
             source["dsn"] = _without_password(source["dsn"])
-    options = document["lake"].get("options", {})
-    for name in [name for name, value in options.items() if isinstance(value, str)]:
-        if is_secret_option(name):
-            options[name] = ""
+    for section in ("lake", "backup"):
+        options = document.get(section, {}).get("options", {})
+        for name in [name for name, value in options.items() if isinstance(value, str)]:
+            if is_secret_option(name):
+                options[name] = ""
     return {place: _hash(value)[:_DIGITS] for place, value in sorted(_leaves("", document))}
 
 

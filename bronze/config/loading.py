@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from bronze.config import alerts, catalog, document, serve
 from bronze.config.alerts import AlertSettings
+from bronze.config.backup import BackupSettings
 from bronze.config.document import Document
 from bronze.config.fields import SecretName
 from bronze.config.protection import ColumnProtection
@@ -64,7 +65,11 @@ def load(path: str | Path) -> Settings:
         secrets = secrets.model_copy(update={"folder": _beside(file, secrets.folder)})
     if lineage.file:
         lineage = lineage.model_copy(update={"file": _beside(file, lineage.file)})
-    return settings.model_copy(update={"lake": lake, "secrets": secrets, "lineage": lineage})
+    backup = settings.backup
+    if backup.root and "://" not in backup.root:
+        backup = backup.model_copy(update={"root": _beside(file, backup.root)})
+    sections = {"lake": lake, "secrets": secrets, "lineage": lineage, "backup": backup}
+    return settings.model_copy(update=sections)
 
 
 def _beside(file: Path, path: str) -> str:
@@ -203,6 +208,8 @@ def _section_of(path: list[str], channel: str) -> type[BaseModel]:
         return Settings
     if top == "lake":
         return SecretName if rest else LakeSettings
+    if top == "backup":
+        return SecretName if rest else BackupSettings
     if top in ("audit", "lineage") and rest:
         return SecretName
     if top == "tables" and len(rest) > 1 and rest[1] in _TABLE_SECTIONS:

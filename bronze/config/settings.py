@@ -9,12 +9,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PositiveInt,
@@ -23,9 +23,11 @@ from pydantic import (
 )
 
 from bronze.config.alerts import AlertSettings
+from bronze.config.backup import BackupSettings
 from bronze.config.catalog import CatalogSettings
 from bronze.config.fields import (
     Bytes,
+    LakeRoot,
     NameList,
     Provider,
     Seconds,
@@ -43,17 +45,10 @@ from bronze.model.locations import Auth, Origin, Place, Secret, Vended, Workspac
 from bronze.model.quality import ResolvedRule
 from bronze.model.schedule import Schedule
 
-_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 512 * 10**6
 GOVERNANCE = "governance"
 """The schema of the governance tables; the folder of that name in the lake."""
-
-
-def _check_root(root: str) -> str:
-    if "://" not in root and _ESCAPE.search(root):
-        raise ValueError("Delta readers would decode a percent sign before two digits")
-    return root
 
 
 class Pool(Section):
@@ -120,7 +115,7 @@ class LakeSettings(Section):
     With ``storage = "vended"``, Unity Catalog ([catalog]) gives the credentials of the store.
     """
 
-    root: Annotated[str, AfterValidator(_check_root)]
+    root: LakeRoot
     schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
     storage: Literal["direct", "vended"] = "direct"
     options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
@@ -296,6 +291,7 @@ class Settings(Section):
     serve: ServeSettings = ServeSettings()
     breaker: BreakerSettings = BreakerSettings()
     web: WebSettings = WebSettings()
+    backup: BackupSettings = BackupSettings()
     catalog: Mapping[str, CatalogSettings] = {}
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
@@ -457,16 +453,31 @@ class Settings(Section):
 
     def place(self, schema: str, name: str) -> Place:
         """The location of a table in the lake."""
-        options: dict[str, str | Secret] = {}
-        for key, value in self.lake.options.items():
+        root = self.lake_root
+        return replace(root, url=f"{root.url}/{schema}/{name}")
+
+    @property
+    def lake_root(self) -> Place:
+        """The location of the lake."""
+        root = self._store(self.lake.root, self.lake.options, "lake")
+        return replace(root, vended=self._vended(root.url))
+
+    @property
+    def copy_root(self) -> Place | None:
+        """The location of the copy of the lake, None if there is to be none."""
+        copy = self.backup
+        return self._store(copy.root, copy.options, "backup") if copy.root else None
+
+    def _store(self, root: str, options: Mapping[str, str | SecretName], section: str) -> Place:
+        resolved: dict[str, str | Secret] = {}
+        for key, value in options.items():
             if isinstance(value, SecretName):
-                options[key] = self.secret(value)
+                resolved[key] = self.secret(value)
             elif self.path and is_secret_option(key):
-                options[key] = self._config_secret(["lake", "options", key])
+                resolved[key] = self._config_secret([section, "options", key])
             else:
-                options[key] = value
-        root = self.lake.root.rstrip("/")
-        return Place(f"{root}/{schema}/{name}", tuple(options.items()), self._vended(root))
+                resolved[key] = value
+        return Place(root.rstrip("/"), tuple(resolved.items()))
 
     def _vended(self, root: str) -> Vended | None:
         if self.lake.storage == "direct":
