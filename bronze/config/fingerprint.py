@@ -12,6 +12,8 @@ from bronze.dsn import parse_dsn
 
 _DIGITS = 16
 _HIDDEN = ("password", "sslpassword")
+_STORES = (("lake", "options"), ("audit", "escrow_options"), ("backup", "options"))
+"""The sections and keys with options of object stores."""
 
 
 def imprint(settings: Settings) -> dict[str, str]:
@@ -24,10 +26,11 @@ def imprint(settings: Settings) -> dict[str, str]:
     for source in document["source"].values():
         if isinstance(source.get("dsn"), str):
             source["dsn"] = _without_password(source["dsn"])
-    options = document["lake"].get("options", {})
-    for name in [name for name, value in options.items() if isinstance(value, str)]:
-        if is_secret_option(name):
-            options[name] = ""
+    for section, key in _STORES:
+        options = document.get(section, {}).get(key, {})
+        for name in [name for name, value in options.items() if isinstance(value, str)]:
+            if is_secret_option(name):
+                options[name] = ""
     return {place: _hash(value)[:_DIGITS] for place, value in sorted(_leaves("", document))}
 
 
@@ -51,3 +54,7 @@ def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _hash(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+EMPTY_TEXT = _hash("")[:_DIGITS]
+"""The hash of a value that is an empty text."""

@@ -56,12 +56,14 @@ def load(path: str | Path) -> Settings:
             raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from None
         raise ConfigError(f"The config file {path} cannot be read: {error}.") from None
     settings = parse(document, str(path)).model_copy(update={"path": str(file)})
-    lake, secrets = settings.lake, settings.secrets
+    lake, secrets, audit = settings.lake, settings.secrets, settings.audit
     if "://" not in lake.root:
         lake = lake.model_copy(update={"root": _beside(file, lake.root)})
     if secrets.folder:
         secrets = secrets.model_copy(update={"folder": _beside(file, secrets.folder)})
-    return settings.model_copy(update={"lake": lake, "secrets": secrets})
+    if audit.escrow and "://" not in audit.escrow:
+        audit = audit.model_copy(update={"escrow": _beside(file, audit.escrow)})
+    return settings.model_copy(update={"lake": lake, "secrets": secrets, "audit": audit})
 
 
 def _beside(file: Path, path: str) -> str:

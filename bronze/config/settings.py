@@ -242,11 +242,27 @@ class ProtectionSettings(Section):
 class AuditSettings(Section):
     """[audit]: how the records of ``governance.audit_log`` are sealed.
 
-    With a key, or by their hashes alone. ``former_keys`` are the keys of older records.
+    With a key, or by their hashes alone. ``former_keys`` are the keys of older records. ``escrow``
+    is where the log's heads are kept outside of the lake; with ``escrow_lock``, in seconds, no head
+    can be deleted there until so much time has passed.
     """
 
     key: SecretName | None = None
     former_keys: tuple[SecretName, ...] = ()
+    escrow: Annotated[str, AfterValidator(_check_root)] = ""
+    escrow_options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
+    escrow_lock: Seconds = 0
+
+    @model_validator(mode="after")
+    def _check_escrow(self) -> AuditSettings:
+        if not self.escrow:
+            if self.escrow_options or self.escrow_lock:
+                raise ValueError("escrow_options and escrow_lock need an escrow")
+            return self
+        object_store.check(self.escrow, self.escrow_options)
+        if self.escrow_lock and object_store.cloud_of(self.escrow) is None:
+            raise ValueError("a folder cannot be locked: escrow_lock needs an object store")
+        return self
 
 
 class LineageSettings(Section):
@@ -436,16 +452,33 @@ class Settings(Section):
 
     def place(self, schema: str, name: str) -> Place:
         """The location of a table in the lake."""
-        options: dict[str, str | Secret] = {}
-        for key, value in self.lake.options.items():
-            if isinstance(value, SecretName):
-                options[key] = self.secret(value)
-            elif self.path and is_secret_option(key):
-                options[key] = self._config_secret(["lake", "options", key])
-            else:
-                options[key] = value
         root = self.lake.root.rstrip("/")
-        return Place(f"{root}/{schema}/{name}", tuple(options.items()))
+        options = self._store_options(self.lake.options, ["lake", "options"])
+        return Place(f"{root}/{schema}/{name}", options)
+
+    @property
+    def escrow(self) -> Place | None:
+        """Where the heads of the audit log are kept outside of the lake; None without [audit]
+        escrow.
+        """
+        if not self.audit.escrow:
+            return None
+        options = self._store_options(self.audit.escrow_options, ["audit", "escrow_options"])
+        return Place(self.audit.escrow.rstrip("/"), options)
+
+    def _store_options(
+        self, options: Mapping[str, str | SecretName], path: list[str]
+    ) -> tuple[tuple[str, str | Secret], ...]:
+        """The options of an object store at a path of the config, with references to secrets."""
+        referenced: dict[str, str | Secret] = {}
+        for key, value in options.items():
+            if isinstance(value, SecretName):
+                referenced[key] = self.secret(value)
+            elif self.path and is_secret_option(key):
+                referenced[key] = self._config_secret([*path, key])
+            else:
+                referenced[key] = value
+        return tuple(referenced.items())
 
     def secret(self, name: SecretName) -> Secret:
         """A reference to a secret that the config names.

@@ -41,7 +41,8 @@ class Gateway:
 
     ``requests`` are the methods and paths that came; ``delay`` is in seconds; ``failures`` are
     statuses that are answered first, ``refuse`` says which requests are answered with 403, by
-    their headers; ``cut`` says which request is cut in its middle, after which the store is
+    their headers; ``immutable`` imitates a policy of Azure by which no object can be replaced;
+    ``cut`` says which request is cut in its middle, after which the store is
     away for ``away`` seconds.
     """
 
@@ -51,6 +52,7 @@ class Gateway:
     delay: float = 0.0
     failures: list[int] = field(default_factory=list)
     refuse: Callable[[Any], bool] = lambda _: False
+    immutable: bool = False
     cut: Callable[[str, str, int], bool] | None = None
     away: float = 1.0
     back: float = 0.0
@@ -94,8 +96,14 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
             time.sleep(running.delay)
             if not status and running.refuse(self.headers):
                 status = 403
+            if running.immutable and self.command == "PUT" and "If-None-Match" not in self.headers:
+                status = 409
             if status:
-                code = {403: "InvalidAccessKeyId", 503: "SlowDown"}.get(status, "Error")
+                code = {
+                    403: "InvalidAccessKeyId",
+                    409: "BlobImmutableDueToPolicy",
+                    503: "SlowDown",
+                }.get(status, "Error")
                 text = f"<Error><Code>{code}</Code></Error>".encode()
                 self._send(status, {}, text)
                 return

@@ -18,6 +18,7 @@ from bronze.config.settings import Settings
 from bronze.delta.log import State
 from bronze.delta.storage import lake_folder
 from bronze.errors import BronzeError, ConfigError
+from bronze.governance.escrow import heads
 from bronze.model.results import Failure
 from bronze.operate import beat, controls
 from bronze.operate.alerts.life import Key
@@ -41,6 +42,8 @@ _TOLD_FOR = timedelta(minutes=10)
 _EXAMINED_EVERY = 60.0
 _EXAMINED_AGAIN = 3.0
 _SHARE = 0.01
+_ESCROWED_EVERY = 1800.0
+_ESCROWED_AGAIN = 60.0
 
 
 class Watch:
@@ -53,6 +56,8 @@ class Watch:
         self.lake = Routine("lake", self._look_at_lake)
         self.controls = Routine("controls", self._read_controls)
         self.trust = Routine("trust", self._examine)
+        self.escrow = Routine("escrow", self._put_into_escrow)
+        self._escrow_fault = ""
         self._suspected: set[Key] = set()
         self.sources: dict[str, Routine] = {}
         self._probes: dict[str, Routine] = {}
@@ -61,13 +66,14 @@ class Watch:
     def routines(self) -> list[Routine]:
         """All that run."""
         sources = (*self.sources.values(), *self._probes.values())
-        return [self.lake, self.controls, self.trust, *sources]
+        return [self.lake, self.controls, self.trust, self.escrow, *sources]
 
     def start(self) -> None:
         """Begins to look."""
         self.lake.start()
         self.controls.start()
         self.trust.start()
+        self.escrow.start()
         self.follow_sources(self._board.settings)
 
     def follow_sources(self, settings: Settings) -> None:
@@ -225,6 +231,8 @@ class Watch:
             sources = [name for name in settings.source if name not in board.source_errors]
         # What cannot be looked at now stays as it was.
         seen, found = set[str](), dict[Key, str]()
+        if self._escrow_fault:
+            found["audit_broken", SERVICE] = self._escrow_fault
         with suppress(BronzeError):
             found.update(trust.lake_faults(settings))
             seen |= {SERVICE}
@@ -243,6 +251,23 @@ class Watch:
         if self._suspected - board.faults.keys():
             return _EXAMINED_AGAIN
         return max(_EXAMINED_EVERY, (time.monotonic() - began) / _SHARE)
+
+    def _put_into_escrow(self) -> float | None:
+        """Puts the end of the audit log into escrow, also if nothing was recorded for a while."""
+        board = self._board
+        with board.changed:
+            settings = board.settings
+            if board.unread or board.lake_error:
+                return _ESCROWED_AGAIN
+        try:
+            heads.put_newest(settings)
+        except BronzeError as error:
+            if not self._escrow_fault:
+                LOG.error("audit log is not in escrow", error=error.message)
+            self._escrow_fault = error.message
+            return _ESCROWED_AGAIN
+        self._escrow_fault = ""
+        return _ESCROWED_EVERY
 
     def _read_controls(self) -> float | None:
         board = self._board
