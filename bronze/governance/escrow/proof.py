@@ -113,8 +113,9 @@ def _first_with_escrow(records: Sequence[AuditRecord]) -> int:
     for record in records:
         if record.action == "config":
             try:
-                keys = dict(json.loads(record.details)).get("keys") or {}
+                keys = dict(dict(json.loads(record.details)).get("keys") or {})
             except (TypeError, ValueError):
+                # Another writer has changed the record, which its hash says.
                 continue
             if keys.get(_KEY, fingerprint.EMPTY_TEXT) != fingerprint.EMPTY_TEXT:
                 return record.sequence
