@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*$", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DECIMAL = re.compile(r"^decimal\(\s*(\d+)\s*,\s*(\d+)\s*\)$", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+)\s*(s|m|h|d|)\s*$", re.IGNORECASE)
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -43,10 +44,17 @@ def _to_decimal(value: object) -> object:
     return precision, scale
 
 
+def _check_root(root: str) -> str:
+    if "://" not in root and _ESCAPE.search(root):
+        raise ValueError("Delta readers would decode a percent sign before two digits")
+    return root
+
+
 def _to_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+LakeRoot = Annotated[str, AfterValidator(_check_root)]
 Seconds = Annotated[int, Field(ge=0), BeforeValidator(to_seconds)]
 Bytes = Annotated[int, BeforeValidator(_to_bytes)]
 Decimal = Annotated[tuple[int, int], BeforeValidator(_to_decimal)]

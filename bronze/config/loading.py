@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from bronze.config import alerts, serve
 from bronze.config.alerts import AlertSettings
+from bronze.config.backup import BackupSettings
 from bronze.config.fields import SecretName
 from bronze.config.protection import ColumnProtection
 from bronze.config.quality import RULE_SECTIONS, QualitySettings, RuleSettings
@@ -63,7 +64,12 @@ def load(path: str | Path) -> Settings:
         secrets = secrets.model_copy(update={"folder": _beside(file, secrets.folder)})
     if audit.escrow and "://" not in audit.escrow:
         audit = audit.model_copy(update={"escrow": _beside(file, audit.escrow)})
-    return settings.model_copy(update={"lake": lake, "secrets": secrets, "audit": audit})
+    backup = settings.backup
+    if backup.root and "://" not in backup.root:
+        backup = backup.model_copy(update={"root": _beside(file, backup.root)})
+    return settings.model_copy(
+        update={"lake": lake, "secrets": secrets, "audit": audit, "backup": backup}
+    )
 
 
 def _beside(file: Path, path: str) -> str:
@@ -164,6 +170,8 @@ def _section_of(path: list[str], channel: str) -> type[BaseModel]:
         return Settings
     if top == "lake":
         return SecretName if rest else LakeSettings
+    if top == "backup":
+        return SecretName if rest else BackupSettings
     if top in ("audit", "lineage") and rest:
         return SecretName
     if top == "tables" and len(rest) > 1 and rest[1] in _TABLE_SECTIONS:

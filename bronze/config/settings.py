@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PositiveInt,
@@ -23,8 +22,10 @@ from pydantic import (
 )
 
 from bronze.config.alerts import AlertSettings
+from bronze.config.backup import BackupSettings
 from bronze.config.fields import (
     Bytes,
+    LakeRoot,
     NameList,
     Provider,
     Seconds,
@@ -42,17 +43,10 @@ from bronze.model.locations import Auth, Origin, Place, Secret
 from bronze.model.quality import ResolvedRule
 from bronze.model.schedule import Schedule
 
-_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 512 * 10**6
 GOVERNANCE = "governance"
 """The schema of the governance tables; the folder of that name in the lake."""
-
-
-def _check_root(root: str) -> str:
-    if "://" not in root and _ESCAPE.search(root):
-        raise ValueError("Delta readers would decode a percent sign before two digits")
-    return root
 
 
 class Pool(Section):
@@ -116,7 +110,7 @@ class SourceSettings(Section):
 class LakeSettings(Section):
     """[lake]: where the Delta tables are."""
 
-    root: Annotated[str, AfterValidator(_check_root)]
+    root: LakeRoot
     schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
     options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
 
@@ -249,7 +243,7 @@ class AuditSettings(Section):
 
     key: SecretName | None = None
     former_keys: tuple[SecretName, ...] = ()
-    escrow: Annotated[str, AfterValidator(_check_root)] = ""
+    escrow: LakeRoot = ""
     escrow_options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
     escrow_lock: Seconds = 0
 
@@ -305,6 +299,7 @@ class Settings(Section):
     serve: ServeSettings = ServeSettings()
     breaker: BreakerSettings = BreakerSettings()
     web: WebSettings = WebSettings()
+    backup: BackupSettings = BackupSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
@@ -452,33 +447,36 @@ class Settings(Section):
 
     def place(self, schema: str, name: str) -> Place:
         """The location of a table in the lake."""
-        root = self.lake.root.rstrip("/")
-        options = self._store_options(self.lake.options, ["lake", "options"])
-        return Place(f"{root}/{schema}/{name}", options)
+        root = self.lake_root
+        return Place(f"{root.url}/{schema}/{name}", root.options)
+
+    @property
+    def lake_root(self) -> Place:
+        """The location of the lake."""
+        return self._store(self.lake.root, self.lake.options, "lake", "options")
+
+    @property
+    def copy_root(self) -> Place | None:
+        """The location of the copy of the lake, None if there is to be none."""
+        copy = self.backup
+        return self._store(copy.root, copy.options, "backup", "options") if copy.root else None
 
     @property
     def escrow(self) -> Place | None:
-        """Where the heads of the audit log are kept outside of the lake; None without [audit]
-        escrow.
-        """
-        if not self.audit.escrow:
-            return None
-        options = self._store_options(self.audit.escrow_options, ["audit", "escrow_options"])
-        return Place(self.audit.escrow.rstrip("/"), options)
+        """Where the heads of the audit log are kept outside of the lake; None if nowhere."""
+        audit, path = self.audit, ("audit", "escrow_options")
+        return self._store(audit.escrow, audit.escrow_options, *path) if audit.escrow else None
 
-    def _store_options(
-        self, options: Mapping[str, str | SecretName], path: list[str]
-    ) -> tuple[tuple[str, str | Secret], ...]:
-        """The options of an object store at a path of the config, with references to secrets."""
-        referenced: dict[str, str | Secret] = {}
+    def _store(self, root: str, options: Mapping[str, str | SecretName], *path: str) -> Place:
+        resolved: dict[str, str | Secret] = {}
         for key, value in options.items():
             if isinstance(value, SecretName):
-                referenced[key] = self.secret(value)
+                resolved[key] = self.secret(value)
             elif self.path and is_secret_option(key):
-                referenced[key] = self._config_secret([*path, key])
+                resolved[key] = self._config_secret([*path, key])
             else:
-                referenced[key] = value
-        return tuple(referenced.items())
+                resolved[key] = value
+        return Place(root.rstrip("/"), tuple(resolved.items()))
 
     def secret(self, name: SecretName) -> Secret:
         """A reference to a secret that the config names.

@@ -1,0 +1,1 @@
+"""Backup: copies of the lake as of one moment, in another store."""
