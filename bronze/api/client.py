@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from polars import DataFrame, LazyFrame
 
     from bronze.api.check import CheckReport
+    from bronze.api.drift import DriftReport
     from bronze.api.rule import Rule
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.config.settings import Settings
@@ -405,6 +406,16 @@ class Bronze:
         from bronze.api import check
 
         return check.check(self.config, tables)
+
+    def drift(self) -> DriftReport:
+        """Says whether the config that ran last is the one on disk, and the one that is committed.
+
+        Raises:
+            LakeError: the audit log cannot be read.
+        """
+        from bronze.api import drift
+
+        return drift.drift(self.config)
 
 
 def open(config: str | Path | Mapping[str, object] = "bronze.toml") -> Bronze:  # noqa: A001 - as in gzip.open

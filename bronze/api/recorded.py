@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from threading import Event as Stop
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bronze.api import run_records
+from bronze.api import drift, run_records
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, Stopped
 from bronze.execution import permits as shared_permits
@@ -112,7 +112,14 @@ def follow(
 
     def record_start(event: StreamEvent) -> None:
         if not started:
-            started.append(Event("stream", "", "started", _arguments(tables)))
+            started.append(
+                Event(
+                    "stream",
+                    "",
+                    "started",
+                    {**_arguments(tables), **drift.config_version(settings)},
+                )
+            )
             # If the lake cannot be written, the stream itself reports it and waits.
             with suppress(BronzeError):
                 audit.record_events(settings, started)
@@ -318,13 +325,23 @@ def _run_and_record(
         raise
     except BaseException as error:
         with suppress(BronzeError):
-            audit.record_events(settings, [_failure_event(action, tables, error)])
+            failed = _failure_event(action, tables, error)
+            audit.record_events(settings, _with_config_version(settings, action, [failed]))
         raise
     try:
-        audit.record_events(settings, events(done))
+        audit.record_events(settings, _with_config_version(settings, action, events(done)))
     except BronzeError as error:
         return replace(done, unrecorded=error.failure())
     return done
+
+
+def _with_config_version(settings: Settings, action: str, events: Sequence[Event]) -> list[Event]:
+    """The events, those of the command itself with the version of the config."""
+    version = drift.config_version(settings)
+    return [
+        replace(event, details={**event.details, **version}) if event.action == action else event
+        for event in events
+    ]
 
 
 def _failure_event(action: str, tables: Sequence[str], error: BaseException) -> Event:

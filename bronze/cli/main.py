@@ -54,13 +54,20 @@ def run(
 
 @app.command()
 def check(
-    tables: Tables = None, config: Config = Path("bronze.toml"), as_json: AsJson = False
+    tables: Tables = None,
+    config: Config = Path("bronze.toml"),
+    drift: Annotated[
+        bool, typer.Option("--drift", help="Is what ran last what the file says, and committed?")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a run would do with each table and column, and what prevents it."""
     import bronze
-    from bronze.cli import output, reports
+    from bronze.cli import output, reports, restore
 
     with exit_codes(as_json):
+        if drift:
+            restore.print_drift(bronze.open(config).drift(), as_json)
         report = bronze.open(config).check(tables or ())
         output.print_result(report) if as_json else reports.check(report)
         raise typer.Exit(report.exit_code)

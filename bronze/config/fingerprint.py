@@ -1,16 +1,23 @@
-"""The imprint of a config: what it says, as hashes that tell what has changed and no secret."""
+"""The imprint of a config: what it says, as hashes that tell what has changed and no secret; and
+whether its file is committed in a git repository.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from bronze.config.settings import Settings, is_secret_option
 from bronze.dsn import parse_dsn
 
 _DIGITS = 16
+_GIT_SECONDS = 10
 _HIDDEN = ("password", "sslpassword")
 _STORES = (("lake", "options"), ("audit", "escrow_options"), ("backup", "options"))
 """The sections and keys with options of object stores."""
@@ -37,6 +44,65 @@ def imprint(settings: Settings) -> dict[str, str]:
 def fingerprint_of(imprinted: Mapping[str, str]) -> str:
     """The hash of all of it, as 32 hexadecimal digits."""
     return _hash(imprinted)[:32]
+
+
+FileState = Literal["", "committed", "changed", "untracked", "replaced", "unknown"]
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """The version of a config's file in git.
+
+    ``commit`` is the present one of the repository that the file is in, "" without a repository.
+    ``state`` says whether the file is ``committed`` there as it is, was ``changed`` since, is
+    ``untracked``; or was ``replaced`` on disk since it was read; ``unknown`` if git cannot say.
+    """
+
+    commit: str = ""
+    state: FileState = ""
+
+
+def file_version(settings: Settings) -> FileVersion:
+    """The version in git of the file that a config was read from."""
+    file = Path(settings.path)
+    if not settings.path or not any((folder / ".git").exists() for folder in file.parents):
+        return FileVersion()
+    commit = git(file.parent, "rev-parse", "HEAD")
+    status = git(file.parent, "status", "--porcelain", "--ignored", "--", file.name)
+    if status is None:
+        return FileVersion("", "unknown")
+    state: FileState = "committed"
+    if status:
+        state = "untracked" if status[:2] in (b"??", b"!!") else "changed"
+    if digest_of(file) != settings.digest:
+        state = "replaced"
+    return FileVersion((commit or b"").decode().strip(), state)
+
+
+def digest_of(file: Path) -> str:
+    """The SHA-256 of a file's content, "" if it cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def git(folder: Path, *arguments: str) -> bytes | None:
+    """What git prints in a folder; None if it is not installed, or fails."""
+    # A hook of git would have it look at another repository, and a status would write its index.
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(folder), *arguments],  # noqa: S607
+            capture_output=True,
+            env=environment,
+            timeout=_GIT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout
 
 
 def _without_password(dsn: str) -> Mapping[str, Any]:

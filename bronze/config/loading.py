@@ -7,6 +7,7 @@ unknown key the nearest known one.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,17 +47,37 @@ def load(path: str | Path) -> Settings:
     """
     file = Path(path).absolute()
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = file.read_bytes()
     except FileNotFoundError:
         raise ConfigError(
             f"There is no config file {path}.",
             hint="Write one with `bronze init --dsn …`, or name another file with -c.",
         ) from None
     except (OSError, ValueError) as error:
-        if isinstance(error, tomllib.TOMLDecodeError):
-            raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from None
         raise ConfigError(f"The config file {path} cannot be read: {error}.") from None
-    settings = parse(document, str(path)).model_copy(update={"path": str(file)})
+    return parse_file(content, file, str(path))
+
+
+def parse_file(content: bytes, file: Path, name: str) -> Settings:
+    """The settings in the content of a TOML file.
+
+    Args:
+        content: the content.
+        file: where the file is: relative paths are relative to it.
+        name: the name of the file in errors.
+
+    Raises:
+        ConfigError: the content is not valid; it lists all errors.
+    """
+    try:
+        text = content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"The config file {name} is not valid TOML: {error}.") from None
+    except ValueError as error:
+        raise ConfigError(f"The config file {name} cannot be read: {error}.") from None
+    digest = hashlib.sha256(content).hexdigest()
+    settings = parse(document, name).model_copy(update={"path": str(file), "digest": digest})
     lake, secrets, audit = settings.lake, settings.secrets, settings.audit
     if "://" not in lake.root:
         lake = lake.model_copy(update={"root": _beside(file, lake.root)})

@@ -281,8 +281,9 @@ class LineageSettings(Section):
 class Settings(Section):
     """All of bronze.toml.
 
-    ``path`` is the file it was read from, "" if it is not from a file. ``alone`` says that [source]
-    is one source, not a table of several. ``added`` are the rules made in Python, by table.
+    ``path`` is the file it was read from, "" if it is not from a file, and ``digest`` the SHA-256
+    of that file. ``alone`` says that [source] is one source, not a table of several. ``added`` are
+    the rules made in Python, by table.
     """
 
     source: Mapping[str, SourceSettings]
@@ -302,6 +303,7 @@ class Settings(Section):
     backup: BackupSettings = BackupSettings()
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
+    digest: str = Field(default="", exclude=True)
     alone: bool = Field(default=False, exclude=True)
     added: Mapping[str, tuple[ResolvedRule, ...]] = Field(default={}, exclude=True)
     _whole: Settings | None = PrivateAttr(default=None)

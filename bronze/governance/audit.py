@@ -156,7 +156,7 @@ def _config_event(
     ``new_log_id`` is the log's id if it begins with this record.
     """
     log = {"log": new_log_id} if new_log_id else {}
-    before = _recorded_hashes(state, config)
+    before = recorded_hashes(state, config)
     if before is None:
         return Event(CONFIG, config, "first seen", {"keys": hashes, **log})
     common = set(hashes) & set(before)
@@ -170,9 +170,14 @@ def _config_event(
     return Event(CONFIG, config, "changed" if before != hashes else "bound", details)
 
 
-def _recorded_hashes(state: State | None, config: str) -> dict[str, str] | None:
+def recorded_hashes(state: State | None, config: str) -> dict[str, str] | None:
     """The hashes in the last record about a config; None without a record that can be read."""
     records, _ = audit_state.records_of(state) if state else ([], [])
+    return hashes_in(records, config)
+
+
+def hashes_in(records: Sequence[AuditRecord], config: str) -> dict[str, str] | None:
+    """The same, in records that were read."""
     about = [one for one in records if (one.action, one.subject) == (CONFIG, config)]
     try:
         hashes = dict(json.loads(about[-1].details)["keys"])
