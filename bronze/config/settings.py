@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
@@ -282,7 +283,7 @@ class Settings(Section):
     """All of bronze.toml.
 
     ``path`` is the file it was read from, "" if it is not from a file, and ``digest`` the SHA-256
-    of that file. ``alone`` says that [source] is one source, not a table of several. ``added`` are
+    of that file; ``lake_options`` are section and key of the lake's options in it. ``alone`` says that [source] is one source, not a table of several. ``added`` are
     the rules made in Python, by table.
     """
 
@@ -304,6 +305,7 @@ class Settings(Section):
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
     digest: str = Field(default="", exclude=True)
+    lake_options: tuple[str, str] = Field(default=("lake", "options"), exclude=True)
     alone: bool = Field(default=False, exclude=True)
     added: Mapping[str, tuple[ResolvedRule, ...]] = Field(default={}, exclude=True)
     _whole: Settings | None = PrivateAttr(default=None)
@@ -455,7 +457,29 @@ class Settings(Section):
     @property
     def lake_root(self) -> Place:
         """The location of the lake."""
-        return self._store(self.lake.root, self.lake.options, "lake", "options")
+        return self._store(self.lake.root, self.lake.options, *self.lake_options)
+
+    def with_lake_at(self, root: str) -> Settings:
+        """The config for a lake at another root. Its store is reached with the options of [lake],
+        or with those of [backup] if it is the bucket of the copy, or of the cloud of the copy alone.
+
+        Raises:
+            ConfigError: there is no such store.
+        """
+        try:
+            cloud, path = object_store.cloud_of(root), ("lake", "options")
+            options: Mapping[str, str | SecretName] = {}
+            if cloud is not None:
+                stores = [(self.lake, path), (self.backup, ("backup", "options"))]
+                same = [s for s in stores if s[0].root and object_store.cloud_of(s[0].root) == cloud]
+                same.sort(key=lambda s: not root.startswith(f"{_bucket(s[0].root)}/"))
+                options, path = (same[0][0].options, same[0][1]) if same else ({}, path)
+            else:
+                root = str(Path(root).expanduser().absolute())
+            lake = LakeSettings(root=root, schema=self.lake.schema_, options=options)
+        except ValueError as error:
+            raise ConfigError(f"{root} cannot be the root of a lake: {error}.") from None
+        return self.model_copy(update={"lake": lake, "lake_options": path})
 
     @property
     def copy_root(self) -> Place | None:
@@ -496,6 +520,12 @@ class Settings(Section):
     def _config_secret(self, path: list[str]) -> Secret:
         # Workers read the value from the config file, so that no unit of work carries it.
         return Secret("config", json.dumps(path), self.path)
+
+
+def _bucket(root: str) -> str:
+    """The scheme and bucket of an address."""
+    parts = urlsplit(root)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _auth(source: SourceSettings) -> Auth | None:
