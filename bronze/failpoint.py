@@ -33,6 +33,18 @@ POINTS = (
 ALERT_POINTS = ("alerted", "sending", "answered")
 """Those of alerts: when they are stored, before a message is sent, before it is stored as sent."""
 
+BACKUP_POINTS = (
+    "copying",
+    "copied",
+    "listed",
+    "sealing",
+    "sealed",
+    "purging",
+    "purged",
+    "expiring",
+)
+"""Those of a backup: around each object, each list of objects, the manifest, an erasure."""
+
 _NAME, _, _COUNT = os.environ.get("BRONZE_FAILPOINT", "").partition(":")
 _remaining = {_NAME: int(_COUNT or 1)} if _NAME else {}
 

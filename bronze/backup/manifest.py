@@ -86,6 +86,9 @@ class TableCopy:
         positions: its app transactions of bronze (`bronze.delta.positions`), by their names.
         list: the path of its list of objects, and ``sha256`` that of the list.
         objects, bytes: the number and the size of the objects in the list.
+        entry: the SHA-256 of the entry of the version, "" if the lake no longer had it.
+        last_checkpoint: the content of ``_delta_log/_last_checkpoint``, "" without a checkpoint. It
+            is not in the list: it is written last, and names the checkpoint of the newest version.
         error: why the table is still at the version of an earlier generation; "" if it is not.
     """
 
@@ -100,6 +103,8 @@ class TableCopy:
     sha256: str
     objects: int
     bytes: int
+    entry: str = ""
+    last_checkpoint: str = ""
     error: str = ""
 
     @property
@@ -261,7 +266,9 @@ def objects_of(copy: Place, table: TableCopy) -> pl.DataFrame:
 def list_bytes(objects: pl.DataFrame) -> bytes:
     """A list of objects as it is stored."""
     stored = io.BytesIO()
-    objects.select(OBJECTS).sort("path").write_parquet(stored, compression="zstd", statistics=False)
+    objects.select(*OBJECTS).sort("path").write_parquet(
+        stored, compression="zstd", statistics=False
+    )
     return stored.getvalue()
 
 

@@ -19,6 +19,7 @@ from obstore.exceptions import BaseError
 from bronze import failpoint
 from bronze.delta import log, store
 from bronze.delta.commit import ORPHAN_AGE
+from bronze.delta.layout import purge_entries
 from bronze.delta.log import ENTRY, State, mapped_errors, read
 from bronze.delta.read import content
 from bronze.delta.storage import client
@@ -115,7 +116,8 @@ def expire(place: Place, retention: float, keep: Sequence[int], now: float) -> V
 
 def purge(place: Place, now: float) -> VacuumResult:
     """Deletes all files that the current version does not need, however young they are: older
-    versions and their change data feed cannot be read any more.
+    versions and their change data feed cannot be read any more. Copies of the lake are asked by an
+    entry (`bronze.delta.layout.purge_entries`) to do the same.
 
     Args:
         place: the table.
@@ -145,6 +147,8 @@ def purge(place: Place, now: float) -> VacuumResult:
         and (found.path in known or found.at < now - ORPHAN_AGE)
     ]
     logs = _expired_log(place, objects, state.version, state.version)
+    # A copy may have objects that the table no longer has: it learns of each purge.
+    purge_entries.add(place, state.version, now)
     failpoint.reach("expiring")
     store.delete(place, [found.path for found in dead])
     store.delete(place, logs)
