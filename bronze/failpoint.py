@@ -45,6 +45,9 @@ BACKUP_POINTS = (
 )
 """Those of a backup: around each object, each list of objects, the manifest, an erasure."""
 
+RESTORE_POINTS = ("marked", "restored")
+"""Those of a restore: when the root is marked, and after each object."""
+
 _NAME, _, _COUNT = os.environ.get("BRONZE_FAILPOINT", "").partition(":")
 _remaining = {_NAME: int(_COUNT or 1)} if _NAME else {}
 

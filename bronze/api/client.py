@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from bronze.api.check import CheckReport
     from bronze.api.drift import DriftReport
     from bronze.api.rule import Rule
+    from bronze.backup.recovery.restore import Notify as NotifyRestored
+    from bronze.backup.recovery.restore import RestoreResult
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.config.settings import Settings
     from bronze.governance.audit_proof import AuditReport
@@ -406,6 +408,38 @@ class Bronze:
         from bronze.api import check
 
         return check.check(self.config, tables)
+
+    def restore(
+        self,
+        to: str,
+        tables: Sequence[str] = (),
+        *,
+        at: str = "",
+        dry_run: bool = False,
+        notify: NotifyRestored | None = None,
+        stop: Event | None = None,
+    ) -> RestoreResult:
+        """Restores a generation of the copy into an empty root; the lake itself is not needed.
+
+        Args:
+            to: the root to restore into: a folder or an address.
+            tables: names of Bronze tables; all if none. The governance tables come with them.
+            at: the id of a generation, or a time: the newest generation before it counts.
+            dry_run: whether to say only what would be done.
+            notify: called with each table that is restored, from this thread.
+            stop: ends the restore when it is set, from any thread; the next one continues it.
+
+        Raises:
+            ConfigError: there is no copy or no such generation or table, or the root is not empty.
+            LakeError: the copy is damaged or cannot be read, or the root cannot be written.
+            Stopped: it was stopped.
+        """
+        from bronze.backup.recovery import restore
+
+        show = notify or (lambda _: None)
+        return restore.restore(
+            self.config, to, tables, at=at, dry_run=dry_run, notify=show, stop=stop
+        )
 
     def drift(self) -> DriftReport:
         """Says whether the config that ran last is the one on disk, and the one that is committed.

@@ -15,6 +15,7 @@ from threading import Event as Stop
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bronze.api import drift, run_records
+from bronze.backup.recovery import takeover
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, Stopped
 from bronze.execution import permits as shared_permits
@@ -319,6 +320,7 @@ def _run_and_record(
     events: Callable[[R], Sequence[Event]],
 ) -> R:
     """The result of a command, after it was recorded."""
+    takeover.take_over(settings, action)
     try:
         done = work()
     except ConfigError:

@@ -16,6 +16,7 @@ from bronze.backup import manifest, purges, retention, table_log, versions
 from bronze.backup.manifest import Manifest, Moment, TableCopy
 from bronze.backup.object_lock import ObjectLock
 from bronze.backup.purges import OutstandingErasure
+from bronze.backup.recovery import takeover
 from bronze.backup.results import BackedUpTable, BackupResult
 from bronze.backup.table_log import LAST_CHECKPOINT, TableLog
 from bronze.backup.transfer import MissingError, Transfer, copy_errors
@@ -202,7 +203,8 @@ class _Backup:
         return identity
 
     def _check_lake(self, lake_id: str, last: Manifest | None) -> None:
-        """Checks that the copy is of this lake, or is new."""
+        """Checks that the copy is of this lake, or is new, and is not in use as a lake."""
+        takeover.check_not_in_use(self._copy)
         try:
             known = json.loads(manifest.content(self._copy, manifest.IDENTITY))["lake"]
         except FileNotFoundError:

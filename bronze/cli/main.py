@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli import operate, service
+from bronze.cli import operate, restore, service
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.status import status
 
@@ -63,7 +63,7 @@ def check(
 ) -> None:
     """Say what a run would do with each table and column, and what prevents it."""
     import bronze
-    from bronze.cli import output, reports, restore
+    from bronze.cli import output, reports
 
     with exit_codes(as_json):
         if drift:
@@ -230,6 +230,7 @@ def forget(
 
 
 service.add_to(app)
+restore.add_to(app)
 app.command()(status)
 app.add_typer(operate.alerts_app, name="alerts")
 app.command()(operate.doctor)

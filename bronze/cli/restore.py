@@ -2,12 +2,85 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bronze.cli.failures import exit_codes, stop_on_signals
+
 if TYPE_CHECKING:
     from bronze.api.drift import DriftReport
+    from bronze.backup.recovery.restore import RestoreResult
+
+Config = Annotated[
+    Path,
+    typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+_DEFAULT = Path("bronze.toml")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(restore)
+
+
+def restore(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Bronze tables; all of the generation if none.")
+    ] = None,
+    to: Annotated[str, typer.Option(help="The root to restore into; it has to be empty.")] = "",
+    at: Annotated[
+        str, typer.Option(help='A generation, or a time: "7", "12h", "2026-05-01T08:00".')
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be restored.")
+    ] = False,
+    config: Config = _DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Restore a generation of the copy ([backup]) into an empty root, each object by its hash."""
+    import bronze
+    from bronze.cli import output
+
+    with exit_codes(as_json):
+        opened = bronze.open(config)
+        if not to:
+            raise typer.BadParameter("--to is missing: the root to restore into")
+        with stop_on_signals() as stop:
+            result = opened.restore(to, tables or (), at=at, dry_run=dry_run, stop=stop)
+        output.print_result(result) if as_json else _print_restored(result)
+        raise typer.Exit(result.exit_code)
+
+
+def _print_restored(result: RestoreResult) -> None:
+    from bronze.cli import output
+
+    rows = [
+        [
+            table.target,
+            str(table.version),
+            f"{table.objects:,}",
+            output.size(table.bytes),
+            "not restored" if table.error else "" if result.is_dry else f"{table.copied:,}",
+        ]
+        for table in result.tables
+    ]
+    output.print_figures(("Bronze table", "version", "objects", "size", "copied"), rows)
+    for table in result.tables:
+        if table.error:
+            output.print_error(f"{table.target}: {table.error.message}", table.error.hint)
+    for note in result.notes:
+        output.print_line(note)
+    made = result.made.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    done = "would be restored into" if result.is_dry else "is restored into"
+    output.print_line(
+        f"Generation {result.generation}, made {made}, {done} {result.root}:"
+        f" {result.objects:,} objects, {output.size(result.bytes)}, {result.seconds:.1f} s"
+    )
+    if not result.is_dry and not result.exit_code:
+        output.print_line("To go on from it, name it as root under [lake].")
 
 
 def print_drift(report: DriftReport, as_json: bool) -> None:

@@ -283,8 +283,9 @@ class Settings(Section):
     """All of bronze.toml.
 
     ``path`` is the file it was read from, "" if it is not from a file, and ``digest`` the SHA-256
-    of that file; ``lake_options`` are section and key of the lake's options in it. ``alone`` says that [source] is one source, not a table of several. ``added`` are
-    the rules made in Python, by table.
+    of that file; ``lake_options`` are section and key of the lake's options in it. ``alone`` says
+    that [source] is one source, not a table of several. ``added`` are the rules made in Python, by
+    table.
     """
 
     source: Mapping[str, SourceSettings]
@@ -461,7 +462,7 @@ class Settings(Section):
 
     def with_lake_at(self, root: str) -> Settings:
         """The config for a lake at another root. Its store is reached with the options of [lake],
-        or with those of [backup] if it is the bucket of the copy, or of the cloud of the copy alone.
+        or with those of [backup] if it is in the copy's bucket, or in the copy's cloud alone.
 
         Raises:
             ConfigError: there is no such store.
@@ -471,15 +472,17 @@ class Settings(Section):
             options: Mapping[str, str | SecretName] = {}
             if cloud is not None:
                 stores = [(self.lake, path), (self.backup, ("backup", "options"))]
-                same = [s for s in stores if s[0].root and object_store.cloud_of(s[0].root) == cloud]
+                same = [
+                    s for s in stores if s[0].root and object_store.cloud_of(s[0].root) == cloud
+                ]
                 same.sort(key=lambda s: not root.startswith(f"{_bucket(s[0].root)}/"))
                 options, path = (same[0][0].options, same[0][1]) if same else ({}, path)
             else:
                 root = str(Path(root).expanduser().absolute())
-            lake = LakeSettings(root=root, schema=self.lake.schema_, options=options)
+            there = LakeSettings(root=root, schema=self.lake.schema_, options=options)
         except ValueError as error:
             raise ConfigError(f"{root} cannot be the root of a lake: {error}.") from None
-        return self.model_copy(update={"lake": lake, "lake_options": path})
+        return self.model_copy(update={"lake": there, "lake_options": path})
 
     @property
     def copy_root(self) -> Place | None:

@@ -38,11 +38,12 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class ObjectVersion:
-    """An object at a ``path`` in a place; ``is_hidden`` says that it was deleted, but that its lock
-    keeps it.
+    """An object at a ``path`` in a place, which was first ``put`` at a time; ``is_hidden`` says
+    that it was deleted, but that its lock keeps it.
     """
 
     path: str
+    put: datetime
     is_hidden: bool
 
 
@@ -105,12 +106,14 @@ def versions(place: Place, under: str, after: str = "") -> Iterator[ObjectVersio
         paginator = s3.get_paginator("list_object_versions")
         return list(paginator.paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"), **start))
 
-    hidden, paths = set[str](), dict[str, None]()
+    hidden, paths = set[str](), dict[str, datetime]()
     for page in _request(place, "listed", pages):
         hidden |= {m["Key"] for m in page.get("DeleteMarkers", ()) if m.get("IsLatest")}
-        paths.update(dict.fromkeys(version["Key"] for version in page.get("Versions", ())))
-    for path in paths:
-        yield ObjectVersion(path[cut:], path in hidden)
+        for version in page.get("Versions", ()):
+            put = version["LastModified"]
+            paths[version["Key"]] = min(put, paths.get(version["Key"], put))
+    for path, put in paths.items():
+        yield ObjectVersion(path[cut:], put, path in hidden)
 
 
 def _put_to_s3(place: Place, path: str, data: bytes, until: datetime) -> None:

@@ -39,13 +39,20 @@ _KEYS = (
 
 
 @dataclass(frozen=True)
+class StoredHead(Head):
+    """A head in escrow, and when it was ``put`` there by the store's clock."""
+
+    put: datetime = datetime.min
+
+
+@dataclass(frozen=True)
 class StoredHeads:
     """The heads in an escrow, by the ids of their logs, each log's by their numbers; ``deleted``
     are those that were deleted, but that their lock keeps.
     """
 
     where: str
-    logs: Mapping[str, Sequence[Head]] = field(default_factory=dict)
+    logs: Mapping[str, Sequence[StoredHead]] = field(default_factory=dict)
     deleted: int = 0
 
     def last(self, log_id: str) -> int:
@@ -131,7 +138,7 @@ def stored_heads(settings: Settings) -> StoredHeads | None:
     return _read(settings, place, "", "") if place else None
 
 
-def heads_after(settings: Settings, log_id: str, sequence: int) -> Sequence[Head]:
+def heads_after(settings: Settings, log_id: str, sequence: int) -> Sequence[StoredHead]:
     """The heads in escrow of a log's records after one. Raises as `stored_heads` does."""
     place = settings.escrow
     if place is None:
@@ -142,27 +149,27 @@ def heads_after(settings: Settings, log_id: str, sequence: int) -> Sequence[Head
 
 
 def _read(settings: Settings, place: Place, under: str, after: str) -> StoredHeads:
-    logs: dict[str, list[Head]] = {}
+    logs: dict[str, list[StoredHead]] = {}
     deleted = 0
     with _escrow_errors(place, "listed"):
         objects = sorted(_objects(settings, place, under, after))
-    for path, is_hidden in objects:
+    for path, put_at, is_hidden in objects:
         match = _OBJECT.fullmatch(path)
         if match:
-            logs.setdefault(match[1], []).append(Head(int(match[2]), match[3]))
+            logs.setdefault(match[1], []).append(StoredHead(int(match[2]), match[3], put_at))
             deleted += is_hidden
     return StoredHeads(place.url, logs, deleted)
 
 
 def _objects(
     settings: Settings, place: Place, under: str, after: str
-) -> Iterator[tuple[str, bool]]:
-    """The paths of the objects in escrow, and whether each was deleted."""
+) -> Iterator[tuple[str, datetime, bool]]:
+    """The paths of the objects in escrow, when each was put there, and whether it was deleted."""
     if settings.audit.escrow_lock and object_store.cloud_of(place.url) == "aws":
         for version in object_lock.versions(place, under, after):
-            yield version.path, version.is_hidden
+            yield version.path, version.put, version.is_hidden
         return
     if not store.is_missing(place):
         with suppress(FileNotFoundError):
             for meta in store.objects(place, under, after or None):
-                yield meta["path"], False
+                yield meta["path"], meta["last_modified"], False

@@ -7,7 +7,8 @@ heads in escrow are elsewhere, and contradict it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bronze.config import fingerprint
@@ -17,8 +18,8 @@ from bronze.delta.log import State
 from bronze.errors import BronzeError
 from bronze.governance import audit_state
 from bronze.governance.escrow import heads
-from bronze.governance.escrow.heads import StoredHeads
-from bronze.governance.tables.audit_log import AuditRecord
+from bronze.governance.escrow.heads import StoredHead, StoredHeads
+from bronze.governance.tables.audit_log import CONTINUES, RECOVERY, AuditRecord
 
 _KEY = "audit.escrow"
 _MAX_LOGS = 3
@@ -64,8 +65,7 @@ def faults(proof: EscrowProof, log_id: str, records: Sequence[AuditRecord]) -> I
     stored = proof.stored
     if stored is None:
         return
-    hashes = {one.sequence: one.record_hash for one in records}
-    yield from _contradictions(stored, log_id, hashes)
+    yield from _contradictions(stored.where, _contradicting(stored, log_id, records)[0], records)
     others = [other for other in stored.logs if other != log_id]
     if others:
         named = ", ".join(f"{one} (up to record {stored.last(one)})" for one in others[:_MAX_LOGS])
@@ -86,15 +86,46 @@ def faults(proof: EscrowProof, log_id: str, records: Sequence[AuditRecord]) -> I
         )
 
 
-def _contradictions(stored: StoredHeads, log_id: str, hashes: Mapping[int, str]) -> Iterator[str]:
-    last = max(hashes, default=0)
-    if stored.last(log_id) > last:
-        yield (
-            f"the escrow at {stored.where} has the head of record {stored.last(log_id)}, and the"
-            f" log ends with record {last}: the newest records were taken away"
-        )
+def _contradicting(
+    stored: StoredHeads, log_id: str, records: Sequence[AuditRecord]
+) -> tuple[list[StoredHead], list[StoredHead]]:
+    """The heads that a log does not have; and those of them that were lost with an earlier lake, as
+    this one goes on from a copy of it.
+    """
+    hashes = {one.sequence: one.record_hash for one in records}
+    recoveries = [one for one in records if one.action in RECOVERY]
+    strange, lost = list[StoredHead](), list[StoredHead]()
     for head in stored.logs.get(log_id, ()):
-        if head.sequence <= last and hashes.get(head.sequence) != head.hash:
+        if hashes.get(head.sequence) != head.hash:
+            is_lost = any(
+                head.sequence > _continues(one) and head.put < one.recorded_timestamp
+                for one in recoveries
+            )
+            (lost if is_lost else strange).append(head)
+    return strange, lost
+
+
+def _continues(recovery: AuditRecord) -> int:
+    """The last record that a lake had when it went on from a copy."""
+    try:
+        return int(dict(json.loads(recovery.details))[CONTINUES])
+    except (KeyError, TypeError, ValueError):
+        # It explains nothing.
+        return sys.maxsize
+
+
+def _contradictions(
+    where: str, strange: Sequence[StoredHead], records: Sequence[AuditRecord]
+) -> Iterator[str]:
+    last = records[-1].sequence if records else 0
+    newest = max((head.sequence for head in strange), default=0)
+    if newest > last:
+        yield (
+            f"the escrow at {where} has the head of record {newest}, and the log ends with record"
+            f" {last}: the newest records were taken away"
+        )
+    for head in strange:
+        if head.sequence <= last:
             yield f"record {head.sequence} is not the one that the escrow has the head of"
 
 
@@ -106,6 +137,13 @@ def notes(proof: EscrowProof, log_id: str, records: Sequence[AuditRecord]) -> It
             yield "The log had an escrow before, and the config has none: see its config records."
     elif log_id not in stored.logs:
         yield f"The escrow at {stored.where} has no head yet: the next record puts one there."
+    elif lost := _contradicting(stored, log_id, records)[1]:
+        known = {one.action: one for one in records if one.action in RECOVERY}
+        named = "; ".join(f"record {one.sequence}, {name}" for name, one in known.items())
+        yield (
+            f"Records up to {max(head.sequence for head in lost)} of the lake before were lost with"
+            f" it, as this lake goes on from a copy ({named})."
+        )
 
 
 def _first_with_escrow(records: Sequence[AuditRecord]) -> int:
@@ -131,11 +169,9 @@ def newest_faults(settings: Settings, state: State) -> Iterator[str]:
     log_id, last = audit_state.log_id(state), audit_state.end(state).sequence
     if not log_id or not (later := heads.heads_after(settings, log_id, last)):
         return
-    # Other processes may have recorded since.
-    last = audit_state.end(log.read(audit_state.place(settings))).sequence
-    newest = max(head.sequence for head in later)
-    if newest > last:
-        yield (
-            f"the escrow at {settings.audit.escrow} has the head of record {newest}, and the log"
-            f" ends with record {last}: the newest records were taken away"
-        )
+    # Other processes may have recorded since; and a lake that goes on from a copy has lost some.
+    newest = log.read(audit_state.place(settings))
+    records = audit_state.records_of(newest)[0] if newest else []
+    stored = StoredHeads(settings.audit.escrow, {log_id: later})
+    strange, _ = _contradicting(stored, log_id, records)
+    yield from _contradictions(stored.where, strange, records)

@@ -1,39 +1,46 @@
 """Restores a generation of the copy into an empty root.
 
-The root is marked as unfinished until all is there (`bronze.backup.takeover`), so that no command
-uses half a lake, and the same restore can be continued after it was killed. Each object is hashed
-while it is copied, and has to be the one that the backup wrote.
+The root is marked as unfinished until all is there (`bronze.backup.recovery.takeover`), so that no
+command uses half a lake, and the same restore can be continued after it was killed. Each object is
+hashed while it is copied, and has to be the one that the backup wrote.
 """
 
 from __future__ import annotations
 
 import contextvars
-import json
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import obstore
 import polars as pl
+from obstore.exceptions import BaseError, NotFoundError
 
 from bronze import failpoint, stopping
-from bronze.backup import manifest, objects, purges, takeover
+from bronze.backup import manifest, purges, transfer
 from bronze.backup.manifest import Manifest, TableCopy
+from bronze.backup.recovery import takeover
+from bronze.backup.table_log import LAST_CHECKPOINT, LOG
+from bronze.backup.transfer import copy_errors
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import store
 from bronze.delta.storage import client
-from bronze.errors import BronzeError, ConfigError, FileDamaged, LakeError
+from bronze.delta.storage.store_errors import store_error
+from bronze.errors import ConfigError, FileDamaged
 from bronze.governance.audit_proof import moment
 from bronze.model.locations import Place
 from bronze.model.results import Failure, Shown, exit_code
 from bronze.stopping import Signal
 
 _THREADS = 4
-_LOG = "_delta_log/"
+_CHUNK = 2 * 2**20
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ def generation_of(copy: Place, at: str = "") -> Manifest:
         ConfigError: there is none.
         FileDamaged, LakeError, LakeUnreachable: its manifest cannot be read.
     """
-    with objects.copy_errors():
+    with copy_errors():
         if at.strip().isdecimal():
             return manifest.read(copy, int(at))
         if at:
@@ -190,9 +197,7 @@ def generation_of(copy: Place, at: str = "") -> Manifest:
     return newest
 
 
-def _choose(
-    copy: Place, generation: Manifest, names: Sequence[str]
-) -> list[RestoredTable]:
+def _choose(copy: Place, generation: Manifest, names: Sequence[str]) -> list[RestoredTable]:
     """The tables of a generation with these names, and the governance tables."""
     known = {name for t in generation.tables for name in (t.name, t.table.label)}
     unknown = [name for name in names if name not in known]
@@ -202,7 +207,7 @@ def _choose(
             f"Generation {generation.id} of the copy at {copy.url} has no table {unknown[0]}.",
             hint=f"It has {there or 'none'}.",
         )
-    with objects.copy_errors():
+    with copy_errors():
         purged = purges.purged_versions(copy)
     return [
         _planned(copy, table, purges.is_purged(table, purged))
@@ -218,20 +223,18 @@ def _planned(copy: Place, table: TableCopy, is_purged: bool) -> RestoredTable:
     return planned
 
 
-def _table(
-    copy: Place, root: Place, generation: Manifest, planned: RestoredTable
-) -> RestoredTable:
+def _table(copy: Place, root: Place, generation: Manifest, planned: RestoredTable) -> RestoredTable:
     """Restores a table: its data first, then its log in order, so that it appears whole."""
     table = next(t for t in generation.tables if t.table.label == planned.target)
-    with objects.copy_errors():
+    with copy_errors():
         listed = manifest.objects_of(copy, table)
     there = _sizes(root, table.path)
-    logged = pl.col("path").str.starts_with(_LOG)
+    logged = pl.col("path").str.starts_with(f"{LOG}/")
     data, entries = listed.filter(~logged), listed.filter(logged).sort("path")
     work = partial(_object, copy, root, table.path, there)
     copied = _each(data.iter_rows(), work) + sum(work(row) for row in entries.iter_rows())
     if table.last_checkpoint:
-        pointer = f"{table.path}/_delta_log/_last_checkpoint"
+        pointer = f"{table.path}/{LAST_CHECKPOINT}"
         store.put(root, pointer, table.last_checkpoint.encode())
     return replace(planned, copied=copied)
 
@@ -264,10 +267,12 @@ def _object(
     path, size, digest = row
     stopping.check()
     name = f"{folder}/{path}"
-    if there.get(path) == size and objects.hash_of(root, name) == digest:
-        return False
-    with objects.copy_errors():
-        found = objects.copy_object(copy, root, name, size)
+    if there.get(path) == size:
+        known = transfer.hash_of(root, name, lambda _: stopping.check())
+        if known is not None and known.sha256 == digest:
+            return False
+    with copy_errors():
+        found = copy_object(copy, root, name, size)
     if found != digest:
         raise FileDamaged(
             f"The file {name} of the copy at {copy.url} is not what the backup wrote: its hash is"
@@ -277,3 +282,37 @@ def _object(
         )
     failpoint.reach("restored")
     return True
+
+
+def copy_object(source: Place, root: Place, name: str, size: int) -> str:
+    """Copies an object under the same path to another root, replacing what is there; its SHA-256.
+
+    Raises:
+        FileDamaged: the source does not have it.
+        LakeError, LakeUnreachable: it cannot be read or written.
+    """
+    digest = hashlib.sha256()
+    if size <= _CHUNK:
+        data = b"".join(_chunks(source, name))
+        store.put(root, name, data)
+        return hashlib.sha256(data).hexdigest()
+    # What a killed restore has left of it.
+    store.delete(root, [name])
+    with store.writer(root, name) as sink:
+        for chunk in _chunks(source, name):
+            stopping.check()
+            digest.update(chunk)
+            sink.write(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(place: Place, name: str) -> Iterator[bytes]:
+    path = client.path_in(place, name)
+    try:
+        found: Any = client.request(place, lambda opened: obstore.get(opened, path))
+        for chunk in found.stream(min_chunk_size=_CHUNK):
+            yield bytes(chunk)
+    except (FileNotFoundError, NotFoundError):
+        raise manifest.damage_error(place, name, "is missing") from None
+    except (BaseError, OSError) as error:
+        raise store_error(place, "read", error) from None
