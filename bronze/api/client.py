@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from bronze.api.check import CheckReport
     from bronze.api.drift import DriftReport
     from bronze.api.rule import Rule
+    from bronze.backup.copy import Notify as NotifyBackedUp
+    from bronze.backup.manifest import Manifest
     from bronze.backup.recovery.restore import Notify as NotifyRestored
     from bronze.backup.recovery.restore import RestoreResult
+    from bronze.backup.results import BackupResult, VerifiedCopy
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.config.settings import Settings
     from bronze.governance.audit_proof import AuditReport
@@ -74,10 +77,11 @@ class Bronze:
             SourceError, LakeError: no table could be loaded.
             Stopped: before the tables were known.
         """
-        from bronze.api import progress, recorded
+        from bronze.api import backup, progress, recorded
 
         with progress.shown_in_notebook(notify) as show:
-            return recorded.run(self.config, tables, pool=pool, notify=show, stop=stop)
+            done = recorded.run(self.config, tables, pool=pool, notify=show, stop=stop)
+        return backup.after_run(self.config, done, stop)
 
     def stream(
         self,
@@ -407,6 +411,10 @@ class Bronze:
         """
         from bronze.api import check
 
+        if self.config.backup.root:
+            from bronze.backup import copy
+
+            copy.check_copy(self.config)
         return check.check(self.config, tables)
 
     def restore(
@@ -450,6 +458,52 @@ class Bronze:
         from bronze.api import drift
 
         return drift.drift(self.config)
+
+    def backup(
+        self, *, notify: NotifyBackedUp | None = None, stop: Event | None = None
+    ) -> BackupResult:
+        """Copies what has changed in the lake since the last generation to ``[backup] root``.
+
+        Args:
+            notify: called with each table, from this thread.
+            stop: ends it when it is set, from any thread; the next call continues.
+
+        Raises:
+            ConfigError: there is no [backup], or its root cannot be that of this lake's copy.
+            LakeError: the lake or the copy cannot be read or written.
+            Stopped: it was stopped.
+        """
+        from bronze.api import backup
+
+        return backup.back_up(self.config, notify=notify or (lambda _: None), stop=stop)
+
+    def verify_backup(self, *, sample: str = "100%", stop: Event | None = None) -> VerifiedCopy:
+        """Reads the copy back, and compares it with the hashes in its manifests.
+
+        Args:
+            sample: which part of the data files is read.
+            stop: ends it when it is set, from any thread.
+
+        Raises:
+            ConfigError: there is no copy, or ``sample`` is not a part.
+            LakeError: the copy cannot be read.
+            Stopped: it was stopped.
+        """
+        from bronze.backup import proof
+
+        return proof.verify_copy(self.config, sample=proof.part_of(sample), stop=stop)
+
+    def generations(self) -> tuple[Manifest, ...]:
+        """The generations of the copy, the oldest first.
+
+        Raises:
+            ConfigError: there is no [backup].
+            LakeError: the copy cannot be read.
+        """
+        from bronze.backup import copy, manifest
+
+        _, root = copy.roots_of(self.config)
+        return tuple(manifest.read(root, number) for number in manifest.generations(root))
 
 
 def open(config: str | Path | Mapping[str, object] = "bronze.toml") -> Bronze:  # noqa: A001 - as in gzip.open

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from bronze.cli import operate, restore, service
+from bronze.cli.backup import backup
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.status import status
 
@@ -235,6 +236,7 @@ app.command()(status)
 app.add_typer(operate.alerts_app, name="alerts")
 app.command()(operate.doctor)
 app.command()(operate.runbook)
+app.command()(backup)
 
 _keys = typer.Typer(
     help="The keys that protect personal data.",

@@ -53,6 +53,8 @@ def run_result(result: RunResult) -> None:
             print_line(f"{row.table}: {note}")
     _print_errors({row.table: row.error for row in result.tables})
     _print_notes(result)
+    if result.copy_error:
+        print_error(f"The lake was not copied: {result.copy_error.message}", result.copy_error.hint)
 
 
 def _print_errors(errors: Mapping[str, Failure | None]) -> None:

@@ -68,18 +68,19 @@ class Claim:
         return self.priority - self.passed // _PATIENCE, self.order
 
 
-def least_memory(streams: int) -> int:
+def least_memory(streams: int, reserved: int = 0) -> int:
     """The least memory of a process with so many streams; its other works wait for each other."""
-    return budget.LIBRARIES + budget.SERVICE + budget.LEAST_SHARE * (streams + 1)
+    return budget.LIBRARIES + budget.SERVICE + reserved + budget.LEAST_SHARE * (streams + 1)
 
 
-def check_least(limit: int, streams: int) -> None:
-    """Checks that streams, and other works one after another, fit into the memory of a process.
+def check_least(limit: int, streams: int, reserved: int = 0) -> None:
+    """Checks that streams, and other works one after another, fit into the memory of a process of
+    which some is ``reserved``.
 
     Raises:
         ConfigError: the memory is too small for them.
     """
-    least = least_memory(streams)
+    least = least_memory(streams, reserved)
     if limit < least:
         beside = f" beside {streams} stream{'s' if streams > 1 else ''}" if streams else ""
         raise ConfigError(
@@ -96,13 +97,14 @@ class MemoryShares:
     same time.
     """
 
-    def __init__(self, limit: int, streams: int, works: int) -> None:
+    def __init__(self, limit: int, streams: int, works: int, reserved: int = 0) -> None:
         """Divides the memory.
 
         Args:
             limit: [run] memory, in bytes, of the whole process.
             streams: how many streams there are.
             works: how many runs, verifications and maintenances there may be at once, at least 1.
+            reserved: what copies of the lake need, which no work gets.
 
         Raises:
             ConfigError: the memory is too small for them.
@@ -111,9 +113,9 @@ class MemoryShares:
         allocator.return_memory_early()
         self._claims: list[Claim] = []
         self._changed = threading.Condition()
-        self.divide(limit, streams, works)
+        self.divide(limit, streams, works, reserved)
 
-    def divide(self, limit: int, streams: int, works: int) -> None:
+    def divide(self, limit: int, streams: int, works: int, reserved: int = 0) -> None:
         """Divides the memory again, as the config has changed; the arguments are as above.
 
         Works that go on keep their shares, and others wait for them. Streams are to be started
@@ -122,8 +124,8 @@ class MemoryShares:
         Raises:
             ConfigError: the memory is too small for them; nothing has changed.
         """
-        check_least(limit, streams)
-        rest = limit - budget.LIBRARIES - budget.SERVICE
+        check_least(limit, streams, reserved)
+        rest = limit - budget.LIBRARIES - budget.SERVICE - reserved
         all_works = streams + works
         of_stream = max(budget.LEAST_SHARE, min(rest // all_works, _beside_work(rest, streams)))
         with self._changed:

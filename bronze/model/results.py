@@ -161,8 +161,8 @@ class RunResult(Shown):
     """The result of a run. ``position`` is the source's WAL position (LSN) at the snapshot.
 
     ``late`` are tables of earlier runs whose records were missing, ``notes`` messages for the user.
-    ``unrecorded`` is why this run could not write all of its records into the governance tables;
-    the tables are committed nevertheless.
+    ``unrecorded`` is why this run could not write all of its records into the governance tables,
+    ``copy_error`` why the lake could not be copied after it; the tables are committed nevertheless.
     """
 
     batch_id: str
@@ -172,13 +172,14 @@ class RunResult(Shown):
     late: tuple[LateRecord, ...] = ()
     notes: tuple[str, ...] = ()
     unrecorded: Failure | None = None
+    copy_error: Failure | None = None
 
     @property
     def exit_code(self) -> int:
         """0: all tables were loaded; 3: none was, as the source or the lake cannot be reached;
-        1: some tables failed, or a record could not be written.
+        1: some tables failed, or a record could not be written, or the lake could not be copied.
         """
-        return exit_code((table.error for table in self.tables), self.unrecorded)
+        return exit_code((table.error for table in self.tables), self.unrecorded or self.copy_error)
 
 
 @dataclass(frozen=True, repr=False)

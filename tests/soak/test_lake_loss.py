@@ -81,12 +81,13 @@ def changing(dsn: str, first: int) -> Iterator[None]:
         thread.join()
 
 
-def config_of(source: Source, folder: Path, lake: Path, copy: Path) -> Path:
-    """A config file of a lake and its copy."""
-    file = folder / f"{copy.name}.toml"
+def config_of(source: Source, folder: Path, lake: Path, copy: Path | None) -> Path:
+    """A config file of a lake and its copy, if it has one."""
+    file = folder / f"{lake.name}-{copy.name if copy else 'alone'}.toml"
+    backup = f'[backup]\nroot = "{copy}"\n' if copy else ""
     file.write_text(
         f'[source]\nname = "test"\ndsn = "{source.dsn}"\n[lake]\nroot = "{lake}"\n'
-        f'schema = "bronze"\n[backup]\nroot = "{copy}"\n'
+        f'schema = "bronze"\n{backup}'
         "[run]\nworkers = 2\nmax_retries = 3\nretry_delay = 0\n[stream]\ninterval = 0\n"
         '[tables.s1]\npattern = "streaming"\n[tables.s2]\npattern = "streaming"\n'
     )
@@ -114,7 +115,7 @@ def test_bronze_goes_on_from_the_copy_of_a_lost_lake(source: Source, tmp_path: P
     lake = tmp_path / "lake0"
     for number in range(TIMES):
         copy = tmp_path / f"lake{number + 1}"
-        after = Bronze(loading.load(config_of(source, tmp_path, copy, tmp_path / "none")))
+        after = Bronze(loading.load(config_of(source, tmp_path, copy, None)))
         with changing(source.dsn, (number + 1) * 10**7):
             lose(config_of(source, tmp_path, lake, copy), draw.uniform(0, 4))
             shutil.rmtree(lake)

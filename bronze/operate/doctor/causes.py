@@ -32,6 +32,7 @@ CHECKS: Mapping[str, tuple[str, ...]] = {
     "source_unreachable": ("secrets", "source"),
     "lake_unreachable": ("secrets", "lake"),
     "lake_full": ("lake",),
+    "backup_failed": ("lake",),
     "audit_broken": ("lake", "governance", "audit"),
     "keys_missing": ("secrets",),
     "personal_data": (),

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from bronze.config.serve import BreakerSettings
 from bronze.config.settings import Settings
+from bronze.execution import budget
 from bronze.execution.memory_shares import MemoryShares
 from bronze.execution.permits import Permits
 from bronze.governance import actor
@@ -51,6 +52,11 @@ def streaming_sources(settings: Settings) -> set[str]:
             named = {name for name in settings.source if key.startswith(f"{name}.")}
             found |= named or set(settings.source)
     return found
+
+
+def copy_memory(settings: Settings) -> int:
+    """The memory that is set aside for copies of the lake, in bytes."""
+    return budget.COPY if settings.backup.root else 0
 
 
 @dataclass(eq=False)
@@ -108,12 +114,12 @@ class Board:
         """
         self.shares.divide(*self._parts_of_memory())
 
-    def _parts_of_memory(self) -> tuple[int, int, int]:
-        """The memory, and how many streams and other works share it."""
+    def _parts_of_memory(self) -> tuple[int, int, int, int]:
+        """The memory, how many streams and other works share it, and what copies need of it."""
         serve = self.settings.serve
         chores = bool(serve.schedule.maintain) + bool(serve.schedule.verify)
         streams = len(streaming_sources(self.settings))
-        return self.settings.run.memory, streams, serve.runs + chores
+        return self.settings.run.memory, streams, serve.runs + chores, copy_memory(self.settings)
 
     def note_outcomes(self, errors: Iterable[Failure | None]) -> None:
         """Notes how work has ended, for ``--once``; a service would collect them for ever."""

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from bronze.api.progress import LOG
+from bronze.backup import copy
 from bronze.backup.recovery import takeover
 from bronze.config.settings import Settings
 from bronze.delta.storage import lake_folder
@@ -29,8 +30,9 @@ from bronze.operate.alerts.delivery import TERMS, Terms
 from bronze.operate.facts.resources import Meter
 from bronze.operate.service import reload
 from bronze.operate.service.alarms import Alarms
-from bronze.operate.service.board import Board, Trouble, streaming_sources
+from bronze.operate.service.board import Board, Trouble, copy_memory, streaming_sources
 from bronze.operate.service.capacity import windows
+from bronze.operate.service.copying import Copying
 from bronze.operate.service.dispatch import Dispatch
 from bronze.operate.service.overview import Overview
 from bronze.operate.service.reload import ConfigFile
@@ -50,7 +52,7 @@ _MEASURED_EVERY = 5.0
 _TOLD_FOR = timedelta(minutes=10)
 _ALERTS_END = 5.0
 _RECORDED_WITHIN = 5.0
-_SERVED_ALONE = {"serve", "alerts", "breaker", "web"}
+_SERVED_ALONE = {"serve", "alerts", "breaker", "web", "backup"}
 
 
 def serve(
@@ -137,12 +139,14 @@ def check(settings: Settings) -> None:
     """Checks that each source allows a run beside its stream, and that the memory is enough.
 
     Raises:
-        ConfigError: pool.max or [run] memory is too low.
+        ConfigError: pool.max or [run] memory is too low, or [backup] root is in the lake.
     """
     streaming = streaming_sources(settings)
     for name in settings.source:
         allowance.check_least(settings.origin(name), commands=1, streams=int(name in streaming))
-    memory_shares.check_least(settings.run.memory, len(streaming))
+    memory_shares.check_least(settings.run.memory, len(streaming), copy_memory(settings))
+    if settings.backup.root:
+        copy.roots_of(settings)
 
 
 class Service:
@@ -171,6 +175,7 @@ class Service:
         self._streaming = Streaming(self.board, self._watch)
         advisors = advisors or advisors_of(lambda: self.board.settings)
         self.overview = Overview(self.board)
+        self._copying = Copying(self.board)
         self._alarms = Alarms(self.board, self._watch, self.overview, terms, advisors)
         self.overview.alerts = lambda: self._alarms.alerting.alerts.values()
         self._file = ConfigFile(settings)
@@ -187,6 +192,8 @@ class Service:
         self._measuring.start()
         self.overview.routine.start()
         self._alarms.start()
+        if not board.once:
+            self._copying.routine.start()
         while not stop.is_set():
             with board.changed:
                 self._tick(hangup)
@@ -314,6 +321,8 @@ class Service:
             LOG.info("service ends", works=len(board.works), grace=board.settings.serve.grace)
             self._dispatch.stop()
             self._streaming.stop()
+            if not board.once or stop.is_set():
+                self._copying.stop()
             while not (self._dispatch.is_idle and self._streaming.is_idle):
                 left = until - time.monotonic()
                 if left <= 0:
@@ -326,9 +335,13 @@ class Service:
             errors = [*board.source_errors.values()]
             lake_error, is_once = board.lake_error, board.once
         if is_once:
+            if board.settings.backup.root and not (lake_error or stop.is_set()):
+                self._copy_at_the_end()
+                outcomes = list(board.outcomes)
             self._alarms.evaluate_to_the_end()
         for routine in (*self._watch.routines, self._measuring, self.overview.routine):
             routine.stop()
+        self._copying.routine.join(until - time.monotonic())
         left = max(_ALERTS_END, until - time.monotonic()) if is_once else _ALERTS_END
         self._alarms.stop(left)
         if not lake_error:
@@ -342,6 +355,14 @@ class Service:
         if lake_error and not outcomes:
             return 3
         return LEFT if is_left or stop.is_set() else exit_code([*outcomes, *errors])
+
+    def _copy_at_the_end(self) -> None:
+        """Copies the lake; ``--once`` fails if it is not copied."""
+        board = self.board
+        if not self._copying.copy_now(board.settings):
+            trouble = board.troubles.get("backup_failed")
+            text = trouble.text if trouble else "The lake was not copied."
+            board.note_outcomes([Failure("NotCopied", text, "")])
 
     def _note_not_run(self) -> None:
         """Has tables that are due and did not run, such as quarantined ones, fail ``--once``; not

@@ -33,7 +33,14 @@ LANDED = [run(ORDERS, 0, 1, rows_read=1000, score=99.0)]
 FINE = Live("id", "host-1", 1, "0.1", began=at(-1), at=at(5))
 STREAM = StreamFacts("shop", at(-60), as_of=at(5), heard=at(5), slot="bronze_shop")
 RESOURCES = Resources(0.1, 10**8, 10**9, disk_free=10**11, disk_total=2 * 10**11)
-FINDINGS = ("audit_broken", "keys_missing", "personal_data", "process_crashed", "clock_jumped")
+FINDINGS = (
+    "audit_broken",
+    "keys_missing",
+    "personal_data",
+    "backup_failed",
+    "process_crashed",
+    "clock_jumped",
+)
 
 
 def view_at(

@@ -1,0 +1,70 @@
+"""Copies of the lake: by a command, with its audit record, and after a run."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from threading import Event as Stop
+from typing import TYPE_CHECKING
+
+from bronze.config.settings import Settings
+from bronze.errors import BronzeError, ConfigError, Stopped
+from bronze.governance import audit
+from bronze.governance.audit import Event
+from bronze.model.results import RunResult
+
+if TYPE_CHECKING:
+    from bronze.backup.copy import Notify
+    from bronze.backup.results import BackupResult
+
+
+def back_up(settings: Settings, *, notify: Notify, stop: Stop | None) -> BackupResult:
+    """`bronze.backup.copy.back_up`. A copy of which there is no record is a whole one."""
+    from bronze.backup import copy
+
+    try:
+        done = copy.back_up(settings, notify=notify, stop=stop)
+    except ConfigError:
+        raise
+    except BronzeError as error:
+        outcome = "interrupted" if isinstance(error, Stopped) else "failed"
+        details = {"error": type(error).__name__, "message": error.message}
+        with suppress(BronzeError):
+            audit.record_events(settings, [Event("backup", "", outcome, details)])
+        raise
+    details = {
+        "generation": done.generation,
+        "objects": done.objects,
+        "bytes": done.bytes,
+        "seconds": round(done.seconds, 3),
+        **({"expired": done.expired} if done.expired else {}),
+        **({"erasures": len(done.erasures)} if done.erasures else {}),
+    }
+    outcome = "incomplete" if done.exit_code else "succeeded"
+    try:
+        audit.record_events(settings, [Event("backup", "", outcome, details)])
+    except BronzeError as error:
+        return replace(done, unrecorded=error.failure())
+    return done
+
+
+def after_run(settings: Settings, done: RunResult, stop: Stop | None) -> RunResult:
+    """The result of a run, after the lake was copied if the config has [backup].
+
+    The tables are loaded even if the lake cannot be copied: the result says so.
+    """
+    if not settings.backup.root or (stop is not None and stop.is_set()):
+        return done
+    from bronze.backup import copy
+
+    try:
+        copied = copy.back_up(settings, stop=stop)
+    except BronzeError as error:
+        return replace(done, copy_error=error.failure())
+    failed = next((table.error for table in copied.tables if table.error), None)
+    notes = tuple(
+        f"{erasure.table}: an erasure of {erasure.at:%Y-%m-%d} has not reached the copy:"
+        f" {erasure.reason}"
+        for erasure in copied.erasures
+    )
+    return replace(done, copy_error=failed, notes=(*done.notes, *notes))
