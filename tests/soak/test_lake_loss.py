@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from deltalake import DeltaTable
 
 from bronze.api.client import Bronze
 from bronze.backup import manifest
@@ -157,7 +156,16 @@ def check_whole(after: Bronze, lake: Path, failovers: int) -> None:
     assert after.audit(verify=True).problems == ()
     assert len(after.audit(action="failover").records) == failovers
     for name in ("s1", "s2"):
-        # What the copy begins with is the state of its checkpoint.
-        table = DeltaTable(str(lake / "bronze" / f"bz_{name}"))
-        first = min(entry["version"] for entry in table.history())
-        assert feed.faults(lake / "bronze" / f"bz_{name}", first) == []
+        folder = lake / "bronze" / f"bz_{name}"
+        assert feed.faults(folder, first_version(folder)) == []
+
+
+def first_version(folder: Path) -> int:
+    """The version from which on a table's log has all entries: those that a checkpoint of the next
+    generation made needless are not in a copy.
+    """
+    entries = {int(path.stem) for path in (folder / "_delta_log").glob("*.json")}
+    first = max(entries)
+    while first - 1 in entries:
+        first -= 1
+    return first
