@@ -471,12 +471,12 @@ class Settings(Section):
             cloud, path = object_store.cloud_of(root), ("lake", "options")
             options: Mapping[str, str | SecretName] = {}
             if cloud is not None:
-                stores = [(self.lake, path), (self.backup, ("backup", "options"))]
-                same = [
-                    s for s in stores if s[0].root and object_store.cloud_of(s[0].root) == cloud
-                ]
-                same.sort(key=lambda s: not root.startswith(f"{_bucket(s[0].root)}/"))
-                options, path = (same[0][0].options, same[0][1]) if same else ({}, path)
+                stores = [(self.lake.root, self.lake.options, path)]
+                copy = self.backup
+                stores += [(copy.root, copy.options, ("backup", "options"))] if copy.root else []
+                same = [store for store in stores if object_store.cloud_of(store[0]) == cloud]
+                same.sort(key=lambda store: not root.startswith(f"{_bucket(store[0])}/"))
+                _, options, path = same[0] if same else ("", options, path)
             else:
                 root = str(Path(root).expanduser().absolute())
             there = LakeSettings(root=root, schema=self.lake.schema_, options=options)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -92,7 +93,7 @@ def test_a_root_that_is_not_empty_is_refused(copied: Bronze, tmp_path: Path) -> 
     (new / "a file").touch()
     assert copied.config.copy_root
     inside = f"{copied.config.copy_root.url}/deep"
-    cases = [
+    cases: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
         ((str(new),), {}, "is not empty: it has a file"),
         ((copied.config.lake.root,), {}, "is not empty"),
         ((copied.config.copy_root.url,), {}, "one inside the other"),
@@ -152,9 +153,9 @@ def test_a_killed_restore_is_continued(copied: Bronze, tmp_path: Path) -> None:
     for command in ("run", "verify", "maintain"):
         with pytest.raises(ConfigError, match="is not whole: the restore of generation 2"):
             getattr(at(copied, root), command)()
-    for arguments, options in ((["bz_t"], {}), ([], {"at": "1"})):
+    for tables, moment in ((["bz_t"], ""), ([], "1")):
         with pytest.raises(ConfigError, match="was killed before its end, and this one is another"):
-            copied.restore(str(root), arguments, **options)
+            copied.restore(str(root), tables, at=moment)
     result = copied.restore(str(root))
     assert sum(table.copied for table in result.tables) in (result.objects - 6, result.objects - 5)
     assert "was killed before" in result.notes[0]
