@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bronze.api.rule import Rule
     from bronze.backup.copy import Notify as NotifyBackedUp
     from bronze.backup.manifest import Manifest
+    from bronze.backup.recovery.drill import DrillResult
     from bronze.backup.recovery.restore import Notify as NotifyRestored
     from bronze.backup.recovery.restore import RestoreResult
     from bronze.backup.results import BackupResult, VerifiedCopy
@@ -448,6 +449,23 @@ class Bronze:
         return restore.restore(
             self.config, to, tables, at=at, dry_run=dry_run, notify=show, stop=stop
         )
+
+    def drill(self, to: str = "", *, stop: Event | None = None) -> DrillResult:
+        """Restores the newest generation of the copy into a scratch root, uses it, and deletes it;
+        the result is in ``governance.drills``.
+
+        Args:
+            to: the root for scratch lakes instead of the config's.
+            stop: ends the drill when it is set, from any thread.
+
+        Raises:
+            ConfigError: there is no copy, or the scratch root cannot be used.
+            LakeError: the copy cannot be read.
+            Stopped: it was stopped.
+        """
+        from bronze.backup.recovery import drill
+
+        return drill.drill(self.config, to, stop=stop)
 
     def drift(self) -> DriftReport:
         """Says whether the config that ran last is the one on disk, and the one that is committed.

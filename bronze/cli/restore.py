@@ -11,6 +11,7 @@ from bronze.cli.failures import exit_codes, stop_on_signals
 
 if TYPE_CHECKING:
     from bronze.api.drift import DriftReport
+    from bronze.backup.recovery.drill import DrillResult
     from bronze.backup.recovery.restore import RestoreResult
 
 Config = Annotated[
@@ -24,6 +25,7 @@ _DEFAULT = Path("bronze.toml")
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(restore)
+    app.command()(drill)
 
 
 def restore(
@@ -98,3 +100,44 @@ def print_drift(report: DriftReport, as_json: bool) -> None:
         commit = f", commit {report.commit[:12]}" if report.commit else ""
         output.print_line(f"{report.path}: no drift ({report.hash[:12]}{commit})")
     raise typer.Exit(report.exit_code)
+
+
+def drill(
+    to: Annotated[str, typer.Option(help="The root for the scratch lake.")] = "",
+    config: Config = _DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Restore the newest copy to a scratch root, verify, read and decrypt it, and delete it."""
+    import bronze
+    from bronze.cli import output
+
+    with exit_codes(as_json):
+        with stop_on_signals() as stop:
+            result = bronze.open(config).drill(to, stop=stop)
+        output.print_result(result) if as_json else _print_drill(result)
+        raise typer.Exit(result.exit_code)
+
+
+def _print_drill(result: DrillResult) -> None:
+    from bronze.cli import output
+
+    record = result.record
+    stages = ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in result.stages)
+    output.print_line(
+        f"Generation {record.generation}: {record.tables} tables, {record.rows:,} rows,"
+        f" {record.objects:,} objects, {output.size(record.bytes)}"
+    )
+    output.print_line(f"{stages}")
+    output.print_line(f"decrypted: {record.decrypted or 'the lake has no encrypted value'}")
+    output.print_line(
+        f"{record.recovery_seconds:.1f} s to recover (rto {record.rto_seconds:,} s),"
+        f" {record.lost_seconds:.0f} s lost (rpo {record.rpo_seconds:,} s): {record.result}"
+    )
+    for note in result.notes:
+        output.print_error(note)
+    if record.message:
+        output.print_error(record.message)
+    if result.unrecorded:
+        output.print_error(
+            f"The drill could not be recorded: {result.unrecorded.message}", result.unrecorded.hint
+        )

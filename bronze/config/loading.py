@@ -86,8 +86,10 @@ def parse_file(content: bytes, file: Path, name: str) -> Settings:
     if audit.escrow and "://" not in audit.escrow:
         audit = audit.model_copy(update={"escrow": _beside(file, audit.escrow)})
     backup = settings.backup
-    if backup.root and "://" not in backup.root:
-        backup = backup.model_copy(update={"root": _beside(file, backup.root)})
+    for key in ("root", "scratch"):
+        root = getattr(backup, key)
+        if root and "://" not in root:
+            backup = backup.model_copy(update={key: _beside(file, root)})
     return settings.model_copy(
         update={"lake": lake, "secrets": secrets, "audit": audit, "backup": backup}
     )

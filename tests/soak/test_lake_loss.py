@@ -44,7 +44,7 @@ from bronze.config import loading
 from bronze.model.events import Resynced, StreamEvent
 while True:
     copy.back_up(loading.load(sys.argv[1]))
-    time.sleep(0.3)
+    time.sleep(float(sys.argv[2]))
 """
 
 
@@ -93,11 +93,11 @@ def config_of(source: Source, folder: Path, lake: Path, copy: Path | None) -> Pa
     return file
 
 
-def started(config: Path) -> list[subprocess.Popen[bytes]]:
+def started(config: Path, pause: float) -> list[subprocess.Popen[bytes]]:
     """The stream and the backups, each in a process of its own."""
     quiet = {"stdout": subprocess.DEVNULL}
     stream = [sys.executable, "-m", "bronze", "stream", "-c", str(config)]
-    copies = [sys.executable, "-c", BACKUPS, str(config)]
+    copies = [sys.executable, "-c", BACKUPS, str(config), str(pause)]
     return [subprocess.Popen(command, **quiet) for command in (stream, copies)]  # type: ignore[call-overload]
 
 
@@ -116,7 +116,9 @@ def test_bronze_goes_on_from_the_copy_of_a_lost_lake(source: Source, tmp_path: P
         copy = tmp_path / f"lake{number + 1}"
         after = Bronze(loading.load(config_of(source, tmp_path, copy, None)))
         with changing(source.dsn, (number + 1) * 10**7):
-            lose(config_of(source, tmp_path, lake, copy), draw.uniform(0, 4))
+            # Every other copy stays behind, so that the slot has moved on.
+            seconds, pause = (draw.uniform(0, 4), 0.3) if number % 2 else (draw.uniform(4, 8), 99)
+            lose(config_of(source, tmp_path, lake, copy), seconds, pause)
             shutil.rmtree(lake)
             lake = copy
             events: list[StreamEvent] = []
@@ -129,13 +131,15 @@ def test_bronze_goes_on_from_the_copy_of_a_lost_lake(source: Source, tmp_path: P
         check_whole(after, lake, number + 1)
 
 
-def lose(config: Path, seconds: float) -> None:
-    """Has a lake streamed and copied until some seconds after its first generation, then kills."""
+def lose(config: Path, seconds: float, pause: float) -> None:
+    """Has a lake streamed and copied until some seconds after its first generation, then kills;
+    ``pause`` are the seconds between two copies.
+    """
     opened = Bronze(loading.load(config))
     assert opened.run().exit_code == 0
     place = opened.config.copy_root
     assert place
-    processes = started(config)
+    processes = started(config, pause)
     try:
         until(lambda: manifest.generations(place), 300)
         time.sleep(seconds)

@@ -122,7 +122,7 @@ def restore(
     """
     began = time.monotonic()
     target = settings.with_lake_at(to)
-    copy = _copy_of(settings)
+    copy = copy_of(settings)
     _check_apart(target.lake_root, copy)
     generation = generation_of(copy, at)
     chosen = _choose(copy, generation, tables)
@@ -153,7 +153,12 @@ def restore(
     )
 
 
-def _copy_of(settings: Settings) -> Place:
+def copy_of(settings: Settings) -> Place:
+    """The root of the config's copy.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if settings.copy_root is None:
         raise ConfigError(
             "The config has no [backup]: there is no copy to restore from.",

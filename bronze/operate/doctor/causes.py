@@ -33,6 +33,7 @@ CHECKS: Mapping[str, tuple[str, ...]] = {
     "lake_unreachable": ("secrets", "lake"),
     "lake_full": ("lake",),
     "backup_failed": ("lake",),
+    "drill_failed": ("secrets", "lake"),
     "audit_broken": ("lake", "governance", "audit"),
     "keys_missing": ("secrets",),
     "personal_data": (),

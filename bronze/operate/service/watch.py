@@ -14,6 +14,7 @@ from datetime import timedelta
 from functools import partial
 
 from bronze.api.progress import LOG
+from bronze.backup.recovery import drill
 from bronze.config.settings import Settings
 from bronze.delta.log import State
 from bronze.delta.storage import lake_folder
@@ -29,6 +30,7 @@ from bronze.operate.service.board import Board
 from bronze.operate.service.timing import Routine
 from bronze.operate.tables import catalog, probes, requests
 from bronze.operate.tables.guards import LAKE, source_subject, table_subject
+from bronze.operate.view import DrillFacts
 
 _LISTED_EVERY = 30.0
 _PROBED_EVERY = 5.0
@@ -231,6 +233,8 @@ class Watch:
             sources = [name for name in settings.source if name not in board.source_errors]
         # What cannot be looked at now stays as it was.
         seen, found = set[str](), dict[Key, str]()
+        with suppress(BronzeError):
+            found.update(self._drill_faults(settings))
         if self._escrow_fault:
             found["audit_broken", SERVICE] = self._escrow_fault
         with suppress(BronzeError):
@@ -251,6 +255,20 @@ class Watch:
         if self._suspected - board.faults.keys():
             return _EXAMINED_AGAIN
         return max(_EXAMINED_EVERY, (time.monotonic() - began) / _SHARE)
+
+    def _drill_faults(self, settings: Settings) -> dict[Key, str]:
+        """Whether the last drill of a recovery has failed; notes its figures."""
+        last = drill.last(settings)
+        if last is None:
+            return {}
+        passed = last.result == "passed"
+        figures = DrillFacts(last.ended, passed, last.recovery_seconds, last.lost_seconds)
+        with self._board.changed:
+            self._board.drill = figures
+        if passed:
+            return {}
+        text = f"The last drill, {last.ended:%Y-%m-%d %H:%M} UTC, has not passed: {last.message}"
+        return {("drill_failed", SERVICE): text}
 
     def _put_into_escrow(self) -> float | None:
         """Puts the end of the audit log into escrow, also if nothing was recorded for a while."""
