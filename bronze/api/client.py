@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bronze.backup.copy import Notify as NotifyBackedUp
     from bronze.backup.manifest import Manifest
     from bronze.backup.recovery.drill import DrillResult
+    from bronze.backup.recovery.metadata import MetadataReport
     from bronze.backup.recovery.restore import Notify as NotifyRestored
     from bronze.backup.recovery.restore import RestoreResult
     from bronze.backup.results import BackupResult, VerifiedCopy
@@ -449,6 +450,21 @@ class Bronze:
         return restore.restore(
             self.config, to, tables, at=at, dry_run=dry_run, notify=show, stop=stop
         )
+
+    def metadata(self, *, at: str = "", to: str = "") -> MetadataReport:
+        """A daily snapshot of the lake's metadata, from beside its copy, and how a lake differs.
+
+        Args:
+            at: a time: the newest snapshot of that day or before counts; the newest if empty.
+            to: the root of the lake to compare; that of the config if empty.
+
+        Raises:
+            ConfigError: there is no copy, or no such snapshot.
+            LakeError: the copy or the lake cannot be read.
+        """
+        from bronze.backup.recovery import metadata
+
+        return metadata.report(self.config, at, to)
 
     def drill(self, to: str = "", *, stop: Event | None = None) -> DrillResult:
         """Restores the newest generation of the copy into a scratch root, uses it, and deletes it;

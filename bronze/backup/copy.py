@@ -16,7 +16,7 @@ from bronze.backup import manifest, purges, retention, table_log, versions
 from bronze.backup.manifest import Manifest, Moment, TableCopy
 from bronze.backup.object_lock import ObjectLock
 from bronze.backup.purges import OutstandingErasure
-from bronze.backup.recovery import takeover
+from bronze.backup.recovery import metadata, takeover
 from bronze.backup.results import BackedUpTable, BackupResult
 from bronze.backup.table_log import LAST_CHECKPOINT, TableLog
 from bronze.backup.transfer import MissingError, Transfer, copy_errors
@@ -170,6 +170,7 @@ class _Backup:
                 moving.finish()
         open_erasures = list(self._purge(erasures, sealed))
         with copy_errors():
+            metadata.put_daily(self._settings, self._copy, sealed, self._put, self._delete)
             expired = retention.expire(
                 self._copy, self._settings.backup, sealed, self._delete, datetime.now(UTC)
             )

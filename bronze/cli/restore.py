@@ -12,6 +12,7 @@ from bronze.cli.failures import exit_codes, stop_on_signals
 if TYPE_CHECKING:
     from bronze.api.drift import DriftReport
     from bronze.backup.recovery.drill import DrillResult
+    from bronze.backup.recovery.metadata import MetadataReport
     from bronze.backup.recovery.restore import RestoreResult
 
 Config = Annotated[
@@ -39,6 +40,14 @@ def restore(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be restored.")
     ] = False,
+    metadata: Annotated[
+        bool,
+        typer.Option(
+            "--metadata",
+            help="Only show the metadata of a day (schemas, properties, versions, keys, config),"
+            " and how the lake differs from it.",
+        ),
+    ] = False,
     config: Config = _DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -46,14 +55,40 @@ def restore(
     import bronze
     from bronze.cli import output
 
+    if not to and not metadata:
+        raise typer.BadParameter("--to is missing: the root to restore into")
     with exit_codes(as_json):
         opened = bronze.open(config)
-        if not to:
-            raise typer.BadParameter("--to is missing: the root to restore into")
+        if metadata:
+            report = opened.metadata(at=at, to=to)
+            output.print_result(report) if as_json else _print_metadata(report)
+            raise typer.Exit(report.exit_code)
         with stop_on_signals() as stop:
             result = opened.restore(to, tables or (), at=at, dry_run=dry_run, stop=stop)
         output.print_result(result) if as_json else _print_restored(result)
         raise typer.Exit(result.exit_code)
+
+
+def _print_metadata(report: MetadataReport) -> None:
+    from bronze.cli import output
+
+    snapshot = report.snapshot
+    rows = [
+        [name, str(table.version), str(len(table.columns)), str(len(table.properties))]
+        for name, table in snapshot.tables.items()
+    ]
+    output.print_figures(("Bronze table", "version", "columns", "properties"), rows)
+    output.print_line(
+        f"The lake at {snapshot.root}, {snapshot.taken}, generation {snapshot.generation}:"
+        f" {len(snapshot.tables)} tables, {len(snapshot.keys)} keys, {len(snapshot.config)} values"
+        f" of the config; there are {len(report.days)} days since {report.days[0]}"
+    )
+    for text in report.changes:
+        output.print_line(text)
+    for text in report.lacking:
+        output.print_error(text)
+    if not report.lacking:
+        output.print_line(f"The lake at {report.root} has all of it.")
 
 
 def _print_restored(result: RestoreResult) -> None:

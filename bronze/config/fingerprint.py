@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from bronze.dsn import parse_dsn
 
 _DIGITS = 16
 _GIT_SECONDS = 10
+_HOST = re.compile(r"^(https?://)(?:[^/?#@]*@)?([^/?#]+)[/?#].*$", re.DOTALL)
 _HIDDEN = ("password", "sslpassword")
 _STORES = (("lake", "options"), ("audit", "escrow_options"), ("backup", "options"))
 """The sections and keys with options of object stores."""
@@ -29,6 +31,11 @@ def imprint(settings: Settings) -> dict[str, str]:
     Passwords that stand in the config are left out; of others the name is part of it. The share of
     memory that a work has is no part of it.
     """
+    return {place: _hash(value)[:_DIGITS] for place, value in _placed(_document(settings))}
+
+
+def _document(settings: Settings) -> dict[str, Any]:
+    """What a config says, without passwords."""
     document = settings.whole.model_dump(mode="json", by_alias=True, exclude_unset=True)
     for source in document["source"].values():
         if isinstance(source.get("dsn"), str):
@@ -38,7 +45,22 @@ def imprint(settings: Settings) -> dict[str, str]:
         for name in [name for name, value in options.items() if isinstance(value, str)]:
             if is_secret_option(name):
                 options[name] = ""
-    return {place: _hash(value)[:_DIGITS] for place, value in sorted(_leaves("", document))}
+    return document
+
+
+def _placed(document: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The values of a config by their places, sorted."""
+    return sorted(_leaves("", document), key=lambda leaf: leaf[0])
+
+
+def readable(settings: Settings) -> dict[str, Any]:
+    """The values that a config gives, by their places, for people: of secrets there are names only,
+    and of addresses of the web the hosts only, as the rest of one may be a token.
+    """
+    return {
+        place: _HOST.sub(r"\1\2/…", value) if isinstance(value, str) else value
+        for place, value in _placed(_document(settings))
+    }
 
 
 def fingerprint_of(imprinted: Mapping[str, str]) -> str:

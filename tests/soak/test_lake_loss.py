@@ -116,9 +116,9 @@ def test_bronze_goes_on_from_the_copy_of_a_lost_lake(source: Source, tmp_path: P
         copy = tmp_path / f"lake{number + 1}"
         after = Bronze(loading.load(config_of(source, tmp_path, copy, None)))
         with changing(source.dsn, (number + 1) * 10**7):
-            # Every other copy stays behind, so that the slot has moved on.
-            seconds, pause = (draw.uniform(0, 4), 0.3) if number % 2 else (draw.uniform(4, 8), 99)
-            lose(config_of(source, tmp_path, lake, copy), seconds, pause)
+            # Every other copy stays behind, until the slot has moved on.
+            is_behind = number % 2 == 1
+            lose(source, config_of(source, tmp_path, lake, copy), draw.uniform(0, 4), is_behind)
             shutil.rmtree(lake)
             lake = copy
             events: list[StreamEvent] = []
@@ -127,21 +127,26 @@ def test_bronze_goes_on_from_the_copy_of_a_lost_lake(source: Source, tmp_path: P
             resynced = sum(isinstance(event, Resynced) for event in events)
             print(f"failover {number}: {time.monotonic() - began:.1f} s, {resynced} resynced")
             assert result.exit_code == 0, result
+            assert resynced == 2 or not is_behind
         assert after.stream(until_caught_up=True).exit_code == 0
         check_whole(after, lake, number + 1)
 
 
-def lose(config: Path, seconds: float, pause: float) -> None:
-    """Has a lake streamed and copied until some seconds after its first generation, then kills;
-    ``pause`` are the seconds between two copies.
+def lose(source: Source, config: Path, seconds: float, is_behind: bool) -> None:
+    """Has a lake streamed and copied until some seconds after its first generation, then kills. A
+    copy that is behind has one generation, and the slot has passed it.
     """
     opened = Bronze(loading.load(config))
     assert opened.run().exit_code == 0
     place = opened.config.copy_root
     assert place
-    processes = started(config, pause)
+    processes = started(config, 999 if is_behind else 0.3)
     try:
         until(lambda: manifest.generations(place), 300)
+        if is_behind:
+            first = manifest.read(place, manifest.generations(place)[0])
+            reached = max(moment.position or 0 for moment in first.moments)
+            until(lambda: confirmed(source) > reached, 300)
         time.sleep(seconds)
     finally:
         ended = [process.poll() for process in processes]
@@ -149,6 +154,13 @@ def lose(config: Path, seconds: float, pause: float) -> None:
             process.kill()
             process.wait()
     assert ended == [None, None]
+
+
+def confirmed(source: Source) -> int:
+    """The position up to which the slot has passed."""
+    slot = "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = %s"
+    rows = source.execute(slot, "bronze_test")
+    return int(rows[0][0]) if rows and rows[0][0] is not None else 0
 
 
 def check_whole(after: Bronze, lake: Path, failovers: int) -> None:
