@@ -57,10 +57,17 @@ def readable(settings: Settings) -> dict[str, Any]:
     """The values that a config gives, by their places, for people: of secrets there are names only,
     and of addresses of the web the hosts only, as the rest of one may be a token.
     """
-    return {
-        place: _HOST.sub(r"\1\2/…", value) if isinstance(value, str) else value
-        for place, value in _placed(_document(settings))
-    }
+    return {place: _without_paths(value) for place, value in _placed(_document(settings))}
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        return _HOST.sub(r"\1\2/…", value)
+    if isinstance(value, list):
+        return [_without_paths(part) for part in value]
+    if isinstance(value, Mapping):
+        return {name: _without_paths(part) for name, part in value.items()}
+    return value
 
 
 def fingerprint_of(imprinted: Mapping[str, str]) -> str:
