@@ -35,8 +35,9 @@ def copied(source: Source, folder: Path) -> Bronze:
         "INSERT INTO s SELECT i, 'v' FROM generate_series(1, 100) i; INSERT INTO r VALUES (1)"
     )
     opened = Bronze(config(source, folder, "lake", "copy"))
-    assert opened.run().exit_code == 0
     assert opened.stream(until_caught_up=True).exit_code == 0
+    assert opened.run(["r"]).exit_code == 0
+    shutil.rmtree(folder / "copy")
     assert copy.back_up(opened.config).exit_code == 0
     return opened
 
@@ -47,7 +48,7 @@ def failed_over(source: Source, folder: Path) -> tuple[Bronze, int]:
     after = Bronze(config(source, folder, "copy", "next"))
     events: list[StreamEvent] = []
     assert after.stream(until_caught_up=True, notify=events.append).exit_code == 0
-    assert after.run().exit_code == 0
+    assert after.run(["r"]).exit_code == 0
     return after, sum(isinstance(event, Resynced) for event in events)
 
 
