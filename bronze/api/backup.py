@@ -16,6 +16,7 @@ from bronze.model.results import RunResult
 if TYPE_CHECKING:
     from bronze.backup.copy import Notify
     from bronze.backup.results import BackupResult
+    from bronze.protection.erasure_result import ErasureResult
 
 
 def back_up(settings: Settings, *, notify: Notify, stop: Stop | None) -> BackupResult:
@@ -68,3 +69,22 @@ def after_run(settings: Settings, done: RunResult, stop: Stop | None) -> RunResu
         for erasure in copied.erasures
     )
     return replace(done, copy_error=failed, notes=(*done.notes, *notes))
+
+
+def after_erasure(settings: Settings, done: ErasureResult) -> ErasureResult:
+    """The result of an erasure, with a note on what it means for the copy of the lake."""
+    if not settings.backup.root:
+        return done
+    if done.is_found:
+        note = (
+            "the copy of the lake still has what was erased: the next backup deletes it there, and"
+            " `bronze backup` does so now"
+        )
+    elif settings.backup.keep > settings.maintain.retention:
+        note = (
+            "the copy of the lake keeps versions for longer than the lake: `bronze forget"
+            f" {done.target} --old-versions`, then `bronze backup`, deletes them there too"
+        )
+    else:
+        return done
+    return replace(done, notes=(*done.notes, note))

@@ -319,9 +319,10 @@ class Bronze:
             ConfigError: there is no such table or column, or the source still has the row.
             SourceError, LakeError: a side cannot be read or written.
         """
-        from bronze.api import recorded
+        from bronze.api import backup, recorded
 
-        return recorded.forget(self.config, table, key, ask=ask)
+        done = recorded.forget(self.config, table, key, ask=ask)
+        return backup.after_erasure(self.config, done)
 
     def delete_old_versions(self, table: str) -> ErasureResult:
         """Deletes all older versions of a table, regardless of the retention.
@@ -330,9 +331,9 @@ class Bronze:
             ConfigError: there is no such table.
             LakeError: the lake cannot be read or written.
         """
-        from bronze.api import recorded
+        from bronze.api import backup, recorded
 
-        return recorded.old_versions(self.config, table)
+        return backup.after_erasure(self.config, recorded.old_versions(self.config, table))
 
     def verify(
         self,

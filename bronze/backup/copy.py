@@ -28,7 +28,7 @@ from bronze.delta.layout.purge_entries import PurgeEntry
 from bronze.delta.log import State
 from bronze.delta.read import content
 from bronze.delta.storage import client
-from bronze.errors import ConfigError, FileDamaged, LakeError
+from bronze.errors import ConfigError, FileDamaged, LakeError, LakeUnreachable
 from bronze.governance import audit_state
 from bronze.governance.tables.audit_log import Head
 from bronze.model.locations import Place
@@ -229,7 +229,7 @@ class _Backup:
                 hint="Choose a [backup] root that has nothing in it.",
             )
         identity = {"format": manifest.FORMAT, "lake": lake_id, "root": self._lake.url}
-        manifest.create(self._copy, manifest.IDENTITY, json.dumps(identity).encode())
+        self._put(manifest.IDENTITY, json.dumps(identity).encode())
 
     def _check_clock(self, last: Manifest | None) -> None:
         if last is None:
@@ -253,6 +253,8 @@ class _Backup:
         """Copies a table; its error does not end the pass, unless it is of the copy."""
         before = last.table(chosen.table) if last else None
         error = chosen.error
+        if isinstance(error, LakeUnreachable):
+            raise error
         if error is None:
             try:
                 table = self._current_table(moving, chosen, before, erased)
@@ -461,7 +463,9 @@ def _missing_error(chosen: Chosen, error: MissingError | FileDamaged) -> FileDam
 
 
 def _is_of_table(error: LakeError, chosen: Chosen) -> bool:
-    """Whether an error is of one table of the lake; the copy's own errors end the pass."""
-    if isinstance(error, FileDamaged) and "of the copy at" in error.message:
-        return True
-    return f"at {chosen.place.url}" in error.message or "Table " in error.message
+    """Whether an error is of one table of the lake. Others end the pass: those of the copy, and of
+    a lake that cannot be reached.
+    """
+    names = (f"at {chosen.place.url} ", f"Table {chosen.table.label} ")
+    is_named = any(name in f"{error.message} " for name in names)
+    return is_named and not isinstance(error, LakeUnreachable)

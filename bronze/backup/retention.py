@@ -51,7 +51,8 @@ def expire(
     """
     keep = timedelta(seconds=max(settings.keep, settings.lock))
     numbers = [number for number in manifest.generations(copy) if number < newest.id]
-    old = _begun(copy)
+    begun = _begun(copy)
+    old: list[Manifest] = []
     last_expired = 0
     for number in numbers[:_AT_ONCE]:
         try:
@@ -63,21 +64,25 @@ def expire(
             break
         old.append(generation)
         last_expired = number
-    if not old:
+    if not (begun or old):
         return 0
     staying = [number for number in numbers if number > last_expired][:_COMPARED]
     needed = [*(manifest.read(copy, number) for number in staying), newest]
-    _delete(copy, old, needed, delete)
-    return len(old)
+    _take_away(copy, old, delete)
+    failpoint.reach("expiring")
+    _delete(copy, [*begun, *old], needed, delete)
+    return len(begun) + len(old)
 
 
-def _delete(copy: Place, old: list[Manifest], needed: list[Manifest], delete: Delete) -> None:
-    # The manifests stay under another name until all that they alone need is deleted.
+def _take_away(copy: Place, old: list[Manifest], delete: Delete) -> None:
+    """Deletes manifests; they stay under another name until all that they alone need is deleted."""
     for generation in old:
         data = manifest.content(copy, manifest.name_of(generation.id))
         manifest.create(copy, f"{EXPIRING}/{generation.id:020}.json", data)
     delete(copy, [manifest.name_of(generation.id) for generation in old])
-    failpoint.reach("expiring")
+
+
+def _delete(copy: Place, old: list[Manifest], needed: list[Manifest], delete: Delete) -> None:
     kept = {table.list: table for generation in needed for table in generation.tables}
     dead = {table.list: table for generation in old for table in generation.tables}
     dead = {path: table for path, table in dead.items() if path not in kept}

@@ -239,7 +239,8 @@ class Transfer:
             failpoint.reach("copying")
             copy = self._copy_small if reading.size <= _SMALL else self._copy_large
             copied, is_new = copy(name, path, reading)
-        failpoint.reach("copied")
+        if is_new:
+            failpoint.reach("copied")
         self.figures.add(objects=int(is_new), size=copied.size if is_new else 0, requests=2)
         copied = copied if is_new else self._checked(name, copied)
         if self._lock:

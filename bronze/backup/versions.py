@@ -103,7 +103,8 @@ def choose(settings: Settings, lake: Place, last: Manifest | None) -> Choice:
         pinned[early[1]] = choosing.lineage_behind(lineage, tables)
     first = [replace(c, moment=governance) for c in reversed(others) if c is not None]
     final = [replace(c, moment=governance) for c in pinned.values() if c is not None]
-    return Choice(made, (*first, *tables, *final), choosing.excluded)
+    chosen = (*first, *tables, *final)
+    return Choice(made, chosen, {**choosing.excluded, **choosing.vanished(chosen)})
 
 
 def _tables_of(lake: Place) -> list[TableName]:
@@ -275,6 +276,16 @@ class _Choosing:
                 state = log.read(self._settings.place(GOVERNANCE, runs.NAME))
                 self._running = _running(state, self._now) if state else {}
             return self._running
+
+    def vanished(self, chosen: Sequence[Chosen]) -> dict[str, str]:
+        """The tables of the last generation that the lake no longer has."""
+        there = {found.table for found in chosen}
+        reason = "the lake no longer has it, and earlier generations do"
+        return {
+            name.label: reason
+            for name in self._last
+            if name not in there and name.label not in self.excluded
+        }
 
     def lineage_behind(self, lineage: Chosen, tables: Sequence[Chosen]) -> Chosen:
         """The lineage at a version that has no commit of a table which the generation lacks."""

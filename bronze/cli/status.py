@@ -74,6 +74,8 @@ class _Page:
             self._metric(metric)
         for alert in view.open_alerts:
             self._alert(alert)
+        if found.copy:
+            print_line(f"\n{found.copy}", _YELLOW)
         print_line("")
         self._tables(view.tables)
         print_line(f"Times are of {self._zone}; it is {self._time(view.now)}.")

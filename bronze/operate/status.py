@@ -8,15 +8,18 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from bronze.backup import purges
+from bronze.backup.copy import roots_of
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.delta.properties import TableProperties
-from bronze.errors import LakeUnreachable
+from bronze.errors import BronzeError, LakeUnreachable
 from bronze.governance.tables.runs import RunRecord
 from bronze.model.locations import TableName
 from bronze.operate import beat, controls
 from bronze.operate.alerts import store as alert_store
 from bronze.operate.current import view_of
+from bronze.operate.facts.wording import count
 from bronze.operate.history import History
 from bronze.operate.tables import catalog
 from bronze.operate.tables.catalog import ServedTable
@@ -29,12 +32,13 @@ RUNS = 10
 @dataclass(frozen=True)
 class Status:
     """The view. If tables were asked for, ``tables`` are these, and ``runs`` their last ones by
-    their keys, the newest first.
+    their keys, the newest first. ``copy`` says what the copy of the lake lacks, "" if nothing.
     """
 
     view: View
     tables: tuple[TableView, ...] = ()
     runs: Mapping[str, tuple[RunRecord, ...]] = field(default_factory=dict)
+    copy: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -48,7 +52,8 @@ class Status:
     def document(self) -> dict[str, Any]:
         """The status for JSON: times in ISO 8601, durations in seconds."""
         if not self.tables:
-            return plain({**asdict(self.view), "is_well": self.view.is_well})  # type: ignore[no-any-return]
+            copy = {"copy": self.copy} if self.copy else {}
+            return plain({**asdict(self.view), "is_well": self.view.is_well, **copy})  # type: ignore[no-any-return]
         tables = [
             {**asdict(table), "runs": [asdict(run) for run in self.runs[table.key]]}
             for table in self.tables
@@ -76,11 +81,29 @@ def status_of(settings: Settings, names: Sequence[str], now: datetime) -> Status
     tables = known_tables(settings, history, live)
     view = view_of(settings, tables, history, live, requests, alerts, now)
     if not names:
-        return Status(view)
+        return Status(view, copy=_lacks_of_copy(settings))
     keys = list(dict.fromkeys(catalog.named(tables, name).key for name in names))
     by_key = {table.key: table for table in view.tables}
     runs = {key: history.runs(key)[: -RUNS - 1 : -1] for key in keys}
     return Status(view, tuple(by_key[key] for key in keys), runs)
+
+
+def _lacks_of_copy(settings: Settings) -> str:
+    """What the copy of the lake lacks, as a sentence; "" without a copy."""
+    if not settings.backup.root:
+        return ""
+    try:
+        lake, copy = roots_of(settings)
+        open_erasures = purges.outstanding(lake, copy)
+    except BronzeError as error:
+        return f"The copy cannot be read: {error.message}"
+    if not open_erasures:
+        return ""
+    tables = ", ".join(sorted({entry.table.label for entry in open_erasures}))
+    return (
+        f"{count(len(open_erasures), 'erasure')} of {tables} not yet done in the copy: `bronze"
+        " backup` does it, or says why not."
+    )
 
 
 def known_tables(

@@ -14,8 +14,9 @@
 6. `count_remaining` reads every file that is left. That it finds nothing is the proof.
 
 A row or record that may be the person's or another's, which the lake cannot tell, is not erased: it
-is counted as doubtful, and a note says what to do. Not reached are backups and copies, versions
-that the object store keeps, what readers have read, and the source.
+is counted as doubtful, and a note says what to do. The copy of the lake ([backup]) deletes the same
+at its next generation (`bronze.backup.purges`). Not reached are other copies, versions that the
+object store keeps, what readers have read, and the source.
 """
 
 from __future__ import annotations
