@@ -426,8 +426,7 @@ class _Backup:
             reason = purges.why_not(table, entry)
             if not reason:
                 with copy_errors():
-                    needed = manifest.objects_of(self._copy, table)["path"] if table else ()
-                    until = purges.purge(self._copy, entry, frozenset(needed), lock, self._delete)
+                    until = purges.purge(self._copy, entry, table, lock, self._delete)
                 if until is not None:
                     reason = f"objects of the copy are locked until {until:%Y-%m-%d %H:%M:%S} UTC"
             if reason:

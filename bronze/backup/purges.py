@@ -3,16 +3,16 @@
 The lake says by an entry (`bronze.delta.layout.purge_entries`) that a table was purged up to a
 version. The copy begins the table from the checkpoint that the purge left: the next generation has
 it, and then all other objects of the table are deleted from the copy, whatever generation needs
-them, and objects that no generation knows. At last the entry is put under ``_backup/purges`` of the
-copy, which says that it was done: earlier generations do not have the table any more.
+them, and objects that no generation knows. The entry is put under ``_backup/purging`` of the copy
+before, which says that earlier generations do not have the table any more, and under
+``_backup/purges`` when all is deleted.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +30,9 @@ from bronze.errors import FileDamaged
 from bronze.model.locations import Place, TableName
 
 FOLDER = f"{manifest.FOLDER}/purges"
+BEGUN = f"{manifest.FOLDER}/purging"
+# A version that no table has.
+_NEVER = 2**62
 Delete = Callable[[Place, list[str]], None]
 
 
@@ -55,28 +58,33 @@ def outstanding(lake: Place, copy: Place) -> list[PurgeEntry]:
     return [entry for entry in entries if entry.name not in done]
 
 
-def purged_versions(copy: Place) -> dict[TableName, int]:
-    """The version that each purged table begins with: a generation with an earlier one does not
-    have the table any more.
+Purged = Mapping[tuple[TableName, str], int]
+"""The version that each purged table begins with, by its name and id."""
+
+
+def purged_versions(copy: Place) -> Purged:
+    """The version that each purged table begins with: a generation in which it begins earlier does
+    not have the table any more (`is_purged`).
 
     Raises:
         FileDamaged, LakeError, LakeUnreachable
     """
-    versions: dict[TableName, int] = {}
-    for path in store.listing(copy, FOLDER):
+    versions: dict[tuple[TableName, str], int] = {}
+    for path in (*store.listing(copy, FOLDER), *store.listing(copy, BEGUN)):
         try:
             entry = purge_entries.parse(path.rpartition("/")[2], manifest.content(copy, path))
         except (ValueError, KeyError, TypeError):
             raise manifest.damage_error(copy, path, "is not the entry of a purge") from None
         except FileNotFoundError:
             continue
-        versions[entry.table] = max(entry.version, versions.get(entry.table, 0))
+        key = (entry.table, entry.table_id)
+        versions[key] = max(entry.version, versions.get(key, 0))
     return versions
 
 
-def is_purged(table: TableCopy, versions: Mapping[TableName, int]) -> bool:
+def is_purged(table: TableCopy, versions: Purged) -> bool:
     """Whether a purge has deleted objects of a table of a generation."""
-    return _start(table) < versions.get(table.table, 0)
+    return _start(table) < versions.get((table.table, table.table_id), 0)
 
 
 def _start(table: TableCopy) -> int:
@@ -87,7 +95,7 @@ def why_not(table: TableCopy | None, entry: PurgeEntry) -> str:
     """Why a purge cannot be done with the newest generation of its table; "" if it can."""
     if table is not None and table.error:
         return f"the table could not be copied: {table.error}"
-    if table is not None and _start(table) < entry.version:
+    if table is not None and table.table_id == entry.table_id and _start(table) < entry.version:
         return (
             "the erasure has not ended in the lake: run the same command again, or `bronze forget"
             f" {entry.table.label} --old-versions`"
@@ -98,7 +106,7 @@ def why_not(table: TableCopy | None, entry: PurgeEntry) -> str:
 def purge(
     copy: Place,
     entry: PurgeEntry,
-    needed: frozenset[str],
+    table: TableCopy | None,
     lock: int,
     delete: Delete,
 ) -> datetime | None:
@@ -107,7 +115,7 @@ def purge(
     Args:
         copy: the root of the copy.
         entry: the purge.
-        needed: the paths, in the table's folder, of the newest generation's objects.
+        table: the table in the newest generation, which keeps its objects; None if it has none.
         lock: for how many seconds an object cannot be deleted.
         delete: deletes objects of the copy for good.
 
@@ -119,20 +127,29 @@ def purge(
     """
     folder = f"{entry.table.schema}/{entry.table.name}"
     found = _objects(copy, folder)
+    needed = manifest.objects_of(copy, table)["path"] if table else ()
     kept = {f"{folder}/{path}" for path in (*needed, LAST_CHECKPOINT)}
     dead = [meta for meta in found if meta["path"] not in kept]
     now = time.time()
     ends = {meta["path"]: meta["last_modified"].timestamp() + lock for meta in dead}
     free = [path for path, end in ends.items() if not lock or end < now]
+    data = _as_done(entry, table).document()
+    manifest.create(copy, f"{BEGUN}/{entry.name}", data)
     failpoint.reach("purging")
     delete(copy, free)
     failpoint.reach("purged")
     if len(free) < len(dead):
         return datetime.fromtimestamp(max(ends.values()), UTC)
-    data = {"format": 1, "schema": entry.table.schema, "name": entry.table.name,
-            "version": entry.version, "at": entry.at.timestamp()}  # fmt: skip
-    manifest.create(copy, f"{FOLDER}/{entry.name}", json.dumps(data).encode())
+    manifest.create(copy, f"{FOLDER}/{entry.name}", data)
+    store.delete(copy, [f"{BEGUN}/{entry.name}"])
     return None
+
+
+def _as_done(entry: PurgeEntry, table: TableCopy | None) -> PurgeEntry:
+    """The purge as it is done: the table may begin later by now, or may have been dropped."""
+    if table is None or table.table_id != entry.table_id:
+        return replace(entry, version=_NEVER)
+    return replace(entry, version=max(entry.version, _start(table)))
 
 
 def _objects(copy: Place, folder: str) -> Sequence[Mapping[str, Any]]:

@@ -25,19 +25,29 @@ FOLDER = "_purges"
 
 @dataclass(frozen=True)
 class PurgeEntry:
-    """A purge: no version of the table before ``version`` may be kept; it was made ``at``."""
+    """A purge: no version of the table before ``version`` may be kept; it was made ``at``.
+    ``table_id`` is the id in the table's metadata: a later table of its name is another one.
+    """
 
     name: str
     table: TableName
+    table_id: str
     version: int
     at: datetime
 
+    def document(self) -> bytes:
+        """The entry as it is stored."""
+        table = {"schema": self.table.schema, "name": self.table.name, "id": self.table_id}
+        at = self.at.timestamp()
+        return json.dumps({"format": 1, **table, "version": self.version, "at": at}).encode()
 
-def add(place: Place, version: int, now: float) -> None:
+
+def add(place: Place, table_id: str, version: int, now: float) -> None:
     """Adds an entry.
 
     Args:
         place: the table, which is in the folder of its schema in the root of the lake.
+        table_id: the id in its metadata.
         version: the version that the table begins with from now on.
         now: seconds since 1970.
 
@@ -45,9 +55,10 @@ def add(place: Place, version: int, now: float) -> None:
         LakeUnreachable: it cannot be written.
     """
     root, schema, name = place.url.rstrip("/").rsplit("/", 2)
-    entry = {"format": 1, "schema": schema, "name": name, "version": version, "at": now}
-    path = f"{FOLDER}/{int(now * 1000):015}-{uuid4().hex[:8]}.json"
-    store.put(Place(root, place.options), path, json.dumps(entry).encode())
+    file = f"{int(now * 1000):015}-{uuid4().hex[:8]}.json"
+    at = datetime.fromtimestamp(now, UTC)
+    entry = PurgeEntry(file, TableName(schema, name), table_id, version, at)
+    store.put(Place(root, place.options), f"{FOLDER}/{file}", entry.document())
 
 
 def entries(root: Place) -> Iterator[PurgeEntry]:
@@ -78,4 +89,5 @@ def parse(name: str, data: bytes) -> PurgeEntry:
     """
     found = json.loads(data)
     table = TableName(found["schema"], found["name"])
-    return PurgeEntry(name, table, int(found["version"]), datetime.fromtimestamp(found["at"], UTC))
+    at = datetime.fromtimestamp(found["at"], UTC)
+    return PurgeEntry(name, table, str(found["id"]), int(found["version"]), at)

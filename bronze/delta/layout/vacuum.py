@@ -148,7 +148,7 @@ def purge(place: Place, now: float) -> VacuumResult:
     ]
     logs = _expired_log(place, objects, state.version, state.version)
     # A copy may have objects that the table no longer has: it learns of each purge.
-    purge_entries.add(place, state.version, now)
+    purge_entries.add(place, state.content.metadata.id, state.version, now)
     failpoint.reach("expiring")
     store.delete(place, [found.path for found in dead])
     store.delete(place, logs)

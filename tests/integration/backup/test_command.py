@@ -120,7 +120,7 @@ def test_a_backup_may_be_killed_anywhere(source: Source, tmp_path: Path) -> None
     Bronze(settings.model_copy(update={"backup": type(settings.backup)()})).run()
     config = tmp_path / "bronze.toml"
     config.write_text(_toml(settings))
-    for number, point in enumerate([p for p in BACKUP_POINTS for _ in range(2)], 1):
+    for number, point in enumerate((*BACKUP_POINTS, "copying", "copied"), 1):
         source.execute("UPDATE customers SET at = now() WHERE id = %s", number)
         plain = settings.model_copy(update={"backup": type(settings.backup)()})
         Bronze(plain).run()
