@@ -257,8 +257,10 @@ class Bronze:
             ConfigError: a table is not protected, or cannot be reloaded.
             LakeError: the lake cannot be read or written.
         """
+        from bronze.backup.recovery import takeover
         from bronze.protection import keys, lake_table
 
+        takeover.take_over(self.config, "keys")
         names = [lake_table.protected_table(self.config, table).name for table in tables]
         return keys.rotate(self.config, names, reencrypt)
 
@@ -272,8 +274,10 @@ class Bronze:
             ConfigError: a master key is missing.
             LakeError: the lake cannot be read or written.
         """
+        from bronze.backup.recovery import takeover
         from bronze.protection import keys
 
+        takeover.take_over(self.config, "keys")
         return keys.rewrap(self.config)
 
     def reveal(
@@ -299,8 +303,10 @@ class Bronze:
             ConfigError: there is no such table or column, or no master key.
             LakeError: the lake cannot be read.
         """
+        from bronze.backup.recovery import takeover
         from bronze.protection import reveal
 
+        takeover.take_over(self.config, "reveal")
         return reveal.reveal(self.config, table, key=key, columns=columns, limit=limit)
 
     def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> ErasureResult:

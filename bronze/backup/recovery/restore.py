@@ -129,7 +129,13 @@ def restore(
     whole = [table for table in chosen if not table.error]
     mark = takeover.unfinished_mark(generation, [table.target for table in whole])
     is_continued = takeover.check_empty(target.lake_root, mark)
-    notes = ["A restore of this generation was killed before: it is continued."]
+    notes = [
+        f"{table.table.label} is at the version of an earlier generation: {table.error}"
+        for table in generation.tables
+        if table.error and table.table.label in {one.target for one in whole}
+    ]
+    if is_continued:
+        notes = ["A restore of this generation was killed before: it is continued.", *notes]
     results = []
     if not dry_run:
         with stopping.scope(stop):
@@ -149,7 +155,7 @@ def restore(
         tuple(results or chosen),
         time.monotonic() - began,
         dry_run,
-        tuple(notes if is_continued else ()),
+        tuple(notes),
     )
 
 

@@ -38,8 +38,8 @@ UNFINISHED = f"{manifest.FOLDER}/restore.json"
 RESTORED = f"{manifest.FOLDER}/restored.json"
 IN_USE = f"{manifest.FOLDER}/in_use.json"
 
-# Verifying records that it was done.
-_READERS = ("verify",)
+# Commands that only read or copy a lake, and record that in it.
+_READERS = ("verify", "reveal", "backup")
 _checked: set[str] = set()
 _lock = threading.Lock()
 
@@ -144,7 +144,7 @@ def take_over(settings: Settings, action: str) -> None:
 
     Raises:
         ConfigError: the root is that of an unfinished restore, or of a copy that is not taken over
-            and the command only verifies.
+            and the command only reads.
         LakeError, LakeUnreachable: it cannot be taken over.
     """
     root = settings.lake_root

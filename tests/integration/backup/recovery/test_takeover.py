@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,10 +90,17 @@ def test_a_slot_that_has_moved_on_has_its_tables_compared(source: Source, tmp_pa
 
 @pytest.mark.soak
 def test_what_no_lake_can_be_is_refused(source: Source, tmp_path: Path) -> None:
-    """A verification does not take a copy over, nor does a run that of no generation."""
+    """What only reads does not take a copy over, nor does a run that of no generation."""
     opened = copied(source, tmp_path)
-    with pytest.raises(ConfigError, match="is a copy: a verify would write"):
-        Bronze(config(source, tmp_path, "copy", "next")).verify(at_rest=True)
+    other = Bronze(config(source, tmp_path, "copy", "next"))
+    commands: dict[str, Callable[[], object]] = {
+        "verify": lambda: other.verify(at_rest=True),
+        "reveal": lambda: other.reveal("s"),
+        "backup": other.backup,
+    }
+    for name, command in commands.items():
+        with pytest.raises(ConfigError, match=f"is a copy: a {name} would write"):
+            command()
     assert copy.back_up(opened.config).exit_code == 0
     shutil.rmtree(tmp_path / "copy" / manifest.MANIFESTS)
     with pytest.raises(LakeError, match="has no whole generation"):
