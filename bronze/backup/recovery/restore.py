@@ -12,14 +12,12 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import obstore
 import polars as pl
 from obstore.exceptions import BaseError, NotFoundError
 
@@ -40,7 +38,7 @@ from bronze.model.results import Failure, Shown, exit_code
 from bronze.stopping import Signal
 
 _THREADS = 4
-_CHUNK = 2 * 2**20
+_SMALL = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -282,8 +280,7 @@ def _object(
         known = transfer.hash_of(root, name, lambda _: stopping.check())
         if known is not None and known.sha256 == digest:
             return False
-    with copy_errors():
-        found = copy_object(copy, root, name, size)
+    found = copy_object(copy, root, name, size)
     if found != digest:
         raise FileDamaged(
             f"The file {name} of the copy at {copy.url} is not what the backup wrote: its hash is"
@@ -303,27 +300,29 @@ def copy_object(source: Place, root: Place, name: str, size: int) -> str:
         LakeError, LakeUnreachable: it cannot be read or written.
     """
     digest = hashlib.sha256()
-    if size <= _CHUNK:
-        data = b"".join(_chunks(source, name))
-        store.put(root, name, data)
-        return hashlib.sha256(data).hexdigest()
-    # What a killed restore has left of it.
-    store.delete(root, [name])
-    with store.writer(root, name) as sink:
-        for chunk in _chunks(source, name):
-            stopping.check()
-            digest.update(chunk)
-            sink.write(chunk)
+    with _source(source, name) as chunks:
+        if size <= _SMALL:
+            data = b"".join(chunks)
+            store.put(root, name, data)
+            return hashlib.sha256(data).hexdigest()
+        # What a killed restore has left of it.
+        store.delete(root, [name])
+        with store.writer(root, name) as sink:
+            for chunk in chunks:
+                stopping.check()
+                digest.update(chunk)
+                sink.write(chunk)
     return digest.hexdigest()
 
 
-def _chunks(place: Place, name: str) -> Iterator[bytes]:
-    path = client.path_in(place, name)
+@contextmanager
+def _source(place: Place, name: str) -> Iterator[Iterator[bytes]]:
+    """The parts of an object."""
     try:
-        found: Any = client.request(place, lambda opened: obstore.get(opened, path))
-        for chunk in found.stream(min_chunk_size=_CHUNK):
-            yield bytes(chunk)
+        with transfer.opened(place, name) as reading:
+            yield reading.chunks
     except (FileNotFoundError, NotFoundError):
         raise manifest.damage_error(place, name, "is missing") from None
     except (BaseError, OSError) as error:
-        raise store_error(place, "read", error) from None
+        with copy_errors():
+            raise store_error(place, "read", error) from None
