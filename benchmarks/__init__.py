@@ -17,6 +17,7 @@ Everything runs on one machine against an embedded PostgreSQL on made-up data::
     python -m benchmarks.layout
     python -m benchmarks.forget
     python -m benchmarks.serve
+    python -m benchmarks.backup --rows 2000000 20000000
 
 `nox -s bench` runs `load`, in an environment of its own; what comes after ``--`` are its options,
 or another one's name and options: ``nox -s bench -- stream catchup``. Run it on a machine that does

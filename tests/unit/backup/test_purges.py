@@ -180,3 +180,31 @@ def test_two_erasures_before_one_backup(lake: SmallLake) -> None:
     assert holds(lake.copy, "zoltan") == []
     assert lake.words(lake.copy) == ["dan", "eve", "fay"]
     assert proof.verify_copy(lake.settings).faults == ()
+
+
+def test_a_purge_that_is_killed_again_and_again_is_known(
+    lake: SmallLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after its deletions: generations that it has taken the table from are never taken
+    for whole ones.
+    """
+
+    class Killed(BaseException):
+        pass
+
+    for word, point in (("zoltan", "purging"), ("bob", "purged"), ("cyd", "purged")):
+
+        def reach(name: str, point: str = point) -> None:
+            if name == point:
+                raise Killed
+
+        lake.append(f"{point}-{word}")
+        lake.erase(word)
+        with monkeypatch.context() as patched:
+            patched.setattr(failpoint, "reach", reach)
+            with pytest.raises(Killed):
+                lake.back_up()
+        assert proof.verify_copy(lake.settings).faults == ()
+    assert lake.back_up().exit_code == 0
+    assert holds(lake.copy, "zoltan") == []
+    assert proof.verify_copy(lake.settings).faults == ()
