@@ -33,16 +33,7 @@ POINTS = (
 ALERT_POINTS = ("alerted", "sending", "answered")
 """Those of alerts: when they are stored, before a message is sent, before it is stored as sent."""
 
-BACKUP_POINTS = (
-    "copying",
-    "copied",
-    "listed",
-    "sealing",
-    "sealed",
-    "purging",
-    "purged",
-    "expiring",
-)
+BACKUP_POINTS = ("copying", "copied", "listed", "sealing", "sealed", "purging", "purged")
 """Those of a backup: around each object, each list of objects, the manifest, an erasure."""
 
 RESTORE_POINTS = ("marked", "restored")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from threading import Event as Stop
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bronze.backup.recovery import takeover
 from bronze.config.settings import Settings
@@ -31,11 +31,11 @@ def back_up(settings: Settings, *, notify: Notify, stop: Stop | None) -> BackupR
         raise
     except BronzeError as error:
         outcome = "interrupted" if isinstance(error, Stopped) else "failed"
-        details = {"error": type(error).__name__, "message": error.message}
+        failure = {"error": type(error).__name__, "message": error.message}
         with suppress(BronzeError):
-            audit.record_events(settings, [Event("backup", "", outcome, details)])
+            audit.record_events(settings, [Event("backup", "", outcome, failure)])
         raise
-    details = {
+    details: dict[str, Any] = {
         "generation": done.generation,
         "objects": done.objects,
         "bytes": done.bytes,

@@ -272,9 +272,13 @@ class _Backup:
                 result = replace(result, version=table.version)
         else:
             self._done.tables.append(table)
-            status = "unchanged" if table.list == (before.list if before else "") else "copied"
+            is_known = before is not None and table.list == before.list
             result = BackedUpTable(
-                chosen.table.label, status, table.version, table.objects, table.bytes
+                chosen.table.label,
+                "unchanged" if is_known else "copied",
+                table.version,
+                table.objects,
+                table.bytes,
             )
         self._done.results.append(result)
         self._notify(result)

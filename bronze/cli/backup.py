@@ -70,8 +70,8 @@ def _print_backup(result: BackupResult) -> None:
         print_line(f"The copy was {_duration(result.behind)} behind.")
     if result.expired:
         print_line(f"{result.expired} generations have expired and were deleted.")
-    for table, reason in result.excluded.items():
-        print_line(f"{table} is not in it: {reason}")
+    for name, reason in result.excluded.items():
+        print_line(f"{name} is not in it: {reason}")
     for table in result.tables:
         if table.error:
             state = f"stays at version {table.version}" if table.version is not None else "is not"

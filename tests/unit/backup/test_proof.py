@@ -43,7 +43,7 @@ def _list(lake: SmallLake) -> Path:
     return next((lake.copy / "_backup/objects/bronze.bz_orders").iterdir())
 
 
-CASES: dict[str, tuple[Callable[[SmallLake], Path], Callable[[Path], None], str]] = {
+CASES: dict[str, tuple[Callable[[SmallLake], Path], Callable[[Path], object], str]] = {
     "a changed byte": (_data_file, _change_byte, "was changed: its hash differs"),
     "a missing object": (_data_file, Path.unlink, "is missing"),
     "a longer object": (

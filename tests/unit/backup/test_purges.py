@@ -198,7 +198,7 @@ def test_a_purge_that_is_killed_again_and_again_is_known(
             if name == point:
                 raise Killed
 
-        lake.append(f"{point}-{word}")
+        lake.append(f"row-{point}")
         lake.erase(word)
         with monkeypatch.context() as patched:
             patched.setattr(failpoint, "reach", reach)
