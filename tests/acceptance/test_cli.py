@@ -135,7 +135,7 @@ def test_run_prints_one_json_document(source: Source) -> None:
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     told = {"batch_id", "position", "seconds", "tables"}
-    assert set(document) == told | {"late", "notes", "unrecorded"}
+    assert set(document) == told | {"late", "notes", "unrecorded", "copy_error"}
     (table,) = document["tables"]
     assert (table["table"], table["target"]) == ("public.t", "bronze.bz_t")
     assert (table["status"], table["rows_read"], table["version"]) == ("landed", 3, 0)
