@@ -14,6 +14,8 @@ from bronze.backup.recovery import takeover
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError, LakeError
 from bronze.model.events import Resynced, StreamEvent
+from bronze.model.locations import Place
+from bronze.operate.service import service
 from tests.conftest import Source
 from tests.support.content import differences
 
@@ -105,3 +107,20 @@ def test_what_no_lake_can_be_is_refused(source: Source, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "copy" / manifest.MANIFESTS)
     with pytest.raises(LakeError, match="has no whole generation"):
         Bronze(config(source, tmp_path, "copy", "next")).run()
+
+
+@pytest.mark.soak
+def test_a_service_goes_on_from_a_copy(source: Source, tmp_path: Path) -> None:
+    """It takes the copy over before it begins, and refuses half a restore."""
+    copied(source, tmp_path)
+    source.execute("INSERT INTO s VALUES (1000, 'x')")
+    shutil.move(tmp_path / "lake", tmp_path / "lost")
+    after = config(source, tmp_path, "copy", "next")
+    assert service.serve(after, once=True) == 0
+    assert differences(after) == {}
+    assert len(Bronze(after).audit(action="failover").records) == 1
+    assert manifest.generations(Place(str(tmp_path / "next")))
+    (tmp_path / "half" / "_backup").mkdir(parents=True)
+    (tmp_path / "half" / takeover.UNFINISHED).write_text('{"generation": 1}')
+    with pytest.raises(ConfigError, match="the restore of generation 1 into it has not ended"):
+        service.serve(config(source, tmp_path, "half", "other"), once=True)
