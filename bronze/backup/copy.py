@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import polars as pl
-
 from bronze import failpoint, stopping
-from bronze.backup import manifest, purges, retention, table_log, versions
-from bronze.backup.manifest import Manifest, Moment, TableCopy
+from bronze.backup import manifest, purges, retention, versions
+from bronze.backup.copied_tables import CopiedTables
+from bronze.backup.manifest import Manifest
 from bronze.backup.object_lock import ObjectLock
 from bronze.backup.purges import OutstandingErasure
 from bronze.backup.recovery import metadata, takeover
 from bronze.backup.results import BackedUpTable, BackupResult
-from bronze.backup.table_log import LAST_CHECKPOINT, TableLog
-from bronze.backup.transfer import MissingError, Transfer, copy_errors
-from bronze.backup.versions import Chosen
+from bronze.backup.transfer import Transfer, copy_errors
 from bronze.config import fingerprint
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import log, store
@@ -28,7 +25,7 @@ from bronze.delta.layout.purge_entries import PurgeEntry
 from bronze.delta.log import State
 from bronze.delta.read import content
 from bronze.delta.storage import client
-from bronze.errors import ConfigError, FileDamaged, LakeError, LakeUnreachable
+from bronze.errors import ConfigError, LakeError
 from bronze.governance import audit_state
 from bronze.governance.tables.audit_log import Head
 from bronze.model.locations import Place
@@ -121,21 +118,6 @@ def _lock_of(settings: Settings, copy: Place) -> ObjectLock | None:
     return ObjectLock(copy, seconds) if seconds else None
 
 
-@dataclass
-class _Pass:
-    """What a pass has copied so far."""
-
-    tables: list[TableCopy] = field(default_factory=list)
-    results: list[BackedUpTable] = field(default_factory=list)
-    moments: list[Moment] = field(default_factory=list)
-
-    def moment(self, moment: Moment) -> int:
-        """The index of a moment."""
-        if moment not in self.moments:
-            self.moments.append(moment)
-        return self.moments.index(moment)
-
-
 class _Backup:
     """One pass."""
 
@@ -143,9 +125,8 @@ class _Backup:
         self._settings, self._notify = settings, notify
         self._lake, self._copy = roots_of(settings)
         self._began = time.monotonic()
-        self._done = _Pass()
-        self._objects: dict[str, pl.DataFrame] = {}
         self._lock = _lock_of(settings, self._copy)
+        self._done = CopiedTables(self._copy, self._put)
 
     def run(self) -> BackupResult:
         lake_id = self._identity()
@@ -163,7 +144,7 @@ class _Backup:
         lock = self._lock.lock if self._lock else None
         with Transfer(self._lake, self._copy, self._settings.backup.rate, lock) as moving:
             for chosen in choice.tables:
-                self._table(moving, chosen, last, purged.get(chosen.table, []))
+                self._notify(self._done.add(moving, chosen, last, purged.get(chosen.table, [])))
             sealed = self._seal(lake_id, choice.made, last)
             self._delete_strays(moving)
             with copy_errors():
@@ -245,119 +226,6 @@ class _Backup:
         if behind >= timedelta():
             stopping.sleep(behind.total_seconds() + 0.01)
 
-    # One table
-
-    def _table(
-        self, moving: Transfer, chosen: Chosen, last: Manifest | None, erased: list[PurgeEntry]
-    ) -> None:
-        """Copies a table; its error does not end the pass, unless it is of the copy."""
-        before = last.table(chosen.table) if last else None
-        error = chosen.error
-        if isinstance(error, LakeUnreachable):
-            raise error
-        if error is None:
-            try:
-                table = self._current_table(moving, chosen, before, erased)
-            except LakeError as caught:
-                if not _is_of_table(caught, chosen):
-                    raise
-                error = caught
-        if error is not None:
-            text = error.message
-            result = BackedUpTable(chosen.table.label, "failed", error=error.failure())
-            if before is not None:
-                moment = replace(last.moments[before.moment], note=text) if last else chosen.moment
-                table = replace(before, moment=self._done.moment(moment), error=text)
-                self._done.tables.append(table)
-                result = replace(result, version=table.version)
-        else:
-            self._done.tables.append(table)
-            is_known = before is not None and table.list == before.list
-            result = BackedUpTable(
-                chosen.table.label,
-                "unchanged" if is_known else "copied",
-                table.version,
-                table.objects,
-                table.bytes,
-            )
-        self._done.results.append(result)
-        self._notify(result)
-
-    def _current_table(
-        self,
-        moving: Transfer,
-        chosen: Chosen,
-        before: TableCopy | None,
-        erased: list[PurgeEntry],
-    ) -> TableCopy:
-        first = max((entry.version for entry in erased), default=0)
-        if chosen.version < first:
-            chosen = versions.at_newest(chosen, "rows of it were erased")
-        if chosen.same is not None and not erased and not chosen.same.error:
-            return replace(chosen.same, moment=self._done.moment(chosen.moment))
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self._copied_table(moving, chosen, before)
-            except (MissingError, FileDamaged) as error:
-                newer = versions.at_newest(chosen, "files of its version were vacuumed")
-                if newer is chosen or attempt == _ATTEMPTS - 1:
-                    raise _missing_error(chosen, error) from None
-                chosen = newer
-        raise AssertionError("unreachable")
-
-    def _copied_table(
-        self, moving: Transfer, chosen: Chosen, before: TableCopy | None
-    ) -> TableCopy:
-        needs = table_log.read(chosen.place, chosen.version)
-        folder = f"{chosen.table.schema}/{chosen.table.name}"
-        known = self._known(moving, folder, before)
-        data = _paths([*needs.live, *needs.older])
-        missing = data.join(known, on="path", how="anti")["path"].to_list()
-        new = [astuple(c) for c in moving.copy_all(folder, missing, optional=needs.older)]
-        logged = _paths([*needs.checkpoints, *needs.entries])
-        there = set(known.join(logged, on="path", how="semi")["path"])
-        in_order = (path for path in logged["path"] if path not in there)
-        new += [astuple(c) for c in moving.copy_in_order(folder, in_order)]
-        rows = pl.concat([known, pl.DataFrame(new, schema=dict(manifest.OBJECTS), orient="row")])
-        objects = rows.join(pl.concat([data, logged]), on="path", how="semi").sort("path")
-        self._objects[folder] = objects.select("path")
-        return self._listed(chosen, needs, objects)
-
-    def _known(self, moving: Transfer, folder: str, before: TableCopy | None) -> pl.DataFrame:
-        """The objects of a table that the copy has already."""
-        continued = moving.continued.filter(pl.col("table") == folder).drop("table")
-        if before is None:
-            return continued
-        with copy_errors():
-            return pl.concat([manifest.objects_of(self._copy, before), continued]).unique("path")
-
-    def _listed(self, chosen: Chosen, needs: TableLog, objects: pl.DataFrame) -> TableCopy:
-        """Puts the list of the objects, and names the checkpoint."""
-        data = manifest.list_bytes(objects)
-        digest = manifest.sha256(data)
-        path = manifest.list_path(chosen.table, chosen.version, digest)
-        with copy_errors():
-            self._put(path, data)
-            failpoint.reach("listed")
-            if needs.last_checkpoint:
-                name = f"{chosen.table.schema}/{chosen.table.name}/{LAST_CHECKPOINT}"
-                store.put(self._copy, name, needs.last_checkpoint.encode())
-        return TableCopy(
-            schema=chosen.table.schema,
-            name=chosen.table.name,
-            table_id=needs.table_id,
-            version=needs.version,
-            checkpoint=needs.checkpoint,
-            moment=self._done.moment(chosen.moment),
-            positions=needs.positions,
-            list=path,
-            sha256=digest,
-            objects=objects.height,
-            bytes=int(objects["size"].sum()),
-            entry=needs.entry,
-            last_checkpoint=needs.last_checkpoint,
-        )
-
     # The generation
 
     def _seal(self, lake_id: str, made: datetime, last: Manifest | None) -> Manifest:
@@ -398,10 +266,14 @@ class _Backup:
         return audit_state.end(state)
 
     def _delete_strays(self, moving: Transfer) -> None:
-        """Deletes what passes that were killed have copied, and no generation needs."""
+        """Deletes what passes that were killed have copied, and no generation needs. With a lock
+        they stay until the table is purged.
+        """
+        if self._lock:
+            return
         continued = moving.continued
         for (folder,), rows in continued.group_by("table"):
-            needed = self._objects.get(str(folder))
+            needed = self._done.objects.get(str(folder))
             if needed is None:
                 continue
             strays = rows.join(needed, on="path", how="anti")["path"].to_list()
@@ -450,25 +322,5 @@ class _Backup:
             store.delete(copy, paths)
 
 
-def _paths(paths: Sequence[str]) -> pl.DataFrame:
-    return pl.DataFrame({"path": paths}, schema={"path": pl.String})
-
-
 def _folder_of(place: Place) -> str:
     return "/".join(place.url.rsplit("/", 2)[1:])
-
-
-def _missing_error(chosen: Chosen, error: MissingError | FileDamaged) -> FileDamaged:
-    if isinstance(error, FileDamaged):
-        return error
-    path = str(error).removeprefix(f"{chosen.table.schema}/{chosen.table.name}/")
-    return store.damage_error(chosen.place, path, "is missing")
-
-
-def _is_of_table(error: LakeError, chosen: Chosen) -> bool:
-    """Whether an error is of one table of the lake. Others end the pass: those of the copy, and of
-    a lake that cannot be reached.
-    """
-    names = (f"at {chosen.place.url} ", f"Table {chosen.table.label} ")
-    is_named = any(name in f"{error.message} " for name in names)
-    return is_named and not isinstance(error, LakeUnreachable)

@@ -22,7 +22,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -43,7 +43,6 @@ IDENTITY = f"{FOLDER}/lake.json"
 
 OBJECTS: Mapping[str, Any] = {"path": pl.String, "size": pl.Int64, "sha256": pl.String}
 """The columns of a list of objects; they are sorted by path."""
-
 _NAME = re.compile(rf"{MANIFESTS}/(\d{{20}})\.json")
 
 MomentKind = Literal["stream", "runs", "table", "governance"]
@@ -345,12 +344,11 @@ def chain_breaks(copy: Place, numbers: Sequence[int]) -> list[str]:
         try:
             manifest = read(copy, number)
         except FileDamaged as error:
-            problems.append(error.message)
-            before = None
+            problems, before = [*problems, error.message], None
             continue
-        if before is not None and number != before.id + 1:
+        if before and number != before.id + 1:
             problems.append(f"The manifest {name_of(before.id + 1)} of {copy.url} is missing.")
-        elif before is not None and manifest.previous != before.hash:
+        elif before and manifest.previous != before.hash:
             problems.append(
                 f"The manifest {name_of(before.id)} of {copy.url} was changed: its hash is not the"
                 f" one that generation {number} has."
@@ -400,7 +398,3 @@ def damage_error(copy: Place, path: str, what: str) -> FileDamaged:
         f"The file {path} of the copy at {copy.url} {what}.",
         hint="`bronze backup --verify` lists all that is wrong with the copy.",
     )
-
-
-Sink = Callable[[str], None]
-"""Is called with a sentence."""

@@ -17,11 +17,12 @@ from bronze.backup.copy import roots_of
 from bronze.backup.manifest import Manifest, TableCopy
 from bronze.backup.results import VerifiedCopy
 from bronze.backup.table_log import LAST_CHECKPOINT
-from bronze.backup.transfer import Throttle, copy_errors
+from bronze.backup.transfer import copy_errors
 from bronze.config.settings import Settings
 from bronze.delta import store
 from bronze.delta.storage.store_errors import store_error
 from bronze.errors import ConfigError, FileDamaged
+from bronze.execution.throttle import Throttle
 from bronze.model.locations import Place
 from bronze.stopping import Signal
 

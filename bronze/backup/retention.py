@@ -25,6 +25,7 @@ Delete = Callable[[Place, list[str]], None]
 
 # The generations that stay with which the objects of an expired one are compared.
 _COMPARED = 10
+_LONGEST_PASS = 24 * 3600
 # A pass deletes no more of them, so that it ends.
 _AT_ONCE = 50
 
@@ -49,7 +50,9 @@ def expire(
         FileDamaged: a list of objects cannot be read; generations without lists stay.
         LakeError, LakeUnreachable
     """
-    keep = timedelta(seconds=max(settings.keep, settings.lock))
+    # Objects are locked from when they were put, which may be hours after the generation's time.
+    locked = settings.lock + _LONGEST_PASS if settings.lock else 0
+    keep = timedelta(seconds=max(settings.keep, locked))
     numbers = [number for number in manifest.generations(copy) if number < newest.id]
     begun = _begun(copy)
     old: list[Manifest] = []

@@ -26,12 +26,13 @@ import obstore
 import polars as pl
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 
-from bronze import failpoint, stopping
+from bronze import failpoint
 from bronze.backup import manifest
 from bronze.delta import store
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
 from bronze.errors import BronzeError, FileDamaged, LakeError
+from bronze.execution.throttle import Throttle
 from bronze.model.locations import Place
 
 PROGRESS = f"{manifest.FOLDER}/progress"
@@ -45,8 +46,6 @@ _THREADS = 4
 _NOTED_OBJECTS = 500
 _NOTED_SECONDS = 20.0
 _PROGRESS: dict[str, Any] = {"table": pl.String, **manifest.OBJECTS}
-# A rate is kept over this time: a pause is made up for in it, no longer one.
-_BURST_SECONDS = 0.5
 
 
 class MissingError(Exception):
@@ -68,31 +67,6 @@ class Figures:
             self.objects += objects
             self.bytes += size
             self.requests += requests
-
-
-class Throttle:
-    """A limit of bytes per second for all threads together; 0 is none."""
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._lock = threading.Lock()
-        self._free_at = time.monotonic()
-
-    def take(self, size: int) -> None:
-        """Waits until so many bytes may be sent.
-
-        Raises:
-            Stopped: the work is asked to stop meanwhile.
-        """
-        if not self._rate:
-            stopping.check()
-            return
-        with self._lock:
-            now = time.monotonic()
-            begin = max(self._free_at, now - _BURST_SECONDS)
-            self._free_at = begin + size / self._rate
-            pause = self._free_at - now
-        stopping.sleep(max(0.0, pause))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from bronze.backup import copy, proof, transfer
 from bronze.backup.transfer import Transfer
 from bronze.delta import store
 from bronze.errors import LakeUnreachable, Stopped
+from bronze.execution.throttle import Throttle
 from bronze.model.locations import Place
 from tests.support.small_lake import SmallLake
 
@@ -45,7 +46,7 @@ def test_the_rate_is_kept_within_a_tenth(tmp_path: Path, megabytes: int) -> None
 
 def test_small_objects_share_one_rate() -> None:
     """Threads together take no more than the rate."""
-    throttle = transfer.Throttle(10**6)
+    throttle = Throttle(10**6)
     began = time.monotonic()
     for _ in range(30):
         throttle.take(10**4)
