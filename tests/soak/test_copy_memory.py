@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from bronze.backup import copy
@@ -13,7 +12,7 @@ from bronze.delta import commit
 from bronze.delta.commit import Change, Shape
 from bronze.execution import budget
 from bronze.model.files import WrittenFile
-from tests.support.memory import Peak
+from tests.support.memory import Peak, taken
 from tests.support.small_lake import COLUMNS, SmallLake
 
 pytestmark = pytest.mark.soak
@@ -41,7 +40,7 @@ def test_a_copy_takes_no_more_than_a_service_sets_aside(
     """Beside the libraries; that is less than 200 MB."""
     lake = SmallLake(tmp_path).begin()
     fill(lake, count, size)
-    before = psutil.Process().memory_info().rss
+    before = taken()
     with Peak() as peak:
         assert copy.back_up(lake.settings).exit_code == 0
     assert peak.bytes - before <= budget.COPY <= 200 * 10**6
