@@ -93,7 +93,7 @@ def copies(rows: int, console: Console) -> None:
         table.add_row("verified", f"{seconds:.2f}", f"{found.bytes / 1e6:.1f}", f"{found.objects}")
         if found.faults:
             raise SystemExit(found.faults[0])
-        _add_recovery(table, settings, folder, plain)
+        _add_recovery(table, settings, folder, figures[0])
     console.print(f"{rows:,} rows")
     console.print(table)
 

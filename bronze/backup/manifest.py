@@ -339,7 +339,7 @@ def chain_breaks(copy: Place, numbers: Sequence[int]) -> list[str]:
     Raises:
         LakeError, LakeUnreachable: a manifest cannot be read now.
     """
-    problems, before = [], None
+    problems, before = list[str](), None
     for number in numbers:
         try:
             manifest = read(copy, number)
