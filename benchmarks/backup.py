@@ -1,11 +1,11 @@
 """Copies of a lake, beside a plain copy of its files: ``python -m benchmarks.backup``.
 
 A lake of one large table is copied three times: all of it, then what a run has changed in one row
-of a hundred, then nothing. Beside it the same bytes are copied by ``cp -r``, and by the same
-client of stores without hashes, lists and moments (get, put), which is what a copy from store to
-store costs at least; and deltalake reads and writes the table. With ``--seconds`` a stream gets
-changes meanwhile, without copies and beside copies that never stop. Nothing is forced out of the
-page cache; all is on one disk.
+of a hundred, then nothing; then it is restored, and a recovery is drilled. Beside it the same bytes
+are copied by ``cp -r``, and by the same client of stores without hashes, lists and moments (get,
+put), which is what a copy from store to store costs at least; and deltalake reads and writes the
+table. With ``--seconds`` a stream gets changes meanwhile, without copies and beside copies that
+never stop. Nothing is forced out of the page cache; all is on one disk.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from rich.table import Table
 from benchmarks import source, stream
 from bronze.api.client import Bronze
 from bronze.backup import copy, proof
+from bronze.backup.recovery import drill, restore
 from bronze.backup.results import BackupResult
 from bronze.config import loading
 from bronze.config.settings import Settings
@@ -92,6 +93,7 @@ def copies(rows: int, console: Console) -> None:
         table.add_row("verified", f"{seconds:.2f}", f"{found.bytes / 1e6:.1f}", f"{found.objects}")
         if found.faults:
             raise SystemExit(found.faults[0])
+        _add_recovery(table, settings, folder, figures[0])
     console.print(f"{rows:,} rows")
     console.print(table)
 
@@ -109,6 +111,20 @@ def _add(
     )
     times = (f"{seconds / plain:.2f}" for plain in figures)
     table.add_row(name, f"{seconds:.2f}", *copied, *times)
+
+
+def _add_recovery(table: Table, settings: Settings, folder: Path, plain: float) -> None:
+    """Measures a restore of the newest generation, and a drill."""
+    seconds, restored = timed(lambda: restore.restore(settings, str(folder / "restored")))
+    table.add_row(
+        "restored", f"{seconds:.2f}", f"{restored.bytes / 1e6:.1f}", f"{restored.objects}", "",
+        f"{seconds / plain:.2f}",
+    )  # fmt: skip
+    seconds, drilled = timed(lambda: drill.drill(settings))
+    record = drilled.record
+    if record.result == "failed":
+        raise SystemExit(record.message)
+    table.add_row("drill", f"{seconds:.2f}", f"{record.bytes / 1e6:.1f}", f"{record.objects}")
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:

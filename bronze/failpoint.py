@@ -36,6 +36,9 @@ ALERT_POINTS = ("alerted", "sending", "answered")
 BACKUP_POINTS = ("copying", "copied", "listed", "sealing", "sealed", "purging", "purged")
 """Those of a backup: around each object, each list of objects, the manifest, an erasure."""
 
+RESTORE_POINTS = ("marked", "restored")
+"""Those of a restore: when the root is marked, and after each object."""
+
 _NAME, _, _COUNT = os.environ.get("BRONZE_FAILPOINT", "").partition(":")
 _remaining = {_NAME: int(_COUNT or 1)} if _NAME else {}
 

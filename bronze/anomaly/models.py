@@ -22,8 +22,8 @@ from bronze.delta.files import Layout
 from bronze.delta.log import State
 from bronze.errors import LakeError
 from bronze.governance import writer
-from bronze.governance.tables import models as models_table
-from bronze.governance.tables import profiles
+from bronze.governance.tables.anomaly import models as models_table
+from bronze.governance.tables.anomaly import profiles
 from bronze.model.anomaly import Model, Monitoring
 from bronze.model.columns import Column
 from bronze.model.files import StoredFile

@@ -17,8 +17,8 @@ from bronze.anomaly.models import earlier_profiles, store_records
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import BronzeError
 from bronze.governance.json_values import json_value
-from bronze.governance.tables import anomalies, profiles
-from bronze.governance.tables.profiles import Scope
+from bronze.governance.tables.anomaly import anomalies, profiles
+from bronze.governance.tables.anomaly.profiles import Scope
 from bronze.model.anomaly import KEY_COLUMN, SCORE_COLUMN, Model, Monitoring
 from bronze.model.stamp import RowStamp
 from bronze.model.units import Findings
@@ -57,7 +57,7 @@ def unusual_measures(
     """The measures that differ from those of earlier runs; none if there are too few runs.
 
     Args:
-        now: the measures of a run, see `bronze.governance.tables.profiles.measures`.
+        now: the measures of a run, see `bronze.governance.tables.anomaly.profiles.measures`.
         before: the measures of earlier runs.
     """
     for name, value in now.items():

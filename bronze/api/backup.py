@@ -7,6 +7,7 @@ from dataclasses import replace
 from threading import Event as Stop
 from typing import TYPE_CHECKING, Any
 
+from bronze.backup.recovery import takeover
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, Stopped
 from bronze.governance import audit
@@ -23,6 +24,7 @@ def back_up(settings: Settings, *, notify: Notify, stop: Stop | None) -> BackupR
     """`bronze.backup.copy.back_up`. A copy of which there is no record is a whole one."""
     from bronze.backup import copy
 
+    takeover.take_over(settings, "backup")
     try:
         done = copy.back_up(settings, notify=notify, stop=stop)
     except ConfigError:

@@ -20,12 +20,14 @@ from bronze.errors import (
     BronzeError,
     ConfigError,
     LakeError,
+    SecretsUnreachable,
     SourceError,
     SourceRefused,
     TableRefused,
 )
 from bronze.execution import budget
 from bronze.governance import audit, openlineage
+from bronze.governance.escrow import heads
 from bronze.ingest import pipeline, plan
 from bronze.ingest.pipeline import OpenSource
 from bronze.model.columns import Column
@@ -141,7 +143,8 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
     notes: list[str] = []
     try:
         audit.check_key(settings)
-    except ConfigError as error:
+        heads.put_newest(settings)
+    except (ConfigError, SecretsUnreachable, LakeError) as error:
         missing.append(error)
     with ExitStack() as stack:
         present, sources = pipeline.open_sources(

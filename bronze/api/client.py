@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from polars import DataFrame, LazyFrame
 
     from bronze.api.check import CheckReport
+    from bronze.api.drift import DriftReport
     from bronze.api.rule import Rule
     from bronze.backup.copy import Notify as NotifyBackedUp
     from bronze.backup.manifest import Manifest
+    from bronze.backup.recovery.drill import DrillResult
+    from bronze.backup.recovery.metadata import MetadataReport
+    from bronze.backup.recovery.restore import Notify as NotifyRestored
+    from bronze.backup.recovery.restore import RestoreResult
     from bronze.backup.results import BackupResult, VerifiedCopy
     from bronze.cdc.stream import Notify as NotifyStep
     from bronze.config.settings import Settings
@@ -258,8 +263,10 @@ class Bronze:
             ConfigError: a table is not protected, or cannot be reloaded.
             LakeError: the lake cannot be read or written.
         """
+        from bronze.backup.recovery import takeover
         from bronze.protection import keys, lake_table
 
+        takeover.take_over(self.config, "keys")
         names = [lake_table.protected_table(self.config, table).name for table in tables]
         return keys.rotate(self.config, names, reencrypt)
 
@@ -273,8 +280,10 @@ class Bronze:
             ConfigError: a master key is missing.
             LakeError: the lake cannot be read or written.
         """
+        from bronze.backup.recovery import takeover
         from bronze.protection import keys
 
+        takeover.take_over(self.config, "keys")
         return keys.rewrap(self.config)
 
     def reveal(
@@ -300,8 +309,10 @@ class Bronze:
             ConfigError: there is no such table or column, or no master key.
             LakeError: the lake cannot be read.
         """
+        from bronze.backup.recovery import takeover
         from bronze.protection import reveal
 
+        takeover.take_over(self.config, "reveal")
         return reveal.reveal(self.config, table, key=key, columns=columns, limit=limit)
 
     def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> ErasureResult:
@@ -445,6 +456,80 @@ class Bronze:
 
             copy.check_copy(self.config)
         return check.check(self.config, tables)
+
+    def restore(
+        self,
+        to: str,
+        tables: Sequence[str] = (),
+        *,
+        at: str = "",
+        dry_run: bool = False,
+        notify: NotifyRestored | None = None,
+        stop: Event | None = None,
+    ) -> RestoreResult:
+        """Restores a generation of the copy into an empty root; the lake itself is not needed.
+
+        Args:
+            to: the root to restore into: a folder or an address.
+            tables: names of Bronze tables; all if none. The governance tables come with them.
+            at: the id of a generation, or a time: the newest generation before it counts.
+            dry_run: whether to say only what would be done.
+            notify: called with each table that is restored, from this thread.
+            stop: ends the restore when it is set, from any thread; the next one continues it.
+
+        Raises:
+            ConfigError: there is no copy or no such generation or table, or the root is not empty.
+            LakeError: the copy is damaged or cannot be read, or the root cannot be written.
+            Stopped: it was stopped.
+        """
+        from bronze.backup.recovery import restore
+
+        show = notify or (lambda _: None)
+        return restore.restore(
+            self.config, to, tables, at=at, dry_run=dry_run, notify=show, stop=stop
+        )
+
+    def metadata(self, *, at: str = "", to: str = "") -> MetadataReport:
+        """A daily snapshot of the lake's metadata, from beside its copy, and how a lake differs.
+
+        Args:
+            at: a time: the newest snapshot of that day or before counts; the newest if empty.
+            to: the root of the lake to compare; that of the config if empty.
+
+        Raises:
+            ConfigError: there is no copy, or no such snapshot.
+            LakeError: the copy or the lake cannot be read.
+        """
+        from bronze.backup.recovery import metadata
+
+        return metadata.report(self.config, at, to)
+
+    def drill(self, to: str = "", *, stop: Event | None = None) -> DrillResult:
+        """Restores the newest generation of the copy into a scratch root, uses it, and deletes it;
+        the result is in ``governance.drills``.
+
+        Args:
+            to: the root for scratch lakes instead of the config's.
+            stop: ends the drill when it is set, from any thread.
+
+        Raises:
+            ConfigError: there is no copy, or the scratch root cannot be used.
+            LakeError: the copy cannot be read.
+            Stopped: it was stopped.
+        """
+        from bronze.backup.recovery import drill
+
+        return drill.drill(self.config, to, stop=stop)
+
+    def drift(self) -> DriftReport:
+        """Says whether the config that ran last is the one on disk, and the one that is committed.
+
+        Raises:
+            LakeError: the audit log cannot be read.
+        """
+        from bronze.api import drift
+
+        return drift.drift(self.config)
 
     def backup(
         self, *, notify: NotifyBackedUp | None = None, stop: Event | None = None

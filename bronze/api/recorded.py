@@ -14,7 +14,8 @@ from dataclasses import asdict, replace
 from threading import Event as Stop
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bronze.api import run_records
+from bronze.api import drift, run_records
+from bronze.backup.recovery import takeover
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, Stopped
 from bronze.execution import permits as shared_permits
@@ -127,7 +128,8 @@ def follow(
 
     def record_start(event: StreamEvent) -> None:
         if not started:
-            started.append(Event("stream", "", "started", arguments(tables)))
+            details = {**arguments(tables), **drift.config_version(settings)}
+            started.append(Event("stream", "", "started", details))
             # If the lake cannot be written, the stream itself reports it and waits.
             with suppress(BronzeError):
                 audit.record_events(settings, started)
@@ -342,19 +344,30 @@ def run_and_record(
     Raises:
         BaseException: that of ``work``, which is recorded unless it is a `ConfigError`.
     """
+    takeover.take_over(settings, action)
     try:
         done = work()
     except ConfigError:
         raise
     except BaseException as error:
         with suppress(BronzeError):
-            audit.record_events(settings, [_failure_event(action, tables, error)])
+            failed = _failure_event(action, tables, error)
+            audit.record_events(settings, _with_config_version(settings, action, [failed]))
         raise
     try:
-        audit.record_events(settings, events(done))
+        audit.record_events(settings, _with_config_version(settings, action, events(done)))
     except BronzeError as error:
         return replace(done, unrecorded=error.failure())
     return done
+
+
+def _with_config_version(settings: Settings, action: str, events: Sequence[Event]) -> list[Event]:
+    """The events, those of the command itself with the version of the config."""
+    version = drift.config_version(settings)
+    return [
+        replace(event, details={**event.details, **version}) if event.action == action else event
+        for event in events
+    ]
 
 
 def _failure_event(action: str, tables: Sequence[str], error: BaseException) -> Event:

@@ -15,6 +15,7 @@ from bronze.backup.copied_tables import CopiedTables
 from bronze.backup.manifest import Manifest
 from bronze.backup.object_lock import ObjectLock
 from bronze.backup.purges import OutstandingErasure
+from bronze.backup.recovery import metadata, takeover
 from bronze.backup.results import BackedUpTable, BackupResult
 from bronze.backup.transfer import Transfer, copy_errors
 from bronze.config import fingerprint
@@ -150,6 +151,7 @@ class _Backup:
                 moving.finish()
         open_erasures = list(self._purge(erasures, sealed))
         with copy_errors():
+            metadata.put_daily(self._settings, self._copy, sealed, self._put, self._delete)
             expired = retention.expire(
                 self._copy, self._settings.backup, sealed, self._delete, datetime.now(UTC)
             )
@@ -183,7 +185,8 @@ class _Backup:
         return identity
 
     def _check_lake(self, lake_id: str, last: Manifest | None) -> None:
-        """Checks that the copy is of this lake, or is new."""
+        """Checks that the copy is of this lake, or is new, and is not in use as a lake."""
+        takeover.check_not_in_use(self._copy)
         try:
             known = json.loads(manifest.content(self._copy, manifest.IDENTITY))["lake"]
         except FileNotFoundError:

@@ -223,23 +223,23 @@ class Transfer:
         return copied
 
     @contextmanager
-    def _source(self, name: str) -> Iterator[_Reading]:
+    def _source(self, name: str) -> Iterator[Reading]:
         try:
-            with _opened(self._lake, name) as reading:
+            with opened(self._lake, name) as reading:
                 yield reading
         except (FileNotFoundError, NotFoundError):
             raise MissingError(name) from None
         except (BaseError, OSError) as error:
             raise store_error(self._lake, "read", error) from None
 
-    def _copy_small(self, name: str, path: str, reading: _Reading) -> tuple[Copied, bool]:
+    def _copy_small(self, name: str, path: str, reading: Reading) -> tuple[Copied, bool]:
         self._throttle.take(reading.size)
         data = b"".join(reading.chunks)
         copied = Copied(path, len(data), hashlib.sha256(data).hexdigest())
         with copy_errors():
             return copied, manifest.create(self._copy, name, data)
 
-    def _copy_large(self, name: str, path: str, reading: _Reading) -> tuple[Copied, bool]:
+    def _copy_large(self, name: str, path: str, reading: Reading) -> tuple[Copied, bool]:
         # Stores have no put-if-absent for several parts; the names of such objects are unique.
         is_new = not self._exists(name)
         digest = hashlib.sha256()
@@ -311,7 +311,7 @@ def hash_of(place: Place, name: str, take: Callable[[int], None]) -> Copied | No
     """
     digest, size = hashlib.sha256(), 0
     try:
-        with _opened(place, name) as reading:
+        with opened(place, name) as reading:
             for chunk in reading.chunks:
                 take(len(chunk))
                 digest.update(chunk)
@@ -324,7 +324,7 @@ def hash_of(place: Place, name: str, take: Callable[[int], None]) -> Copied | No
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """An object that is being read: its size, and its bytes in parts."""
 
     size: int
@@ -332,7 +332,7 @@ class _Reading:
 
 
 @contextmanager
-def _opened(place: Place, name: str) -> Iterator[_Reading]:
+def opened(place: Place, name: str) -> Iterator[Reading]:
     """An object to read.
 
     Raises:
@@ -343,12 +343,12 @@ def _opened(place: Place, name: str) -> Iterator[_Reading]:
         # Measured: the client of stores takes several times as long to read local files.
         with Path(place.url, name).open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            yield _Reading(size, iter(partial(file.read, _LOCAL_CHUNK), b""))
+            yield Reading(size, iter(partial(file.read, _LOCAL_CHUNK), b""))
         return
     path = client.path_in(place, name)
     found = client.request(place, lambda opened: obstore.get(opened, path))
     chunks = (bytes(chunk) for chunk in found.stream(min_chunk_size=_CHUNK))
-    yield _Reading(int(found.meta["size"]), chunks)
+    yield Reading(int(found.meta["size"]), chunks)
 
 
 def different_error(copy: Place, name: str) -> FileDamaged:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli import operate, service
+from bronze.cli import operate, restore, service
 from bronze.cli.backup import backup
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.register import register
@@ -56,13 +56,20 @@ def run(
 
 @app.command()
 def check(
-    tables: Tables = None, config: Config = Path("bronze.toml"), as_json: AsJson = False
+    tables: Tables = None,
+    config: Config = Path("bronze.toml"),
+    drift: Annotated[
+        bool, typer.Option("--drift", help="Is what ran last what the file says, and committed?")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a run would do with each table and column, and what prevents it."""
     import bronze
     from bronze.cli import output, reports
 
     with exit_codes(as_json):
+        if drift:
+            restore.print_drift(bronze.open(config).drift(), as_json)
         report = bronze.open(config).check(tables or ())
         output.print_result(report) if as_json else reports.check(report)
         raise typer.Exit(report.exit_code)
@@ -231,6 +238,7 @@ def forget(
 
 
 service.add_to(app)
+restore.add_to(app)
 app.command()(status)
 app.command()(register)
 app.add_typer(operate.alerts_app, name="alerts")

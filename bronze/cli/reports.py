@@ -182,9 +182,10 @@ def _proof(report: AuditReport) -> str:
         f"; {report.vouching:,} of {report.tables:,} Bronze tables know of them, up to"
         f" {report.vouched:,}"
     )
+    escrow = f"; the escrow at {report.escrow} has their heads up to {report.escrowed:,}"
     return (
         f", all of them whole: {report.files:,} files of {report.place} were read"
-        f"{witnesses}{unsealed if report.unsealed else ''}"
+        f"{witnesses}{escrow if report.escrowed else ''}{unsealed if report.unsealed else ''}"
     )
 
 

@@ -20,7 +20,9 @@ class BackupSettings(Section):
     ``root`` is where it is, "" if there is none; ``options`` are those of its object store. A
     service copies ``every`` so many seconds. ``rate`` are bytes per second, 0 is no limit. ``keep``
     are the seconds after which a generation expires; ``lock`` those for which no object of the copy
-    can be deleted, 0 without a lock.
+    can be deleted, 0 without a lock. A drill fails that takes more than ``rto`` seconds, or finds
+    changes of more than ``rpo`` seconds missing; it restores into ``scratch``, by default beside
+    the copy.
     """
 
     root: LakeRoot = ""
@@ -29,6 +31,9 @@ class BackupSettings(Section):
     rate: Annotated[Bytes, Field(ge=0)] = 0
     keep: Annotated[int, Field(ge=3600), BeforeValidator(to_seconds)] = 30 * 86400
     lock: Annotated[int, Field(ge=0), BeforeValidator(to_seconds)] = 0
+    rto: Annotated[int, Field(ge=1), BeforeValidator(to_seconds)] = 2 * 3600
+    rpo: Annotated[int, Field(ge=1), BeforeValidator(to_seconds)] = 15 * 60
+    scratch: LakeRoot = ""
 
     @model_validator(mode="after")
     def _check_store(self) -> BackupSettings:

@@ -11,7 +11,6 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bronze.errors import ConfigError
@@ -60,14 +59,13 @@ class Document:
         return ""
 
 
-def read(path: Path) -> Document:
-    """The document in a file, with what the environment says.
+def read(text: str) -> Document:
+    """The document of a text, with what the environment says.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is not TOML.
+        tomllib.TOMLDecodeError: it is not TOML.
         ConfigError: it names a variable that is not set.
     """
-    text = path.read_text(encoding="utf-8")
     values = {key: _expanded(value, (key,)) for key, value in tomllib.loads(text).items()}
     named = {}
     for name in sorted(os.environ):

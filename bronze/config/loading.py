@@ -7,6 +7,7 @@ unknown key the nearest known one.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,17 +48,37 @@ def load(path: str | Path) -> Settings:
     """
     file = Path(path).absolute()
     try:
-        read = document.read(file)
+        content = file.read_bytes()
     except FileNotFoundError:
         raise ConfigError(
             f"There is no config file {path}.",
             hint="Write one with `bronze init --dsn …`, or name another file with -c.",
         ) from None
     except (OSError, ValueError) as error:
-        if isinstance(error, tomllib.TOMLDecodeError):
-            raise ConfigError(f"The config file {path} is not valid TOML: {error}.") from None
         raise ConfigError(f"The config file {path} cannot be read: {error}.") from None
-    settings = _settings_of(read, str(path)).model_copy(update={"path": str(file)})
+    return parse_file(content, file, str(path))
+
+
+def parse_file(content: bytes, file: Path, name: str) -> Settings:
+    """The settings in the content of a TOML file.
+
+    Args:
+        content: the content.
+        file: where the file is: relative paths are relative to it.
+        name: the name of the file in errors.
+
+    Raises:
+        ConfigError: the content is not valid; it lists all errors.
+    """
+    try:
+        text = content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        read = document.read(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"The config file {name} is not valid TOML: {error}.") from None
+    except ValueError as error:
+        raise ConfigError(f"The config file {name} cannot be read: {error}.") from None
+    digest = hashlib.sha256(content).hexdigest()
+    settings = _settings_of(read, name).model_copy(update={"path": str(file), "digest": digest})
     lake, secrets, lineage = settings.lake, settings.secrets, settings.lineage
     if "://" not in lake.root:
         lake = lake.model_copy(update={"root": _beside(file, lake.root)})
@@ -65,10 +86,20 @@ def load(path: str | Path) -> Settings:
         secrets = secrets.model_copy(update={"folder": _beside(file, secrets.folder)})
     if lineage.file:
         lineage = lineage.model_copy(update={"file": _beside(file, lineage.file)})
-    backup = settings.backup
-    if backup.root and "://" not in backup.root:
-        backup = backup.model_copy(update={"root": _beside(file, backup.root)})
-    sections = {"lake": lake, "secrets": secrets, "lineage": lineage, "backup": backup}
+    audit, backup = settings.audit, settings.backup
+    if audit.escrow and "://" not in audit.escrow:
+        audit = audit.model_copy(update={"escrow": _beside(file, audit.escrow)})
+    for key in ("root", "scratch"):
+        root = getattr(backup, key)
+        if root and "://" not in root:
+            backup = backup.model_copy(update={key: _beside(file, root)})
+    sections = {
+        "lake": lake,
+        "secrets": secrets,
+        "lineage": lineage,
+        "audit": audit,
+        "backup": backup,
+    }
     return settings.model_copy(update=sections)
 
 

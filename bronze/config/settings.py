@@ -13,6 +13,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
@@ -244,11 +245,27 @@ class ProtectionSettings(Section):
 class AuditSettings(Section):
     """[audit]: how the records of ``governance.audit_log`` are sealed.
 
-    With a key, or by their hashes alone. ``former_keys`` are the keys of older records.
+    With a key, or by their hashes alone. ``former_keys`` are the keys of older records. ``escrow``
+    is where the log's heads are kept outside of the lake; with ``escrow_lock``, in seconds, no head
+    can be deleted there until so much time has passed.
     """
 
     key: SecretName | None = None
     former_keys: tuple[SecretName, ...] = ()
+    escrow: LakeRoot = ""
+    escrow_options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
+    escrow_lock: Seconds = 0
+
+    @model_validator(mode="after")
+    def _check_escrow(self) -> AuditSettings:
+        if not self.escrow:
+            if self.escrow_options or self.escrow_lock:
+                raise ValueError("escrow_options and escrow_lock need an escrow")
+            return self
+        object_store.check(self.escrow, self.escrow_options)
+        if self.escrow_lock and object_store.cloud_of(self.escrow) is None:
+            raise ValueError("a folder cannot be locked: escrow_lock needs an object store")
+        return self
 
 
 class LineageSettings(Section):
@@ -273,8 +290,10 @@ class LineageSettings(Section):
 class Settings(Section):
     """All of bronze.toml.
 
-    ``path`` is the file it was read from, "" if it is not from a file. ``alone`` says that [source]
-    is one source, not a table of several. ``added`` are the rules made in Python, by table.
+    ``path`` is the file it was read from, "" if it is not from a file, and ``digest`` the SHA-256
+    of that file; ``lake_options`` are section and key of the lake's options in it. ``alone`` says
+    that [source] is one source, not a table of several. ``added`` are the rules made in Python, by
+    table.
     """
 
     source: Mapping[str, SourceSettings]
@@ -295,6 +314,8 @@ class Settings(Section):
     catalog: Mapping[str, CatalogSettings] = {}
     tables: Mapping[str, TableSettings] = {}
     path: str = Field(default="", exclude=True)
+    digest: str = Field(default="", exclude=True)
+    lake_options: tuple[str, str] = Field(default=("lake", "options"), exclude=True)
     alone: bool = Field(default=False, exclude=True)
     added: Mapping[str, tuple[ResolvedRule, ...]] = Field(default={}, exclude=True)
     _whole: Settings | None = PrivateAttr(default=None)
@@ -459,22 +480,52 @@ class Settings(Section):
     @property
     def lake_root(self) -> Place:
         """The location of the lake."""
-        root = self._store(self.lake.root, self.lake.options, "lake")
+        root = self._store(self.lake.root, self.lake.options, *self.lake_options)
         return replace(root, vended=self._vended(root.url))
+
+    def with_lake_at(self, root: str) -> Settings:
+        """The config for a lake at another root. Its store is reached with the options of [lake],
+        or with those of [backup] if it is in the copy's bucket, or in the copy's cloud alone.
+
+        Raises:
+            ConfigError: there is no such store.
+        """
+        try:
+            cloud, path = object_store.cloud_of(root), ("lake", "options")
+            options: Mapping[str, str | SecretName] = {}
+            if cloud is not None:
+                stores = [(self.lake.root, self.lake.options, path)]
+                copy = self.backup
+                stores += [(copy.root, copy.options, ("backup", "options"))] if copy.root else []
+                same = [store for store in stores if object_store.cloud_of(store[0]) == cloud]
+                same.sort(key=lambda store: not root.startswith(f"{_bucket(store[0])}/"))
+                _, options, path = same[0] if same else ("", options, path)
+            else:
+                root = str(Path(root).expanduser().absolute())
+            there = LakeSettings(root=root, schema=self.lake.schema_, options=options)
+        except ValueError as error:
+            raise ConfigError(f"{root} cannot be the root of a lake: {error}.") from None
+        return self.model_copy(update={"lake": there, "lake_options": path})
 
     @property
     def copy_root(self) -> Place | None:
         """The location of the copy of the lake, None if there is to be none."""
         copy = self.backup
-        return self._store(copy.root, copy.options, "backup") if copy.root else None
+        return self._store(copy.root, copy.options, "backup", "options") if copy.root else None
 
-    def _store(self, root: str, options: Mapping[str, str | SecretName], section: str) -> Place:
+    @property
+    def escrow(self) -> Place | None:
+        """Where the heads of the audit log are kept outside of the lake; None if nowhere."""
+        audit, path = self.audit, ("audit", "escrow_options")
+        return self._store(audit.escrow, audit.escrow_options, *path) if audit.escrow else None
+
+    def _store(self, root: str, options: Mapping[str, str | SecretName], *path: str) -> Place:
         resolved: dict[str, str | Secret] = {}
         for key, value in options.items():
             if isinstance(value, SecretName):
                 resolved[key] = self.secret(value)
             elif self.path and is_secret_option(key):
-                resolved[key] = self._config_secret([section, "options", key])
+                resolved[key] = self._config_secret([*path, key])
             else:
                 resolved[key] = value
         return Place(root.rstrip("/"), tuple(resolved.items()))
@@ -516,6 +567,12 @@ class Settings(Section):
     def _config_secret(self, path: list[str]) -> Secret:
         # Workers read the value from the config file, so that no unit of work carries it.
         return Secret("config", json.dumps(path), self.path)
+
+
+def _bucket(root: str) -> str:
+    """The scheme and bucket of an address."""
+    parts = urlsplit(root)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _auth(source: SourceSettings) -> Auth | None:

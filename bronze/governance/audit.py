@@ -26,8 +26,9 @@ from bronze.delta.log import State
 from bronze.delta.positions import Position
 from bronze.errors import BronzeError
 from bronze.governance import actor, audit_state
+from bronze.governance.escrow import heads
 from bronze.governance.tables import audit_log
-from bronze.governance.tables.audit_log import AuditRecord
+from bronze.governance.tables.audit_log import AuditRecord, Head
 from bronze.governance.writer import Page, append
 from bronze.model.stamp import AuditMark
 from bronze.version import VERSION
@@ -73,20 +74,27 @@ def record(
 
     Raises:
         ConfigError: the key that the config names does not exist.
-        LakeError, LakeUnreachable: the record cannot be written.
+        LakeError, LakeUnreachable: the record cannot be written, or its head cannot be put into
+            escrow.
     """
     record_events(settings, [Event(action, subject, result, details or {})])
 
 
 def record_events(settings: Settings, events: Sequence[Event]) -> None:
-    """Writes records in one commit. Raises as `record` does."""
+    """Writes records in one commit, then puts their head into escrow. Raises as `record` does."""
     key = _key(settings)
     now = datetime.now(UTC)
+    pages: list[Page | None] = []
 
     def page(state: State | None) -> Page | None:
-        return _page(settings, state, events, now, key)
+        pages.append(_page(settings, state, events, now, key))
+        return pages[-1]
 
     append(audit_state.place(settings), audit_log.COLUMNS, page)
+    if pages[-1] is not None:
+        fact = pages[-1].facts[CHAIN_FACT]
+        head = Head(fact["sequence"], fact["hash"])
+        heads.put(settings, pages[-1].notes[audit_state.LOG_ID], head)
 
 
 def _page(
@@ -148,7 +156,7 @@ def _config_event(
     ``new_log_id`` is the log's id if it begins with this record.
     """
     log = {"log": new_log_id} if new_log_id else {}
-    before = _recorded_hashes(state, config)
+    before = recorded_hashes(state, config)
     if before is None:
         return Event(CONFIG, config, "first seen", {"keys": hashes, **log})
     common = set(hashes) & set(before)
@@ -162,9 +170,14 @@ def _config_event(
     return Event(CONFIG, config, "changed" if before != hashes else "bound", details)
 
 
-def _recorded_hashes(state: State | None, config: str) -> dict[str, str] | None:
+def recorded_hashes(state: State | None, config: str) -> dict[str, str] | None:
     """The hashes in the last record about a config; None without a record that can be read."""
     records, _ = audit_state.records_of(state) if state else ([], [])
+    return hashes_in(records, config)
+
+
+def hashes_in(records: Sequence[AuditRecord], config: str) -> dict[str, str] | None:
+    """The same, in records that were read."""
     about = [one for one in records if (one.action, one.subject) == (CONFIG, config)]
     try:
         hashes = dict(json.loads(about[-1].details)["keys"])

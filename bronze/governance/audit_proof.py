@@ -22,6 +22,8 @@ from bronze.errors import BronzeError, ConfigError, FileDamaged, LakeError
 from bronze.governance import audit_state, audit_witnesses
 from bronze.governance.audit import AUDIT, CHAIN_FACT, CONFIG, CUT_OFF
 from bronze.governance.audit_witnesses import Testimony
+from bronze.governance.escrow import proof as escrow_proof
+from bronze.governance.escrow.proof import EscrowProof
 from bronze.governance.tables import audit_log
 from bronze.governance.tables.audit_log import AuditRecord, Head
 from bronze.model.files import StoredFile
@@ -41,7 +43,8 @@ class AuditReport(Shown):
 
     How it was verified: ``place`` is where the log is, ``log`` its id, ``files`` how many files
     were read. ``tables`` Bronze tables were read, and ``vouching`` of them know of records of this
-    log, up to number ``vouched``. ``notes`` say what is not proven.
+    log, up to number ``vouched``. ``escrow`` is where heads outside of the lake were read, the
+    newest that of record ``escrowed``. ``notes`` say what is not proven.
     """
 
     _items: ClassVar[str] = "records"
@@ -58,6 +61,8 @@ class AuditReport(Shown):
     tables: int = 0
     vouching: int = 0
     vouched: int = 0
+    escrow: str = ""
+    escrowed: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,8 +84,8 @@ def report(
 
     Args:
         settings: the config.
-        verify: whether to compute the chain again, and compare it with the Delta log and the
-            tables of the lake.
+        verify: whether to compute the chain again, and compare it with the Delta log, the tables
+            of the lake, and the heads in escrow.
         head: a hash that was kept elsewhere, which the chain must contain.
         since: records of that time and later only.
         action: records of this action only.
@@ -90,7 +95,8 @@ def report(
         ConfigError: a key that the config names does not exist.
         LakeError, LakeUnreachable: the log cannot be read.
     """
-    # The tables are read first: the records that they know of are in the log by then.
+    # Tables and escrow are read first: the records that they know of are in the log by then.
+    escrow = escrow_proof.read(settings) if verify else EscrowProof()
     testimony = audit_witnesses.testimony_of(settings, audit_log.NAME) if verify else Testimony()
     place = audit_state.place(settings)
     state = log.read(place)
@@ -108,9 +114,10 @@ def report(
     if not verify:
         return selected
     problems = [*unreadable, *_problems(settings, state, records, testimony)]
+    problems += escrow_proof.faults(escrow, selected.log, records)
     if head and head not in {one.record_hash for one in records}:
         problems.append("no record has the hash that was kept: the log was put back or rewritten")
-    return _verify_chain(settings, selected, records, testimony, problems)
+    return _verify_chain(settings, selected, records, testimony, escrow, problems)
 
 
 @dataclass(frozen=True)
@@ -129,12 +136,12 @@ _COMMITS = 20
 
 
 def prove_newest(settings: Settings) -> QuickProof | None:
-    """Proves the end of the log: its properties, the chain of the newest records, their seal. Other
-    tables are not read. None if there is no log.
+    """Proves the end of the log: its properties, the chain of the newest records, their seal, and
+    that the escrow has no later head. Other tables are not read. None if there is no log.
 
     Raises:
         ConfigError: a key that the config names does not exist.
-        LakeError, LakeUnreachable: the log cannot be read.
+        LakeError, LakeUnreachable: the log or the escrow cannot be read.
     """
     state = log.read(audit_state.place(settings))
     if state is None:
@@ -149,6 +156,7 @@ def prove_newest(settings: Settings) -> QuickProof | None:
         before = Head(records[0].sequence - 1, records[0].previous_hash)
     last = records[-1].sequence if records else 0
     problems = [*unreadable, *_chain_problems(settings, state, records, before)]
+    problems += escrow_proof.newest_faults(settings, state)
     return QuickProof(last, len(records), tuple(problems))
 
 
@@ -184,12 +192,17 @@ def _verify_chain(
     selected: AuditReport,
     records: Sequence[AuditRecord],
     testimony: Testimony,
+    escrow: EscrowProof,
     problems: Sequence[str],
 ) -> AuditReport:
     """The report with the problems, and with what was compared."""
     sealed = settings.audit.key is not None
     vouching = testimony.vouching(selected.log)
-    notes = audit_witnesses.notes(testimony, selected.log, len(records), sealed)
+    escrowed = escrow.last(selected.log)
+    notes = [
+        *audit_witnesses.notes(testimony, selected.log, len(records), sealed, escrowed),
+        *escrow_proof.notes(escrow, selected.log, records),
+    ]
     first_sealed = next((i for i, one in enumerate(records) if one.key_id), 0)
     return replace(
         selected,
@@ -199,6 +212,8 @@ def _verify_chain(
         tables=len(testimony.tables),
         vouching=len(vouching),
         vouched=max(vouching.values(), default=0),
+        escrow=escrow.where,
+        escrowed=escrowed,
         notes=() if problems else tuple(notes),
     )
 

@@ -122,7 +122,9 @@ def absence(testimony: Testimony, where: str) -> str:
     )
 
 
-def notes(testimony: Testimony, log_id: str, last: int, sealed: bool) -> Iterator[str]:
+def notes(
+    testimony: Testimony, log_id: str, last: int, sealed: bool, escrowed: int = 0
+) -> Iterator[str]:
     """What is not proven of a log without faults, in sentences.
 
     Args:
@@ -130,6 +132,7 @@ def notes(testimony: Testimony, log_id: str, last: int, sealed: bool) -> Iterato
         log_id: the log's id, "" if it has none.
         last: the number of the last record.
         sealed: whether the config has a key.
+        escrowed: the number of the newest record with a head in escrow.
     """
     known = max(testimony.vouching(log_id).values(), default=0)
     if not log_id:
@@ -144,10 +147,10 @@ def notes(testimony: Testimony, log_id: str, last: int, sealed: bool) -> Iterato
             f" run: {', '.join(testimony.unbound[:_MAX_NAMES])}"
             f"{' …' if len(testimony.unbound) > _MAX_NAMES else '.'}"
         )
-    if known < last:
+    if max(known, escrowed) < last:
         yield (
-            f"Tables know of records up to {known}; only a head kept elsewhere (--head) proves that"
-            f" none is missing after record {last}."
+            f"Tables know of records up to {known}; only a head kept elsewhere ([audit] escrow, or"
+            f" --head) proves that none is missing after record {last}."
         )
     if not sealed:
         yield (

@@ -26,7 +26,7 @@ from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage, writer
 from bronze.governance.tables import rejected_values as rejected_table
-from bronze.governance.tables.profiles import Scope
+from bronze.governance.tables.anomaly.profiles import Scope
 from bronze.ingest import diff, quality_gate, table_run
 from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.plan import Plan

@@ -155,6 +155,18 @@ class LakeSlow:
 
 
 @dataclass(frozen=True)
+class DrillFacts:
+    """The last drill of a recovery: when it ended, whether it passed, how many seconds it took, and
+    how many seconds of changes the copy lacked.
+    """
+
+    at: datetime
+    passed: bool
+    recovery: float
+    lost: float
+
+
+@dataclass(frozen=True)
 class Live:
     """What only the service itself knows; it writes it to the lake from time to time, so that
     ``bronze status`` has it without the service.
@@ -189,6 +201,7 @@ class Live:
     unread: str = ""
     source_errors: Mapping[str, Failure] = field(default_factory=dict)
     is_stopping: bool = False
+    drill: DrillFacts | None = None
 
 
 @dataclass(frozen=True)

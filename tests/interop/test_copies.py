@@ -16,6 +16,7 @@ from bronze.backup.object_lock import ObjectLock
 from bronze.delta import store
 from bronze.delta.storage import client
 from bronze.errors import ConfigError, LakeError
+from bronze.verify import verify
 from tests.conftest import Source
 from tests.support import object_store
 from tests.support.object_store import Store
@@ -73,7 +74,7 @@ def test_a_lake_on_azure_is_copied_to_s3(source: Source, s3: Store, tmp_path: Pa
     assert "The copy at" in broken.copy_error.message
     assert whole.exit_code == 0
     copied = source.settings(lake={"root": f"{s3.root}/copy", "options": s3.options})
-    assert Bronze(copied).verify().exit_code == 0
+    assert verify.verify(copied).exit_code == 0
 
 
 @pytest.fixture

@@ -42,7 +42,8 @@ class Gateway:
     ``requests`` are the methods and paths that came, ``spans`` when each began and ended, by a
     monotonic clock; ``delay`` is in seconds; ``failures`` are statuses that are answered first,
     with ``code`` (a usual one if it is ""); ``refuse`` says which requests are answered with 403,
-    by their headers; ``cut`` says which request is cut in its middle, after which the store is away
+    by their headers; ``immutable`` imitates a policy of Azure by which no object can be replaced;
+    ``cut`` says which request is cut in its middle, after which the store is away
     for ``away`` seconds.
     """
 
@@ -54,6 +55,7 @@ class Gateway:
     failures: list[int] = field(default_factory=list)
     code: str = ""
     refuse: Callable[[Any], bool] = lambda _: False
+    immutable: bool = False
     cut: Callable[[str, str, int], bool] | None = None
     away: float = 1.0
     back: float = 0.0
@@ -116,8 +118,14 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
             time.sleep(running.delay)
             if not status and running.refuse(self.headers):
                 status = 403
+            if running.immutable and self.command == "PUT" and "If-None-Match" not in self.headers:
+                status = 409
             if status:
-                usual = {403: "InvalidAccessKeyId", 503: "SlowDown"}.get(status, "Error")
+                usual = {
+                    403: "InvalidAccessKeyId",
+                    409: "BlobImmutableDueToPolicy",
+                    503: "SlowDown",
+                }.get(status, "Error")
                 code = running.code or usual
                 text = f"<Error><Code>{code}</Code></Error>".encode()
                 self._send(status, {}, text)

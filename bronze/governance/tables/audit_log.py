@@ -41,6 +41,11 @@ NAME = "audit_log"
 FIRST = "0" * 64
 """The hash before the first record."""
 
+RECOVERY = ("failover", "restore")
+"""The actions of a record after which a lake goes on from a copy of itself."""
+CONTINUES = "continues"
+"""The detail of such a record with the number of the last record that the copy has."""
+
 _SCHEMA = schema_of(COLUMNS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ID_DIGITS = 8

@@ -59,6 +59,7 @@ _KINDS = (
     Kind("lake_slow", "warning", "performance", "runs go on, and take longer"),
     Kind("lake_full", "critical", "outage", "no run of low priority begins"),
     Kind("backup_failed", "critical", "outage", "the copy is tried again, and continued"),
+    Kind("drill_failed", "critical", "outage", _NOBODY),
     # Trust.
     Kind("audit_broken", "critical", "security", _NOBODY),
     Kind("keys_missing", "critical", "security", "tables that need the keys are not loaded"),

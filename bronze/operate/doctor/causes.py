@@ -34,6 +34,7 @@ CHECKS: Mapping[str, tuple[str, ...]] = {
     "lake_slow": ("lake",),
     "lake_full": ("lake",),
     "backup_failed": ("lake",),
+    "drill_failed": ("secrets", "lake"),
     "audit_broken": ("lake", "governance", "audit"),
     "keys_missing": ("secrets",),
     "personal_data": (),

@@ -28,7 +28,15 @@ from bronze.operate.tables.catalog import ServedTable
 from bronze.operate.tables.guards import Guards
 from bronze.operate.tables.requests import TableRequests
 from bronze.operate.tables.states import TableState
-from bronze.operate.view import LakeSlow, Live, PermitFacts, Resources, Running, StreamFacts
+from bronze.operate.view import (
+    DrillFacts,
+    LakeSlow,
+    Live,
+    PermitFacts,
+    Resources,
+    Running,
+    StreamFacts,
+)
 from bronze.version import VERSION
 
 UNREAD = "what ran before has not been read from the lake yet"
@@ -105,6 +113,7 @@ class Board:
     has_new_records: bool = False
     is_dirty: bool = True
     is_stopping: bool = False
+    drill: DrillFacts | None = None
 
     def __post_init__(self) -> None:
         self.shares = MemoryShares(*self._parts_of_memory())
@@ -184,6 +193,7 @@ class Board:
                 unread=self.unread,
                 source_errors=dict(self.source_errors),
                 is_stopping=self.is_stopping,
+                drill=self.drill,
             )
 
     def _running(self) -> dict[str, Running]:

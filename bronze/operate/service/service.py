@@ -10,15 +10,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from bronze.api.progress import LOG
 from bronze.backup import copy
+from bronze.backup.recovery import takeover
 from bronze.config.settings import Settings
 from bronze.delta.storage import lake_folder
-from bronze.errors import ConfigError
+from bronze.errors import ConfigError, LakeError
 from bronze.execution import memory_shares
 from bronze.governance.tables.controls import Action, ControlRecord
 from bronze.model.results import Failure, exit_code
@@ -78,8 +80,11 @@ def serve(
         The exit code of the command.
 
     Raises:
-        ConfigError: the config cannot be served.
+        ConfigError: the config cannot be served, or a restore into its lake has not ended.
     """
+    # Without an answer of the lake, the first command that reaches it does so.
+    with suppress(LakeError):
+        takeover.take_over(settings, "serve")
     service = Service(settings, once, clock or Clock(), terms, advisors)
     web = start_web(service) if settings.web.listen and not once else None
     try:

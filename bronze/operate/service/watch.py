@@ -14,10 +14,12 @@ from datetime import timedelta
 from functools import partial
 
 from bronze.api.progress import LOG
+from bronze.backup.recovery import drill
 from bronze.config.settings import Settings
 from bronze.delta.log import State
 from bronze.delta.storage import lake_folder
 from bronze.errors import BronzeError, ConfigError
+from bronze.governance.escrow import heads
 from bronze.model.results import Failure
 from bronze.operate import beat, controls
 from bronze.operate.alerts.life import Key
@@ -28,7 +30,7 @@ from bronze.operate.service.board import Board
 from bronze.operate.service.timing import Routine
 from bronze.operate.tables import catalog, probes, requests
 from bronze.operate.tables.guards import LAKE, source_subject, table_subject
-from bronze.operate.view import LakeSlow
+from bronze.operate.view import DrillFacts, LakeSlow
 
 _LISTED_EVERY = 30.0
 _PROBED_EVERY = 5.0
@@ -44,6 +46,8 @@ _TOLD_FOR = timedelta(minutes=10)
 _EXAMINED_EVERY = 60.0
 _EXAMINED_AGAIN = 3.0
 _SHARE = 0.01
+_ESCROWED_EVERY = 1800.0
+_ESCROWED_AGAIN = 60.0
 
 
 class Watch:
@@ -56,6 +60,8 @@ class Watch:
         self.lake = Routine("lake", self._look_at_lake)
         self.controls = Routine("controls", self._read_controls)
         self.trust = Routine("trust", self._examine)
+        self.escrow = Routine("escrow", self._put_into_escrow)
+        self._escrow_fault = ""
         self._suspected: set[Key] = set()
         self.sources: dict[str, Routine] = {}
         self._probes: dict[str, Routine] = {}
@@ -64,13 +70,14 @@ class Watch:
     def routines(self) -> list[Routine]:
         """All that run."""
         sources = (*self.sources.values(), *self._probes.values())
-        return [self.lake, self.controls, self.trust, *sources]
+        return [self.lake, self.controls, self.trust, self.escrow, *sources]
 
     def start(self) -> None:
         """Begins to look."""
         self.lake.start()
         self.controls.start()
         self.trust.start()
+        self.escrow.start()
         self.follow_sources(self._board.settings)
 
     def follow_sources(self, settings: Settings) -> None:
@@ -247,6 +254,10 @@ class Watch:
         # What cannot be looked at now stays as it was.
         seen, found = set[str](), dict[Key, str]()
         with suppress(BronzeError):
+            found.update(self._drill_faults(settings))
+        if self._escrow_fault:
+            found["audit_broken", SERVICE] = self._escrow_fault
+        with suppress(BronzeError):
             found.update(trust.lake_faults(settings))
             seen |= {SERVICE}
         for name in sources:
@@ -264,6 +275,37 @@ class Watch:
         if self._suspected - board.faults.keys():
             return _EXAMINED_AGAIN
         return max(_EXAMINED_EVERY, (time.monotonic() - began) / _SHARE)
+
+    def _drill_faults(self, settings: Settings) -> dict[Key, str]:
+        """Whether the last drill of a recovery has failed; notes its figures."""
+        last = drill.last(settings)
+        if last is None:
+            return {}
+        passed = last.result == "passed"
+        figures = DrillFacts(last.ended, passed, last.recovery_seconds, last.lost_seconds)
+        with self._board.changed:
+            self._board.drill = figures
+        if passed:
+            return {}
+        text = f"The last drill, {last.ended:%Y-%m-%d %H:%M} UTC, has not passed: {last.message}"
+        return {("drill_failed", SERVICE): text}
+
+    def _put_into_escrow(self) -> float | None:
+        """Puts the end of the audit log into escrow, also if nothing was recorded for a while."""
+        board = self._board
+        with board.changed:
+            settings = board.settings
+            if board.unread or board.lake_error:
+                return _ESCROWED_AGAIN
+        try:
+            heads.put_newest(settings)
+        except BronzeError as error:
+            if not self._escrow_fault:
+                LOG.error("audit log is not in escrow", error=error.message)
+            self._escrow_fault = error.message
+            return _ESCROWED_AGAIN
+        self._escrow_fault = ""
+        return _ESCROWED_EVERY
 
     def _read_controls(self) -> float | None:
         board = self._board

@@ -142,6 +142,12 @@ def _live(view: View, live: Live) -> Iterator[Metric]:
         yield _one("bronze_memory_limit_bytes", "Memory that is allowed.", facts.memory_limit)
         if facts.disk_free is not None:
             yield _one("bronze_disk_free_bytes", "Free space of the lake's disk.", facts.disk_free)
+    if live.drill:
+        ended = (view.now - live.drill.at).total_seconds()
+        yield _one("bronze_drill_passed", "Whether the last drill passed.", live.drill.passed)
+        yield _one("bronze_drill_age_seconds", "The time since the last drill.", ended)
+        yield _one("bronze_drill_recovery_seconds", "How long it took.", live.drill.recovery)
+        yield _one("bronze_drill_lost_seconds", "Changes that it lacked.", live.drill.lost)
     breakers = _family(
         "bronze_breaker_state", "1 for the state of the breaker.", "subject", "state"
     )

@@ -18,14 +18,8 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import files, log
 from bronze.delta.folder import Folder
 from bronze.delta.log import State
-from bronze.governance.tables import (
-    anomalies,
-    data_lineage,
-    models,
-    profiles,
-    quality,
-    rejected_values,
-)
+from bronze.governance.tables import data_lineage, quality, rejected_values
+from bronze.governance.tables.anomaly import anomalies, models, profiles
 from bronze.protection.lake_table import ProtectedTable
 from bronze.tables.naming import short_name
 

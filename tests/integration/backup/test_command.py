@@ -18,6 +18,7 @@ from bronze.backup import copy, manifest, proof
 from bronze.cli.main import app
 from bronze.config.settings import Settings
 from bronze.failpoint import BACKUP_POINTS
+from bronze.verify import verify
 from tests.conftest import Source
 from tests.support.serving import Hands, serving, until
 from tests.support.streams import caught_up
@@ -72,8 +73,8 @@ def test_what_is_forgotten_is_in_no_generation(source: Source, tmp_path: Path) -
     assert holding(root, "zoltan@nowhere.invalid") == []
     assert bronze.verify_backup().faults == ()
     failed_over = source.settings(lake={"root": str(root)})
-    assert Bronze(failed_over).verify().exit_code == 0
-    assert Bronze(failed_over).verify(at_rest=True).exit_code == 0
+    assert verify.verify(failed_over).exit_code == 0
+    assert verify.verify(failed_over, at_rest=True).exit_code == 0
     assert Bronze(failed_over).audit(verify=True).exit_code == 0
 
 
@@ -108,7 +109,7 @@ def test_a_stream_is_copied_at_its_checkpoint(source: Source, tmp_path: Path) ->
     )
     source.execute("DELETE FROM customers WHERE id < 10")
     caught_up(failed_over)
-    assert Bronze(failed_over).verify().exit_code == 0
+    assert verify.verify(failed_over).exit_code == 0
 
 
 def test_a_backup_may_be_killed_anywhere(source: Source, tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_backup_may_be_killed_anywhere(source: Source, tmp_path: Path) -> None
     assert copy.back_up(settings).exit_code == 0
     assert proof.verify_copy(settings).faults == ()
     failed_over = source.settings(lake={"root": str(tmp_path / "copy")})
-    assert Bronze(failed_over).verify().exit_code == 0
+    assert verify.verify(failed_over).exit_code == 0
 
 
 def _toml(settings: Settings) -> str:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import bronze
 from bronze.api.client import Bronze
 from bronze.cli import reports
-from bronze.config import loading
+from bronze.config import fingerprint, loading
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, LakeError, LakeUnreachable, TableRefused
 from bronze.governance import actor, audit, audit_proof, audit_state
@@ -103,6 +103,11 @@ def test_records_have_actor_action_time_and_result(settings: Settings) -> None:
     assert own.previous_hash == first.record_hash
 
 
+def details_hash(opened: Bronze) -> str:
+    """The hash of a config, as records of commands have it."""
+    return fingerprint.fingerprint_of(fingerprint.imprint(opened.config))
+
+
 def test_verify_forget_and_keys_are_recorded(source: Source) -> None:
     """Also if they find differences or fail; a command that makes a key has a record of it."""
     source.execute("CREATE TABLE t (id int PRIMARY KEY, mail text)")
@@ -136,6 +141,9 @@ def test_verify_forget_and_keys_are_recorded(source: Source) -> None:
     assert (details[3]["asked"], details[3]["equal"]) == (["t"], 1)
     assert details[4]["differing"] == {"bronze.bz_t": {"extra": 1}}
     assert details[5]["differing"] == {"bronze.bz_t": {"repaired": 1}}
+    # Which config each command had.
+    configs = [one.pop("config", {}) for one in details[2:9]]
+    assert configs == [{"path": "", "hash": details_hash(opened)}] * 7
     assert details[6] == {
         "asked": ["t"],
         "error": "TableRefused",
@@ -366,7 +374,7 @@ def test_a_chain_rewritten_without_the_key_is_detected(
 
 WRITER = """
 import json, sys
-from bronze.config import loading
+from bronze.config import fingerprint, loading
 from bronze.governance import audit
 settings = loading.parse(json.loads(sys.argv[1]))
 print("ready", flush=True)

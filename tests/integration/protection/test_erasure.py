@@ -17,8 +17,8 @@ from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta import log
 from bronze.errors import BronzeError, ConfigError, TableRefused
 from bronze.governance import writer
-from bronze.governance.tables import profiles
 from bronze.governance.tables import rejected_values as book
+from bronze.governance.tables.anomaly import profiles
 from bronze.ingest import pipeline
 from bronze.protection import erasure
 from bronze.protection.old_versions import delete_old_versions

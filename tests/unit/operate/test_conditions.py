@@ -39,6 +39,7 @@ FINDINGS = (
     "keys_missing",
     "personal_data",
     "backup_failed",
+    "drill_failed",
     "process_crashed",
     "clock_jumped",
 )

@@ -1,0 +1,1 @@
+"""The governance tables of anomalies: models, profiles of runs, and the anomalies themselves."""
