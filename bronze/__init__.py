@@ -54,7 +54,12 @@ from bronze.version import VERSION
 
 if TYPE_CHECKING:
     from bronze.api.check import CheckReport
+    from bronze.api.drift import DriftReport
     from bronze.api.rule import Rule
+    from bronze.backup.recovery.drill import DrillResult
+    from bronze.backup.recovery.metadata import MetadataReport
+    from bronze.backup.recovery.restore import RestoreResult
+    from bronze.backup.results import BackupResult, VerifiedCopy
     from bronze.config.settings import Settings as Config
     from bronze.governance.audit_proof import AuditReport
     from bronze.protection.erasure_result import ErasureResult
@@ -66,14 +71,20 @@ if TYPE_CHECKING:
 # These need libraries that take a second to load.
 _LATER = {
     "AuditReport": ("bronze.governance.audit_proof", "AuditReport"),
-    "Config": ("bronze.config.settings", "Settings"),
+    "BackupResult": ("bronze.backup.results", "BackupResult"),
     "CheckReport": ("bronze.api.check", "CheckReport"),
+    "Config": ("bronze.config.settings", "Settings"),
+    "DriftReport": ("bronze.api.drift", "DriftReport"),
+    "DrillResult": ("bronze.backup.recovery.drill", "DrillResult"),
     "ErasureResult": ("bronze.protection.erasure_result", "ErasureResult"),
     "KeyReport": ("bronze.protection.keys", "KeyReport"),
+    "MetadataReport": ("bronze.backup.recovery.metadata", "MetadataReport"),
     "QualityReport": ("bronze.quality.report", "QualityReport"),
     "RegisterResult": ("bronze.unity.results", "RegisterResult"),
     "RegisteredTable": ("bronze.unity.results", "RegisteredTable"),
+    "RestoreResult": ("bronze.backup.recovery.restore", "RestoreResult"),
     "Rule": ("bronze.api.rule", "Rule"),
+    "VerifiedCopy": ("bronze.backup.results", "VerifiedCopy"),
     "VerifiedTable": ("bronze.verify.results", "VerifiedTable"),
     "VerifyResult": ("bronze.verify.results", "VerifyResult"),
 }
@@ -81,6 +92,7 @@ _LATER = {
 __version__ = VERSION
 __all__ = [
     "AuditReport",
+    "BackupResult",
     "Bronze",
     "BronzeError",
     "CatalogError",
@@ -89,6 +101,8 @@ __all__ = [
     "CommitConflict",
     "Config",
     "ConfigError",
+    "DriftReport",
+    "DrillResult",
     "ErasureResult",
     "Failure",
     "FileDamaged",
@@ -97,12 +111,14 @@ __all__ = [
     "LakeUnreachable",
     "MaintainResult",
     "MaintainedTable",
+    "MetadataReport",
     "Mismatch",
     "Overtaken",
     "QualityRefused",
     "QualityReport",
     "RegisterResult",
     "RegisteredTable",
+    "RestoreResult",
     "Rule",
     "RunResult",
     "SecretsUnreachable",
@@ -119,6 +135,7 @@ __all__ = [
     "TableRefused",
     "TableResult",
     "TableVanished",
+    "VerifiedCopy",
     "VerifiedTable",
     "VerifyResult",
     "__version__",

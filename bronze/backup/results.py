@@ -25,7 +25,7 @@ class BackedUpTable:
     error: Failure | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BackupResult(Shown):
     """What a backup has done.
 
@@ -66,7 +66,7 @@ class BackupResult(Shown):
         return failed or int(bool(self.erasures))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VerifiedCopy(Shown):
     """What a verification of the copy has found: ``faults`` are sentences.
 

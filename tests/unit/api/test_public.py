@@ -12,11 +12,11 @@ import pytest
 import bronze
 
 NAMES = """
-AuditReport Bronze BronzeError CatalogError CatalogUnreachable CheckReport CommitConflict Config
-ConfigError ErasureResult Failure
-FileDamaged KeyReport LakeError LakeUnreachable MaintainResult MaintainedTable Mismatch Overtaken
-QualityRefused QualityReport RegisterResult RegisteredTable Rule RunResult SecretsUnreachable
-SnapshotLost SnapshotRefused
+AuditReport BackupResult Bronze BronzeError CatalogError CatalogUnreachable CheckReport
+CommitConflict Config ConfigError DriftReport DrillResult ErasureResult Failure
+FileDamaged KeyReport LakeError LakeUnreachable MaintainResult MaintainedTable MetadataReport
+Mismatch Overtaken QualityRefused QualityReport RegisterResult RegisteredTable RestoreResult Rule
+RunResult SecretsUnreachable SnapshotLost SnapshotRefused VerifiedCopy
 SourceBusy SourceError SourceRefused SourceRewound SourceUnreachable Stopped StreamResult
 TableContested TableRefused TableResult TableVanished VerifiedTable VerifyResult __version__ open
 """
@@ -45,6 +45,9 @@ def work() -> int:
     erased = lake.forget("orders", {"id": "42"})
     print(erased.rows, lake.quality(trend=3).tables, lake.audit(since=datetime.now()).records)
     print([table.changes for table in lake.register(["orders"], recreate=True).tables])
+    copy, drill = lake.backup(), lake.drill()
+    print(copy.generation, lake.verify_backup().faults, drill.exit_code, lake.drift().exit_code)
+    print(lake.restore("elsewhere", dry_run=True).tables, lake.metadata().exit_code)
     print(lake.check().problems, [key.current for key in lake.keys()], lake.maintain().tables)
     print(lake.tables(), lake.table("orders").select("id").collect().height)
     print(lake.reveal("orders").height, lake.rotate_keys(), lake.rewrap_keys(), lake.drop_stream())

@@ -116,5 +116,5 @@ def test_every_public_result_with_an_exit_code_shows_itself() -> None:
     public = [getattr(bronze, name) for name in bronze.__all__]
     results = [kind for kind in public if isinstance(kind, type) and hasattr(kind, "exit_code")]
     assert [kind for kind in results if not issubclass(kind, Shown | BronzeError)] == []
-    assert len([kind for kind in results if issubclass(kind, Shown)]) == 8
+    assert len([kind for kind in results if issubclass(kind, Shown)]) == 15
     assert all(kind.__repr__ is Shown.__repr__ for kind in results if issubclass(kind, Shown))

@@ -282,7 +282,7 @@ def test_data_keys_are_unwrapped_by_their_master_key_only(monkeypatch: pytest.Mo
     assert keyring.unwrap(again, MASTERS) == data
 
 
-@pytest.mark.parametrize("text", ["", "short", "!" * 44, base64.b64encode(bytes(31)).decode()])
+@pytest.mark.parametrize("text", ["short", "!" * 44, base64.b64encode(bytes(31)).decode()])
 def test_a_malformed_master_key_is_refused_without_its_text(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +290,7 @@ def test_a_malformed_master_key_is_refused_without_its_text(
     monkeypatch.setenv(MASTER_KEY, text)
     with pytest.raises(ConfigError, match="not the base64 of 32 bytes") as caught:
         keyring.master(MASTERS[0])
-    assert not text or text not in caught.value.message + caught.value.hint
+    assert text not in caught.value.message + caught.value.hint
 
 
 def test_rejected_values_are_protected_like_others() -> None:
