@@ -88,7 +88,8 @@ class TableReport:
 
     ``rows`` is the planner's estimate (-1: never analysed), ``notes`` are what has changed since
     the last load and other messages, ``limits`` which changes bronze cannot see by design,
-    ``untranslated`` the CHECK constraints that only PostgreSQL can evaluate.
+    ``untranslated`` the CHECK constraints that only PostgreSQL can evaluate. ``unprotected`` are
+    the columns that look personal and that the config does not mention.
     """
 
     table: str
@@ -103,6 +104,7 @@ class TableReport:
     rules: tuple[RuleReport, ...] = ()
     untranslated: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    unprotected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -279,7 +281,8 @@ def _table_report(
     orphans: Mapping[tuple[str, int], str],
 ) -> TableReport:
     relation = target.relation
-    notes = selection.unprotected_notes(target, checked.personal.get(relation.oid, ()))
+    personal = checked.personal.get(relation.oid, ())
+    notes = selection.unprotected_notes(target, personal)
     notes += blind_spots.ctid_notes(relation, checked.snapshot.version)
     notes += blind_spots.reader_notes(target.settings)
     report = TableReport(
@@ -291,6 +294,7 @@ def _table_report(
         key=target.key,
         columns=(),
         notes=notes,
+        unprotected=tuple(column.column for column in selection.unprotected(target, personal)),
     )
     columns: tuple[Column, ...] = ()
     try:

@@ -15,6 +15,7 @@ import typer
 from bronze.cli import operate, service
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.status import status
+from bronze.cli.validate import validate
 
 app = typer.Typer(
     name="bronze",
@@ -230,6 +231,7 @@ def forget(
 
 service.add_to(app)
 app.command()(status)
+app.command()(validate)
 app.add_typer(operate.alerts_app, name="alerts")
 app.command()(operate.doctor)
 app.command()(operate.runbook)

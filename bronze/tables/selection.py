@@ -273,11 +273,17 @@ def _revealing_protection(
     )
 
 
-def unprotected_notes(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
-    """A note about columns that look personal and that the config does not mention, if any."""
+def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[Personal, ...]:
+    """The columns that look personal and that the config does not mention."""
     out = dropped_columns(target)
     there = {attribute.name for attribute in target.relation.attributes} - out
-    left = [p for p in personal if p.column in there and p.column not in target.settings.protect]
+    protect = target.settings.protect
+    return tuple(p for p in personal if p.column in there and p.column not in protect)
+
+
+def unprotected_notes(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
+    """A note about columns that look personal and that the config does not mention, if any."""
+    left = unprotected(target, personal)
     if not left:
         return ()
     names = ", ".join(f"{one.column} ({one.kind}, by {' and '.join(one.signs)})" for one in left)
