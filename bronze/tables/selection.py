@@ -96,20 +96,26 @@ def select_targets(
     Args:
         settings: the config.
         found: the relations of all sources, each with the name of its source.
-        wanted: names of tables to load (``table``, ``schema.table``); none selects all.
+        wanted: names of tables to load (``table``, ``schema.table``), or `of_pattern` of a pattern;
+            none selects all.
 
     Raises:
         ConfigError: there is no such table, no table at all, or two would become one Bronze table.
     """
     targets = all_targets(settings, found)
-    unknown = [name for name in wanted if not any(name in t.names for t in targets)]
+    unknown = [name for name in wanted if not any(_is_named(t, name) for t in targets)]
+    if unknown and unknown[0].startswith(_PATTERN):
+        raise ConfigError(
+            f'No table of the config has the pattern "{unknown[0].removeprefix(_PATTERN)}".',
+            hint="`bronze check` lists the tables of the config.",
+        )
     if unknown:
         suggestion = _suggestion(unknown[0], targets)
         raise ConfigError(
             f"There is no table {', '.join(unknown)} in the source{suggestion}.",
             hint="`bronze check` lists the tables of the config; names are case-sensitive.",
         )
-    chosen = [t for t in targets if not wanted or any(name in t.names for name in wanted)]
+    chosen = [t for t in targets if not wanted or any(_is_named(t, name) for name in wanted)]
     for place, count in Counter(t.place.url for t in chosen).items():
         if count > 1:
             both = [t.label for t in chosen if t.place.url == place]
@@ -124,6 +130,18 @@ def select_targets(
             " schema.",
         )
     return chosen
+
+
+_PATTERN = "pattern:"
+
+
+def of_pattern(pattern: str) -> str:
+    """The name that selects all tables of a pattern."""
+    return f"{_PATTERN}{pattern}"
+
+
+def _is_named(target: Target, name: str) -> bool:
+    return name in target.names or name == of_pattern(target.settings.pattern)
 
 
 def all_targets(settings: Settings, found: Sequence[tuple[str, Relation]]) -> list[Target]:

@@ -7,6 +7,7 @@ threads of its own, which tell the loop what they found (`bronze.operate.service
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from bronze.operate.service.dispatch import Dispatch
 from bronze.operate.service.overview import Overview
 from bronze.operate.service.reload import ConfigFile
 from bronze.operate.service.streaming import Streaming
+from bronze.operate.service.supervisor import Supervisor
 from bronze.operate.service.timing import Clock, JumpWatch, Routine
 from bronze.operate.service.watch import Watch
 from bronze.operate.tables.guards import Guards
@@ -171,6 +173,7 @@ class Service:
         self._file = ConfigFile(settings)
         self._jumps = JumpWatch(clock)
         self._measuring = Routine("resources", self._measure)
+        self._supervisor = Supervisor.of(os.environ)
         self._wake: datetime | None = None
         self._looked_at_config = -1e9
 
@@ -182,6 +185,7 @@ class Service:
         self._measuring.start()
         self.overview.routine.start()
         self._alarms.start()
+        self._supervisor.ready()
         while not stop.is_set():
             with board.changed:
                 self._tick(hangup)
@@ -201,6 +205,7 @@ class Service:
     def _tick(self, hangup: threading.Event) -> None:
         board, seconds = self.board, time.monotonic()
         self._alarms.looped_at = seconds
+        self._supervisor.alive()
         self._look_at_clock()
         if hangup.is_set() or seconds - self._looked_at_config >= _CONFIG_EVERY:
             self._looked_at_config = seconds
@@ -303,6 +308,7 @@ class Service:
 
     def _end(self, stop: threading.Event) -> int:
         board = self.board
+        self._supervisor.stopping()
         until = time.monotonic() + board.settings.serve.grace
         with board.changed:
             board.is_stopping = True
