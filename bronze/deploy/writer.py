@@ -7,6 +7,7 @@ with streamed tables. The suffix ``.template`` is left out. Values of secrets ar
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -124,18 +125,17 @@ def _repeats(
 def _job_values(job: Job) -> dict[str, str]:
     return {
         "JOB": job.name,
+        "JOB_KEY": job.name.replace("-", "_"),
         "CRON": job.cron,
         "QUARTZ": job.quartz,
         "ARGUMENTS": _flow(job.arguments),
+        "ARGUMENT_LIST": _flow(job.arguments)[1:-1],
     }
 
 
 def _flow(values: tuple[str, ...]) -> str:
     """A list as YAML and JSON have it."""
-    quoted = ", ".join(
-        '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values
-    )
-    return f"[{quoted}]"
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
@@ -160,7 +160,16 @@ def _values(settings: Settings, scheduled: tuple[Job, ...]) -> dict[str, str]:
         "SECRET_LINES": "\n".join(f"{name}=" for name in names) or "# The config names no secret.",
         "SECRET_NAMES": ", ".join(names) or "none",
         "JOB_FILES": "\n".join(job_files),
+        "AZURE_ENV": _environment(names, 14, "$({})"),
+        "GITHUB_ENV": _environment(names, 10, "${{{{ secrets.{} }}}}"),
     }
+
+
+def _environment(names: tuple[str, ...], indent: int, reference: str) -> str:
+    """The environment of a step in YAML, which takes each secret by its name."""
+    lines = [f"{' ' * indent}{name}: {reference.format(name)}" for name in names]
+    # A mapping without keys would be null.
+    return "\n".join(lines or [f'{" " * indent}PYTHONUNBUFFERED: "1"'])
 
 
 def _extras(settings: Settings) -> set[str]:
