@@ -89,7 +89,8 @@ class TableReport:
     ``rows`` is the planner's estimate (-1: never analysed), ``notes`` are what has changed since
     the last load and other messages, ``limits`` which changes bronze cannot see by design,
     ``untranslated`` the CHECK constraints that only PostgreSQL can evaluate. ``unprotected`` are
-    the columns that look personal and that the config does not mention.
+    the columns that look personal and that the config does not mention. ``written_by`` is the
+    version of bronze that wrote the Bronze table last, "" where none has or it was not recorded.
     """
 
     table: str
@@ -105,6 +106,7 @@ class TableReport:
     untranslated: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     unprotected: tuple[str, ...] = ()
+    written_by: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -303,6 +305,10 @@ def _table_report(
         columns = selection.contract_columns(given.target)
         outline = plan.outline_plan(given)
         report = replace(report, notes=report.notes + outline.contract.notes)
+        if outline.state is not None:
+            written = TableProperties.read(outline.state.properties).writer
+            notes = report.notes + blind_spots.release_notes(written)
+            report = replace(report, written_by=written, notes=notes)
         report = _with_rules(report, given, outline, known)
         report = replace(report, notes=report.notes + _rename_notes(given, outline, orphans))
     except (SourceError, LakeError) as error:

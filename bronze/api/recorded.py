@@ -316,6 +316,7 @@ def _run_and_record(
     events: Callable[[R], Sequence[Event]],
 ) -> R:
     """The result of a command, after it was recorded."""
+    audit.refuse_newer_lake(settings)
     try:
         done = work()
     except ConfigError:

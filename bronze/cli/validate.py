@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,17 +62,30 @@ def _seconds(text: str) -> float:
 def _print(result: ValidationResult) -> None:
     from bronze.cli.output import print_error, print_line
 
-    group = ""
-    for check in result.checks:
-        if check.group != group:
-            print_line(f"\n{check.group}" if group else check.group, "bold")
-            group = check.group
-        for line in _lines(check):
-            print_line(line, _STYLES[check.state])
+    for group in dict.fromkeys(check.group for check in result.checks):
+        print_line(group, "bold")
+        of_group = [check for check in result.checks if check.group == group]
+        for name in dict.fromkeys(check.name for check in of_group):
+            same = [check for check in of_group if check.name == name]
+            passed = [check for check in same if check.state == "pass"]
+            for line in _passed(passed):
+                print_line(line)
+            for check in same:
+                if check.state != "pass":
+                    for line in _lines(check):
+                        print_line(line, _STYLES[check.state])
     counts = [f"{result.count(state)} {state}" for state in ("pass", "fail", "unknown")]
     print_line(f"\n{', '.join(counts)} of {result.lake} in {result.seconds:.1f} s.")
     if result.unrecorded:
         print_error(f"It is not recorded: {result.unrecorded.message}", result.unrecorded.hint)
+
+
+def _passed(checks: Sequence[CheckResult]) -> Iterator[str]:
+    """One check alone as it is, several in one line: the document of --json has each."""
+    if len(checks) == 1:
+        yield from _lines(checks[0])
+    elif checks:
+        yield f"  {'pass':7} {checks[0].name} of {len(checks)}"
 
 
 def _lines(check: CheckResult) -> Iterator[str]:
