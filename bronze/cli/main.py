@@ -51,11 +51,14 @@ def run(
     import bronze
     from bronze.api import progress
     from bronze.cli import output, results
-    from bronze.tables import selection
 
     with exit_codes(as_json):
         opened = bronze.open(config)
-        names = [*(tables or ()), *map(selection.of_pattern, pattern or ())]
+        names = tables or []
+        if pattern:
+            from bronze.tables import selection
+
+            names = [*names, *map(selection.of_pattern, pattern)]
         with stop_on_signals() as stop, progress.progress(as_json) as notify:
             result = opened.run(names, notify=notify, stop=stop)
         output.print_result(result) if as_json else results.run_result(result)

@@ -1,0 +1,85 @@
+"""docs/requirement.md names only what exists: files, tests, commands, keys of the config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer.main
+from pydantic import BaseModel
+
+from bronze.cli.main import app
+from bronze.config.settings import Settings, SourceSettings
+from bronze.config.tables import TableSettings
+from bronze.operate import runbook
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "requirement.md").read_text(encoding="utf-8")
+CODE = re.findall(r"`([^`]+)`", TEXT)
+TO_COME = "*(to come)*"
+_KEY = re.compile(r"^\[([a-z]+)(?:\.NAME)?\](?: (\w+))?$")
+_BUILTIN = re.compile(r"^python -m (benchmarks\.\w+)")
+
+
+def test_files_and_tests_exist() -> None:
+    """Each path is in the repository, and each test in its file."""
+    paths = [code for code in CODE if re.match(r"(bronze|tests|benchmarks|docs)/\S", code)]
+    assert len(paths) > 60
+    for code in paths:
+        path, _, test = code.partition("::")
+        assert (ROOT / path).exists(), code
+        if test:
+            assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), code
+    for link in re.findall(r"\]\(([^)]+)\)", TEXT):
+        assert (ROOT / "docs" / link).exists(), link
+    for module in filter(None, map(_BUILTIN.match, CODE)):
+        assert (ROOT / f"{module[1].replace('.', '/')}.py").exists(), module[1]
+
+
+def test_commands_exist_but_those_to_come() -> None:
+    """Each command with its subcommands and options; what is to come is marked on its line."""
+    root = typer.main.get_command(app)
+    known: dict[str, Any] = root.commands  # type: ignore[attr-defined]
+    checked = 0
+    for line in TEXT.splitlines():
+        for code in re.findall(r"`bronze ([^`]+)`", line):
+            name, *words = code.split()
+            if name not in known:
+                assert TO_COME in line, code
+                continue
+            checked += 1
+            options = {option for one in known[name].params for option in one.opts}
+            for word in words:
+                if word.startswith("--"):
+                    assert word in options, code
+                elif sub := getattr(known[name], "commands", None):
+                    assert word in sub, code
+                elif name == "runbook":
+                    assert runbook.text(word)
+    assert checked > 40
+
+
+@pytest.mark.parametrize("code", sorted({code for code in CODE if _KEY.match(code)}))
+def test_keys_of_the_config_exist(code: str) -> None:
+    """Each section and key is one that bronze.toml may have."""
+    match = _KEY.match(code)
+    assert match is not None
+    section, key = match[1], match[2]
+    if section == "tables":
+        model: type[BaseModel] = TableSettings
+    elif section == "source":
+        model = SourceSettings
+    else:
+        assert section in set(_names(Settings)), code
+        annotation = Settings.model_fields[section].annotation
+        model = next(iter(get_args(annotation)), annotation)  # type: ignore[arg-type]
+    if key:
+        assert key in set(_names(model)), code
+
+
+def _names(model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield field.alias or name
