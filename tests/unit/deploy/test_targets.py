@@ -180,6 +180,7 @@ def test_the_pipelines_of_github_and_gitlab_are_whole() -> None:
     assert "tests/validate_bronze_pipeline.py" in str(ci_jobs["validate"])
 
 
+@pytest.mark.soak
 def test_units_are_valid_and_hardened_for_systemd(tmp_path: Path) -> None:
     """`systemd-analyze` finds nothing but the missing program, and a low exposure."""
     if not shutil.which("systemd-analyze"):
@@ -200,6 +201,7 @@ def test_units_are_valid_and_hardened_for_systemd(tmp_path: Path) -> None:
         assert scored.returncode == 0, scored.stdout[-300:]
 
 
+@pytest.mark.soak
 def test_the_dockerfile_is_clean(tmp_path: Path) -> None:
     """Hadolint has nothing to say; the last stage runs no shell, and another user than root."""
     text = writer.render(settings(), "container")["Dockerfile"]
