@@ -36,16 +36,16 @@ def contract(
         yield measure.result(table.target, int(problem is not None), text, hint)
 
 
-def at_rest(settings: Settings, tables: Sequence[TableView]) -> Iterator[CheckResult]:
-    """Whether files and rows of each table are as they were written, by `bronze verify --at-rest`.
-
-    Raises:
-        Stopped: the validation was stopped.
+def at_rest(
+    settings: Settings, tables: Sequence[TableView], names: Sequence[str]
+) -> Iterator[CheckResult]:
+    """Whether files and rows of each table are as they were written, by `bronze verify --at-rest`;
+    ``names`` are those that were asked for.
     """
     measure = Measure("schema", "stored as written", "faults", "at most", 0)
     targets = [table.target for table in tables]
     try:
-        result = verify.verify(settings, at_rest=True)
+        result = verify.verify(settings, names, at_rest=True)
     except BronzeError as error:
         yield from (measure.unknown(target, error) for target in targets)
         return

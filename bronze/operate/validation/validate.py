@@ -48,7 +48,7 @@ def validate(
     checks: list[CheckResult] = [
         *quality_checks.checks(settings, views),
         *schema_checks.contract(checked, views),
-        *schema_checks.at_rest(settings, views),
+        *schema_checks.at_rest(settings, views, tables),
         *performance_checks.checks(settings, views, read_within),
         *security_checks.personal(checked, views),
         security_checks.audit_log(settings),

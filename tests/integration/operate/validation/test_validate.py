@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -82,9 +81,7 @@ def test_each_fault_fails_its_check_and_no_other(settings: Settings, source: Sou
     bronze.Bronze(settings).run()
     rows = pl.read_delta(str(source.table("orders")))
     rows.head(10).write_delta(str(source.table("orders")), mode="append")
-    named = replace(source, dsn=source.dsn).settings(
-        alerts={"heartbeat": "https://user:word@example.com/beat"}
-    )
+    named = source.settings(alerts={"heartbeat": "https://user:word@example.com/beat"})
 
     result = validate(named)
     failed = {name for (name, _), state in states(result).items() if state == "fail"}
