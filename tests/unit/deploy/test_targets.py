@@ -9,13 +9,14 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import databricks.bundles.jobs as bundles
+import kubernetes_validate
 import pytest
 import yaml
 
 from bronze.deploy import jobs, writer
 from tests.unit.deploy.configs import settings
 
-kubernetes_validate: Any = pytest.importorskip("kubernetes_validate")
 _ROOT = Path(__file__).parents[3]
 
 
@@ -79,7 +80,6 @@ def test_kustomizations_name_files_that_exist_and_patch_what_they_have() -> None
 
 def test_jobs_of_the_bundle_are_those_that_databricks_bundles_makes() -> None:
     """Each resource is a Job of databricks-bundles, with the schedules of bronze's own jobs."""
-    bundles: Any = pytest.importorskip("databricks.bundles.jobs")
     found = documents("databricks")
     raw = {
         key: job
