@@ -43,6 +43,7 @@ def validate(
         LakeError, LakeUnreachable: the lake cannot be read.
     """
     began = time.monotonic()
+    audit.refuse_newer_lake(settings)
     views = quality_checks.tables_of(settings, tables, datetime.now(UTC))
     checked = _checked(settings, tables)
     checks: list[CheckResult] = [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import bronze
+from bronze.operate.validation.validate import validate
 from bronze.version import VERSION
 from tests.conftest import Source
 
@@ -15,7 +16,7 @@ from tests.conftest import Source
 def test_a_lake_of_a_later_format_is_refused_with_a_sentence(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run, a stream, a maintenance, a repair and an erasure change nothing; check says why."""
+    """What would write changes nothing, what would read shows nothing; check says why."""
     source.execute("CREATE TABLE orders (id int PRIMARY KEY, word text)")
     source.execute("INSERT INTO orders VALUES (1, 'one')")
     opened = bronze.Bronze(source.settings())
@@ -43,6 +44,11 @@ def test_a_lake_of_a_later_format_is_refused_with_a_sentence(
         opened.maintain,
         lambda: opened.verify(repair=True),
         lambda: opened.delete_old_versions("orders"),
+        lambda: opened.table("orders"),
+        lambda: opened.reveal("orders"),
+        opened.quality,
+        opened.audit,
+        lambda: validate(opened.config),
     ]
     for command in commands:
         with pytest.raises(bronze.LakeError, match=r"by bronze 9.1.0 in format 2; this is bronze"):
