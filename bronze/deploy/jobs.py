@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, count
 
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
@@ -13,14 +14,16 @@ from bronze.model.stamp import IngestionMethod
 
 PATTERNS: tuple[IngestionMethod, ...] = ("micro_batch", "batch", "full_refresh")
 _HOUR, _DAY = 3600, 86400
+# The name of a CronJob has 52 characters at most, of which "bronze-table-" and a number are some.
+_LONGEST = 36
 _WILD = re.compile(r"[*?\[]")
 _NAMES = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command: ``name`` is made of letters, digits and hyphens, ``cron`` has five fields in the
-    zone of [serve] timezone.
+    """One command: ``name`` is made of at most 45 letters, digits and hyphens, and of no other job;
+    ``cron`` has five fields in the zone of [serve] timezone.
     """
 
     name: str
@@ -48,7 +51,12 @@ def jobs_of(settings: Settings) -> tuple[Job, ...]:
     Raises:
         ConfigError: a schedule cannot be written as five fields of cron.
     """
-    return tuple(_jobs(settings))
+    jobs: dict[str, Job] = {}
+    for job in _jobs(settings):
+        numbered = (f"{job.name}-{number}" for number in count(2))
+        name = next(name for name in chain([job.name], numbered) if name not in jobs)
+        jobs[name] = replace(job, name=name)
+    return tuple(jobs.values())
 
 
 def _jobs(settings: Settings) -> Iterator[Job]:
@@ -71,7 +79,7 @@ def _jobs(settings: Settings) -> Iterator[Job]:
 
 def slug(name: str) -> str:
     """A name as labels of Kubernetes and names of jobs may have it."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "bronze"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST].strip("-") or "bronze"
 
 
 def _has(settings: Settings, pattern: IngestionMethod) -> bool:

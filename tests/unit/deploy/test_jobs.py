@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from bronze.deploy import jobs
@@ -49,3 +51,15 @@ def test_a_pattern_without_tables_has_no_job() -> None:
 def test_quartz_counts_days_from_sunday_and_needs_a_question_mark(cron: str, quartz: str) -> None:
     """Days of the week are written by name."""
     assert Job("job", (), cron).quartz == quartz
+
+
+def test_tables_with_similar_names_have_jobs_of_their_own() -> None:
+    """Names differ, and fit into those of Kubernetes, whatever the tables are called."""
+    names = ["s.a_b", "s.a_b_3", "s.a-b", "S.A B", "long" * 30, "long" * 40, "\u00e9"]
+    tables = {name: {"pattern": "batch", "schedule": "hourly"} for name in names}
+    scheduled = jobs.jobs_of(settings(tables=tables))
+    assert {job.arguments for job in scheduled} >= {("run", name) for name in names}
+    assert len({job.name for job in scheduled}) == len(scheduled)
+    for job in scheduled:
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", job.name)
+        assert len(f"bronze-{job.name}") <= 52
