@@ -50,12 +50,14 @@ def test_each_job_of_the_bundle_does_its_work(config: Path, source: Source, tmp_
     environment = {**os.environ, "DATABRICKS_HOST": "https://none", "DATABRICKS_TOKEN": "none"}
 
     def job(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, script, config, *words]
+        command = [sys.executable, str(script), str(config), *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     ran = job("run", "--pattern", "batch")
     assert ran.returncode == 0, ran.stderr
-    with subprocess.Popen([sys.executable, script, config, "stream"], env=environment) as stream:
+    with subprocess.Popen(
+        [sys.executable, str(script), str(config), "stream"], env=environment
+    ) as stream:
         end = time.monotonic() + 60
         while not (source.lake / "governance" / "streams").exists():
             assert time.monotonic() < end

