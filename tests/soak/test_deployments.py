@@ -75,6 +75,11 @@ def test_each_job_of_the_bundle_does_its_work(config: Path, source: Source, tmp_
     assert failed.returncode != 0
     assert "null share" in failed.stdout
     assert "RuntimeError: bronze validate" in failed.stderr
+    validation = Path(__file__).parents[1] / "validate_bronze_pipeline.py"
+    command = [sys.executable, str(validation), "-c", str(config), "--junit", "out.xml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "<failure" in (tmp_path / "out.xml").read_text()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from bronze.config.settings import Settings
 from bronze.delta.storage import lake_folder
 from bronze.errors import ConfigError
 from bronze.execution import memory_shares
+from bronze.governance import audit
 from bronze.governance.tables.controls import Action, ControlRecord
 from bronze.model.results import Failure, exit_code
 from bronze.operate.alerts import deadline
@@ -79,7 +81,12 @@ def serve(
 
     Raises:
         ConfigError: the config cannot be served.
+        LakeError: the lake has a format of a later release.
     """
+    # A lake that does not answer is waited for by the service itself.
+    with suppress(TimeoutError):
+        read = deadline.start(lambda: audit.refuse_newer_lake(settings), "bronze-format")
+        read.result(_RECORDED_WITHIN)
     service = Service(settings, once, clock or Clock(), terms, advisors)
     web = start_web(service) if settings.web.listen and not once else None
     try:

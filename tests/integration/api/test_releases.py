@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import bronze
+from bronze.operate.service.service import serve
 from bronze.operate.validation.validate import validate
 from bronze.version import VERSION
 from tests.conftest import Source
@@ -49,6 +50,7 @@ def test_a_lake_of_a_later_format_is_refused_with_a_sentence(
         opened.quality,
         opened.audit,
         lambda: validate(opened.config),
+        lambda: serve(opened.config, once=True),
     ]
     for command in commands:
         with pytest.raises(bronze.LakeError, match=r"by bronze 9.1.0 in format 2; this is bronze"):
