@@ -39,6 +39,15 @@ def test_files_and_tests_exist() -> None:
         assert (ROOT / f"{module[1].replace('.', '/')}.py").exists(), module[1]
 
 
+def test_figures_are_those_of_the_readme() -> None:
+    """A measured figure is stated once, and repeated here."""
+    measured = (ROOT / "README.md").read_text(encoding="utf-8")
+    figures = re.findall(r"\d[\d,]*\.\d+ s\b|\d[\d,]* (?:ms|MB)\b|\d+\.\d+ % of a core", TEXT)
+    assert len(figures) > 15
+    for figure in figures:
+        assert figure in measured, figure
+
+
 def test_commands_exist_but_those_to_come() -> None:
     """Each command with its subcommands and options; what is to come is marked on its line."""
     root = typer.main.get_command(app)
