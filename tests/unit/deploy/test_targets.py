@@ -78,6 +78,28 @@ def test_kustomizations_name_files_that_exist_and_patch_what_they_have() -> None
     assert reached == set(found)
 
 
+def test_overlays_patch_manifests_into_valid_ones() -> None:
+    """What kustomize would make of a service account and a deployment for each cloud."""
+    for cloud in ("azure", "aws", "google"):
+        found = documents("kubernetes")
+        by_kind = {one["kind"]: one for one in found.values() if one["kind"] != "CronJob"}
+        for patch in found[f"overlays/{cloud}/kustomization.yaml"]["patches"]:
+            manifest = by_kind[patch["target"]["kind"]]
+            assert manifest["metadata"]["name"] == patch["target"]["name"]
+            for step in yaml.safe_load(patch["patch"]):
+                *parents, last = step["path"].removeprefix("/").split("/")
+                place = manifest
+                for parent in parents:
+                    place = place[parent]
+                place[last.replace("~1", "/")] = step["value"]
+        kubernetes_validate.validate(by_kind["ServiceAccount"], "1.34", strict=True)
+        kubernetes_validate.validate(by_kind["Deployment"], "1.34", strict=True)
+        (annotation,) = by_kind["ServiceAccount"]["metadata"]["annotations"]
+        assert {"azure": "azure", "aws": "amazonaws", "google": "gke"}[cloud] in annotation
+    labels = by_kind["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels["app.kubernetes.io/name"] == "bronze"
+
+
 def test_jobs_of_the_bundle_are_those_that_databricks_bundles_makes() -> None:
     """Each resource is a Job of databricks-bundles, with the schedules of bronze's own jobs."""
     found = documents("databricks")
