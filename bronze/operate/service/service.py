@@ -21,6 +21,7 @@ from bronze.config.settings import Settings
 from bronze.delta.storage import lake_folder
 from bronze.errors import ConfigError
 from bronze.execution import memory_shares
+from bronze.execution.supervisor import Supervisor
 from bronze.governance import audit
 from bronze.governance.tables.controls import Action, ControlRecord
 from bronze.model.results import Failure, exit_code
@@ -36,7 +37,6 @@ from bronze.operate.service.dispatch import Dispatch
 from bronze.operate.service.overview import Overview
 from bronze.operate.service.reload import ConfigFile
 from bronze.operate.service.streaming import Streaming
-from bronze.operate.service.supervisor import Supervisor
 from bronze.operate.service.timing import Clock, JumpWatch, Routine
 from bronze.operate.service.watch import Watch
 from bronze.operate.tables.guards import Guards

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bronze.operate.service.supervisor import Supervisor
+from bronze.execution.supervisor import Supervisor
 
 
 @pytest.mark.parametrize("is_abstract", [False, True])
