@@ -90,7 +90,9 @@ class TableReport:
 
     ``rows`` is the planner's estimate (-1: never analysed), ``notes`` are what has changed since
     the last load and other messages, ``limits`` which changes bronze cannot see by design,
-    ``untranslated`` the CHECK constraints that only PostgreSQL can evaluate.
+    ``untranslated`` the CHECK constraints that only PostgreSQL can evaluate. ``unprotected`` are
+    the columns that look personal and that the config does not mention. ``written_by`` is the
+    version of bronze that wrote the Bronze table last, "" where none has or it was not recorded.
     """
 
     table: str
@@ -105,6 +107,8 @@ class TableReport:
     rules: tuple[RuleReport, ...] = ()
     untranslated: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    unprotected: tuple[str, ...] = ()
+    written_by: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -282,7 +286,8 @@ def _table_report(
     orphans: Mapping[tuple[str, int], str],
 ) -> TableReport:
     relation = target.relation
-    notes = selection.unprotected_notes(target, checked.personal.get(relation.oid, ()))
+    personal = checked.personal.get(relation.oid, ())
+    notes = selection.unprotected_notes(target, personal)
     notes += blind_spots.ctid_notes(relation, checked.snapshot.version)
     notes += blind_spots.reader_notes(target.settings)
     report = TableReport(
@@ -294,6 +299,7 @@ def _table_report(
         key=target.key,
         columns=(),
         notes=notes,
+        unprotected=tuple(column.column for column in selection.unprotected(target, personal)),
     )
     columns: tuple[Column, ...] = ()
     try:
@@ -302,6 +308,10 @@ def _table_report(
         columns = selection.contract_columns(given.target)
         outline = plan.outline_plan(given)
         report = replace(report, notes=report.notes + outline.contract.notes)
+        if outline.state is not None:
+            written = TableProperties.read(outline.state.properties).writer
+            notes = report.notes + blind_spots.release_notes(written)
+            report = replace(report, written_by=written, notes=notes)
         report = _with_rules(report, given, outline, known)
         report = replace(report, notes=report.notes + _rename_notes(given, outline, orphans))
     except (SourceError, LakeError) as error:

@@ -200,7 +200,9 @@ class Bronze:
             LakeError: it cannot be read.
         """
         from bronze.api import frame
+        from bronze.governance.audit import refuse_newer_lake
 
+        refuse_newer_lake(self.config)
         return frame.active_rows(self.config, name)
 
     def audit(
@@ -228,8 +230,10 @@ class Bronze:
             LakeError: the lake cannot be read.
         """
         from bronze.governance import audit_proof
+        from bronze.governance.audit import refuse_newer_lake
         from bronze.tables import lake
 
+        refuse_newer_lake(self.config)
         there = lake.tables_of(self.config, self.config.lake.schema_) if table else ()
         # Records have the name in the source, without the source.
         named = next((known.label for known in there if table in known.labels), table)
@@ -310,8 +314,10 @@ class Bronze:
             LakeError: the lake cannot be read.
         """
         from bronze.backup.recovery import takeover
+        from bronze.governance.audit import refuse_newer_lake
         from bronze.protection import reveal
 
+        refuse_newer_lake(self.config)
         takeover.take_over(self.config, "reveal")
         return reveal.reveal(self.config, table, key=key, columns=columns, limit=limit)
 
@@ -437,8 +443,10 @@ class Bronze:
             ConfigError: a table has no quality figures.
             LakeError: the lake cannot be read.
         """
+        from bronze.governance.audit import refuse_newer_lake
         from bronze.quality import report
 
+        refuse_newer_lake(self.config)
         return report.quality(self.config, tables, trend)
 
     def check(self, tables: Sequence[str] = ()) -> CheckReport:

@@ -344,6 +344,7 @@ def run_and_record(
     Raises:
         BaseException: that of ``work``, which is recorded unless it is a `ConfigError`.
     """
+    audit.refuse_newer_lake(settings)
     takeover.take_over(settings, action)
     try:
         done = work()

@@ -14,9 +14,11 @@ import typer
 
 from bronze.cli import operate, restore, service
 from bronze.cli.backup import backup
+from bronze.cli.deploy import deploy
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.register import register
 from bronze.cli.status import status
+from bronze.cli.validate import validate
 
 app = typer.Typer(
     name="bronze",
@@ -39,7 +41,13 @@ Tables = Annotated[
 
 @app.command()
 def run(
-    tables: Tables = None, config: Config = Path("bronze.toml"), as_json: AsJson = False
+    tables: Tables = None,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(help='Also all tables of this pattern: "batch", "micro_batch", …'),
+    ] = None,
+    config: Config = Path("bronze.toml"),
+    as_json: AsJson = False,
 ) -> None:
     """Load tables from PostgreSQL into the lake from one snapshot."""
     import bronze
@@ -48,8 +56,13 @@ def run(
 
     with exit_codes(as_json):
         opened = bronze.open(config)
+        names = tables or []
+        if pattern:
+            from bronze.tables import selection
+
+            names = [*names, *map(selection.of_pattern, pattern)]
         with stop_on_signals() as stop, progress.progress(as_json) as notify:
-            result = opened.run(tables or (), notify=notify, stop=stop)
+            result = opened.run(names, notify=notify, stop=stop)
         output.print_result(result) if as_json else results.run_result(result)
         raise typer.Exit(result.exit_code)
 
@@ -241,6 +254,8 @@ service.add_to(app)
 restore.add_to(app)
 app.command()(status)
 app.command()(register)
+app.command()(validate)
+app.command()(deploy)
 app.add_typer(operate.alerts_app, name="alerts")
 app.command()(operate.doctor)
 app.command()(operate.runbook)

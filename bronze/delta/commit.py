@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import tenacity
 
-from bronze.delta import actions, audit_mark, files, positions, schema, store
+from bronze.delta import actions, audit_mark, files, positions, properties, schema, store
 from bronze.delta.log import MARK, NAMED_FEATURES, Action, State, infos, read, write
 from bronze.delta.partition import source_of
 from bronze.delta.positions import Position
@@ -25,6 +25,7 @@ from bronze.model.columns import DeltaType
 from bronze.model.files import DeletionVector, StoredFile, WrittenFile
 from bronze.model.locations import Destination, Place
 from bronze.model.stamp import AuditMark, RowStamp
+from bronze.version import FORMAT, VERSION
 
 FACTS = "bronze"
 """The key in a commit's info with the facts of the run, as JSON."""
@@ -173,7 +174,8 @@ def _shape_actions(
 ) -> list[Action]:
     """The actions that give a table its schema, and the name of a record of the audit log."""
     _refuse_names_that_differ_in_case(shape)
-    wanted = {**schema.properties(shape.stats), **dict(shape.notes)}
+    writer = {properties.FORMAT: str(FORMAT), properties.WRITER: VERSION}
+    wanted = {**schema.properties(shape.stats), **dict(shape.notes), **writer}
     if audited:
         wanted[AUDIT_LOGS] = audit_mark.logs(state, audited)
     marks = audit_mark.transactions(state, audited) if audited else ()

@@ -21,6 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 
 from bronze import failpoint
 from bronze.delta import files, store
+from bronze.delta.properties import TableProperties
 from bronze.delta.read import deletion_vectors, remembered
 from bronze.delta.read.content import LogContent, TableMetadata, opened
 from bronze.delta.read.entries import CONCURRENT, RESTORE, info_of
@@ -38,6 +39,7 @@ from bronze.errors import BronzeError, CommitConflict, FileDamaged, LakeError
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
+from bronze.version import FORMAT, VERSION
 
 ENGINE = "bronze"
 """The engine that commits of bronze name."""
@@ -166,8 +168,10 @@ class State:
         """Checks that bronze may add, rewrite and remove files.
 
         Raises:
-            LakeError: the table has a feature that bronze cannot write.
+            LakeError: the table has a feature that bronze cannot write, or a later release of
+                bronze has written it.
         """
+        self.refuse_newer()
         protocol = self.content.protocol
         unknown = sorted((protocol.writer_features | protocol.reader_features) - _FEATURES)
         if protocol.writer not in (*range(_OLD_WRITER + 1), NAMED_FEATURES):
@@ -183,6 +187,21 @@ class State:
                 " write.",
                 hint="Drop the feature or constraint with the tool that added it, or give the"
                 " table another target.",
+            )
+
+    def refuse_newer(self) -> None:
+        """Checks that this release knows the format of the table.
+
+        Raises:
+            LakeError: a later release of bronze has written it.
+        """
+        known = TableProperties.read(self.properties)
+        if known.format > FORMAT:
+            raise LakeError(
+                f"The table at {self.place.url} was written by bronze {known.writer or 'later'} in"
+                f" format {known.format}; this is bronze {VERSION}, which knows format {FORMAT}.",
+                hint="Use that version of bronze or a later one: a lake cannot go back to an"
+                " earlier format.",
             )
 
 

@@ -25,6 +25,8 @@ This is the only module that knows their names and how each is read. "shape" is
 | `PROTECT` | rule and type by protected column: JSON object | shape | tables, protection |
 | `KEY_IDS` | key that equality depends on, by protected column: JSON object | shape | protection |
 | `CUT` | "true" if a repair removed rows, "" since | verify.repair, shape | ingest.watermarks |
+| `FORMAT` | format of the table, see `bronze.version` | delta.commit | delta.log |
+| `WRITER` | version of bronze that wrote its schema last | delta.commit | api.check |
 | `AUDIT_LOGS` | ids of audit logs, commas between | delta.commit | delta.audit_mark, governance |
 
 Tables of governance have properties of their own, in `bronze.governance.audit_state`.
@@ -66,6 +68,8 @@ WATCHED = "bronze.watched"
 PROTECT = "bronze.protect"
 KEY_IDS = "bronze.keys"
 CUT = "bronze.cut"
+FORMAT = "bronze.format"
+WRITER = "bronze.version"
 AUDIT_LOGS = "bronze.audit.logs"
 
 
@@ -212,6 +216,16 @@ class TableProperties:
     def has_removed_rows(self) -> bool:
         """Whether a repair has removed rows since the table was compared last."""
         return bool(self._texts.get(CUT))
+
+    @cached_property
+    def format(self) -> int:
+        """The format in which the table was written."""
+        return self._value(FORMAT, 1, int)
+
+    @property
+    def writer(self) -> str:
+        """The version of bronze that wrote the table last, "" where it was not recorded yet."""
+        return self._texts.get(WRITER, "")
 
     @property
     def audit_logs(self) -> tuple[str, ...]:

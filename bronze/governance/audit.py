@@ -240,6 +240,21 @@ def _newest(state: State | None) -> AuditMark | None:
     return AuditMark(log_id, end.sequence, end.hash) if end.sequence and log_id else None
 
 
+def refuse_newer_lake(settings: Settings) -> None:
+    """Checks that no later release has recorded a command in a format that this one does not know.
+
+    A log that cannot be read is a matter of the command itself.
+
+    Raises:
+        LakeError: one has.
+    """
+    state = None
+    with suppress(BronzeError):
+        state = log.read(audit_state.place(settings))
+    if state is not None:
+        state.refuse_newer()
+
+
 def check_key(settings: Settings) -> None:
     """Checks that records can be sealed as the config says.
 

@@ -12,6 +12,7 @@ from bronze.postgres.copy import incremental, splits
 from bronze.postgres.statement import quoted
 from bronze.tables import selection
 from bronze.tables.selection import Target
+from bronze.version import VERSION
 
 _OF_KINDS = {
     "view": "changes of what functions that it calls read or call are not seen",
@@ -89,3 +90,13 @@ def ctid_notes(relation: Relation, version: int) -> tuple[str, ...]:
         "the system column ctid cannot be read (permission denied): rows are read by ranges of"
         f" the key, or all at once; GRANT SELECT (ctid) ON {table} to read them by ranges of pages",
     )
+
+
+def release_notes(writer: str) -> tuple[str, ...]:
+    """A note on a Bronze table that another release of bronze wrote last; ``writer`` is its
+    version, "" where it was not recorded.
+    """
+    if writer == VERSION:
+        return ()
+    release = f"bronze {writer}" if writer else "a release that did not record its version"
+    return (f"was written last by {release}; this is {VERSION}, which goes on with it",)

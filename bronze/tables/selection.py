@@ -96,16 +96,25 @@ def select_targets(
     Args:
         settings: the config.
         found: the relations of all sources, each with the name of its source.
-        wanted: names of tables to load (``table``, ``schema.table``); none selects all.
+        wanted: names of tables to load (``table``, ``schema.table``), or `of_pattern` of a pattern;
+            none selects all.
 
     Raises:
         ConfigError: there is no such table, no table at all, or two would become one Bronze table.
     """
     targets = all_targets(settings, found)
     # A thousand tables are selected by their names among a thousand.
-    by_name = [(frozenset(target.names), target) for target in targets]
+    by_name = [
+        (frozenset((*target.names, of_pattern(target.settings.pattern))), target)
+        for target in targets
+    ]
     known = {name for names, _ in by_name for name in names}
     unknown = [name for name in wanted if name not in known]
+    if unknown and unknown[0].startswith(_PATTERN):
+        raise ConfigError(
+            f'No table of the config has the pattern "{unknown[0].removeprefix(_PATTERN)}".',
+            hint="`bronze check` lists the tables of the config.",
+        )
     if unknown:
         suggestion = _suggestion(unknown[0], targets)
         raise ConfigError(
@@ -128,6 +137,14 @@ def select_targets(
             " schema.",
         )
     return chosen
+
+
+_PATTERN = "pattern:"
+
+
+def of_pattern(pattern: str) -> str:
+    """The name that selects all tables of a pattern."""
+    return f"{_PATTERN}{pattern}"
 
 
 def all_targets(settings: Settings, found: Sequence[tuple[str, Relation]]) -> list[Target]:
@@ -277,11 +294,17 @@ def _revealing_protection(
     )
 
 
-def unprotected_notes(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
-    """A note about columns that look personal and that the config does not mention, if any."""
+def unprotected(target: Target, personal: Sequence[Personal]) -> tuple[Personal, ...]:
+    """The columns that look personal and that the config does not mention."""
     out = dropped_columns(target)
     there = {attribute.name for attribute in target.relation.attributes} - out
-    left = [p for p in personal if p.column in there and p.column not in target.settings.protect]
+    protect = target.settings.protect
+    return tuple(p for p in personal if p.column in there and p.column not in protect)
+
+
+def unprotected_notes(target: Target, personal: Sequence[Personal]) -> tuple[str, ...]:
+    """A note about columns that look personal and that the config does not mention, if any."""
+    left = unprotected(target, personal)
     if not left:
         return ()
     names = ", ".join(f"{one.column} ({one.kind}, by {' and '.join(one.signs)})" for one in left)

@@ -7,6 +7,7 @@ threads of its own, which tell the loop what they found (`bronze.operate.service
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from bronze.config.settings import Settings
 from bronze.delta.storage import lake_folder
 from bronze.errors import ConfigError, LakeError
 from bronze.execution import memory_shares
+from bronze.execution.supervisor import Supervisor
+from bronze.governance import audit
 from bronze.governance.tables.controls import Action, ControlRecord
 from bronze.model.results import Failure, exit_code
 from bronze.operate.alerts import deadline
@@ -81,7 +84,12 @@ def serve(
 
     Raises:
         ConfigError: the config cannot be served, or a restore into its lake has not ended.
+        LakeError: the lake has a format of a later release.
     """
+    # A lake that does not answer is waited for by the service itself.
+    with suppress(TimeoutError):
+        read = deadline.start(lambda: audit.refuse_newer_lake(settings), "bronze-format")
+        read.result(_RECORDED_WITHIN)
     # Without an answer of the lake, the first command that reaches it does so.
     with suppress(LakeError):
         takeover.take_over(settings, "serve")
@@ -181,6 +189,7 @@ class Service:
         self._file = ConfigFile(settings)
         self._jumps = JumpWatch(clock)
         self._measuring = Routine("resources", self._measure)
+        self._supervisor = Supervisor.of(os.environ)
         self._wake: datetime | None = None
         self._looked_at_config = -1e9
 
@@ -194,6 +203,7 @@ class Service:
         self._alarms.start()
         if not board.once:
             self._copying.routine.start()
+        self._supervisor.ready()
         while not stop.is_set():
             with board.changed:
                 self._tick(hangup)
@@ -213,6 +223,7 @@ class Service:
     def _tick(self, hangup: threading.Event) -> None:
         board, seconds = self.board, time.monotonic()
         self._alarms.looped_at = seconds
+        self._supervisor.alive()
         self._look_at_clock()
         if hangup.is_set() or seconds - self._looked_at_config >= _CONFIG_EVERY:
             self._looked_at_config = seconds
@@ -317,6 +328,7 @@ class Service:
 
     def _end(self, stop: threading.Event) -> int:
         board = self.board
+        self._supervisor.stopping()
         until = time.monotonic() + board.settings.serve.grace
         with board.changed:
             board.is_stopping = True

@@ -348,6 +348,8 @@ SELECT pg_current_wal_insert_lsn()::text,
 """
 # PostgreSQL's documentation, "Asynchronous Commit": the flush takes at most three delays.
 _FLUSH_DELAYS = 3
+# A server without processors does not keep to its delays.
+_SHORTEST_FLUSH = 0.3
 _PAUSE = 0.005
 
 
@@ -361,7 +363,8 @@ def committed_position(connection: Connection) -> int:
         psycopg.Error: also on a standby, which does not write a log.
     """
     row: Any = connection.execute(_WRITTEN_POSITION).fetchone()
-    written, until = lsn(row[0]), time.monotonic() + _FLUSH_DELAYS * float(row[1])
+    wait = max(_FLUSH_DELAYS * float(row[1]), _SHORTEST_FLUSH)
+    written, until = lsn(row[0]), time.monotonic() + wait
     while (flushed := flushed_position(connection)) < written and time.monotonic() < until:
         time.sleep(_PAUSE)
     return flushed

@@ -38,6 +38,12 @@ from tests.support.streams import (
 )
 
 
+def is_active(source: Source) -> bool:
+    """Whether a session of the server still has the stream's slot."""
+    query = "SELECT active FROM pg_replication_slots WHERE slot_name = 'bronze_test'"
+    return source.execute(query) == [(True,)]
+
+
 def test_missed_changes_are_resynced_after_slot_loss(source: Source) -> None:
     """Whether the slot was advanced, dropped, or invalidated by the server (which is reported): all
     rows are compared, and only differences are written.
@@ -46,12 +52,14 @@ def test_missed_changes_are_resynced_after_slot_loss(source: Source) -> None:
     source.execute("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 100) g")
     given, notes = settings(source), list[str]()
     caught_up(given)
+    until(lambda: not is_active(source))
     found = {}
 
     def follow(how: str) -> None:
         (table,) = caught_up(given, notes).tables
         found[how] = (table.inserted, table.updated, table.deleted)
         assert differences(given) == {}, how
+        until(lambda: not is_active(source))
 
     source.execute("UPDATE t SET v = 'w' WHERE id = 1")
     source.execute("SELECT pg_replication_slot_advance('bronze_test', pg_current_wal_lsn())")
@@ -93,8 +101,7 @@ def with_an_earlier_slot(source: Source, given: Settings) -> int:
     source.execute("UPDATE t SET v = v || 'w' WHERE id = 1")
     reached = caught_up(given).position
     # The server may take a moment to notice that the stream has ended.
-    active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'bronze_test'"
-    until(lambda: source.execute(active) == [(False,)])
+    until(lambda: not is_active(source))
     for name in ("bronze_test", "test_earlier"):
         if name == "test_earlier":
             copy = "SELECT pg_copy_logical_replication_slot('test_earlier', 'bronze_test')"

@@ -53,6 +53,8 @@ CASES: list[tuple[str, str, str, Any, Any]] = [
     ),
     (properties.KEY_IDS, "key_ids", '{"": "a1", "v": "a2"}', {"": "a1", "v": "a2"}, {}),
     (properties.CUT, "has_removed_rows", "true", True, False),
+    (properties.FORMAT, "format", "2", 2, 1),
+    (properties.WRITER, "writer", "0.1.0", "0.1.0", ""),
     (properties.AUDIT_LOGS, "audit_logs", "a,b", ("a", "b"), ()),
 ]
 
@@ -71,6 +73,7 @@ GARBLED: Mapping[str, list[str]] = {
     "thresholds": ["", "{}", '["a"]'],
     "definition": ["", "[]", '{"columns": 1}'],
     "is_key_enforced": ["", "yes", "1", "[]"],
+    "format": ["", "two", "1.5"],
     "key_ids": ["", "[]", '{"": 1}'],
     "protection": [
         "",
@@ -91,6 +94,7 @@ TEXTS = {
     "has_anomaly_columns",
     "has_removed_rows",
     "audit_logs",
+    "writer",
 }
 
 

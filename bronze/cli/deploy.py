@@ -1,0 +1,43 @@
+"""The command `bronze deploy`: the files of a deployment, filled from the config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bronze.cli.failures import exit_codes
+
+
+def deploy(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="container, kubernetes, systemd, databricks, azure-devops, github or gitlab."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="An empty folder; by default deploy-TARGET.")
+    ] = None,
+    config: Annotated[
+        Path, typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file.")
+    ] = Path("bronze.toml"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document, nothing else.")
+    ] = False,
+) -> None:
+    """Write the files of a deployment into an empty folder, without any secret."""
+    from bronze.cli import output
+    from bronze.config.settings import Settings
+    from bronze.deploy import writer
+
+    with exit_codes(as_json):
+        settings = Settings.from_file(config)
+        written = writer.write(settings, target, out or Path(f"deploy-{target}"))
+        if as_json:
+            output.print_result(written)
+            return
+        output.print_line(f"Wrote {len(written.files)} files into {written.folder}. Next:")
+        for number, step in enumerate(written.next, 1):
+            output.print_line(f"  {number}. {step}")

@@ -1,0 +1,1 @@
+"""Templates of deployments, and what fills them from a config."""

@@ -1,0 +1,1 @@
+"""The checks of `bronze validate`: quality, schema, performance and security of a lake."""
