@@ -180,9 +180,11 @@ def _rows_of(scratch: Settings, generation: Manifest) -> Iterator[int]:
         place = scratch.place(table.schema, table.name)
         with log.mapped_errors(place, "read"):
             rows = pl.scan_delta(client.delta_table(place))
-            counted = rows.select(pl.all().null_count(), rows=pl.len()).collect(engine="streaming")
+            # No column of a Delta table has an empty name.
+            counts = rows.select(pl.all().null_count(), pl.len().alias(""))
+            counted = counts.collect(engine="streaming")
         if table.schema != GOVERNANCE:
-            yield int(counted["rows"][0])
+            yield int(counted[""][0])
 
 
 def _decrypt(scratch: Settings) -> str:

@@ -31,7 +31,8 @@ def config(source: Source, folder: Path, **backup: object) -> Settings:
 def copied(source: Source, tmp_path: Path) -> Bronze:
     """A lake with an encrypted column, and its copy."""
     source.execute(
-        "CREATE TABLE people (id int PRIMARY KEY, mail text); CREATE TABLE t (id int PRIMARY KEY);"
+        "CREATE TABLE people (id int PRIMARY KEY, mail text);"
+        "CREATE TABLE t (id int PRIMARY KEY, rows int);"
         "INSERT INTO people VALUES (1, NULL), (2, 'ada@example.com'); INSERT INTO t VALUES (1)"
     )
     opened = Bronze(config(source, tmp_path))
