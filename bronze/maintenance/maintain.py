@@ -203,9 +203,9 @@ def _maintain_table(
 
 
 def layout_wish(settings: Settings, own: TableSettings) -> TableLayout:
-    """The layout that the config asks for: clustering columns and file size."""
+    """The layout that the config asks for: clustering columns, their kind, and file size."""
     by = tuple(own.rename.get(name, name) for name in own.cluster_by)
-    return TableLayout(by, settings.maintain.file_size)
+    return TableLayout(by, settings.maintain.file_size, liquid=own.liquid)
 
 
 def optimize_table(

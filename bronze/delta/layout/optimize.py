@@ -25,9 +25,10 @@ from typing import Any
 from uuid import uuid4
 
 from bronze.delta import commit
-from bronze.delta.layout import file_groups, rewrite
+from bronze.delta.layout import file_groups, liquid, rewrite
 from bronze.delta.layout.rewrite import Made
 from bronze.delta.log import State, read, recent
+from bronze.delta.read.clustering import PROVIDER
 from bronze.delta.schema import PROPERTIES, properties
 from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, LakeError
@@ -61,11 +62,14 @@ class TableLayout:
             are ordered too, but have no file statistics for data skipping.
         target: the size of a file, in bytes of Parquet.
         budget: the most bytes of Parquet that one call reads; a larger cluster is not rewritten.
+        liquid: whether the log says what the table is clustered by, as Databricks' liquid
+            clustering does (`bronze.delta.layout.liquid`).
     """
 
     cluster_by: tuple[str, ...] = ()
     target: int = 128 * 2**20
     budget: int = 16 * 2**30
+    liquid: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,11 @@ def is_needed(state: State, wish: TableLayout) -> bool:
     Raises:
         LakeError: the table has no such columns to cluster by.
     """
-    return bool(groups_to_rewrite(state, wish))
+    return _needs_liquid(state, wish) or bool(groups_to_rewrite(state, wish))
+
+
+def _needs_liquid(state: State, wish: TableLayout) -> bool:
+    return wish.liquid and liquid.is_needed(state, _cluster_columns(state, wish))
 
 
 def optimize_table(
@@ -130,18 +138,39 @@ def optimize_table(
 
 def steps(place: Place, wish: TableLayout, *, batch_id: str, memory: int) -> Steps:
     """`optimize_table` as a generator, for callers that run the jobs themselves."""
+    version = None
     for attempt in range(_TRIES):
         _pause(attempt)
         state = recent(place)
+        if state is not None and _needs_liquid(state, wish):
+            try:
+                version = yield from _liquid_steps(state, wish)
+            except CommitConflict:
+                continue
+            state = recent(place)
         groups = groups_to_rewrite(state, wish) if state else ()
         if state is None or not groups:
-            return OptimizeResult()
+            return _unchanged(state, version)
         state.writable()
         made = yield from rewrite.steps(_orders(state, wish, groups, batch_id, memory))
         result = _commit_current(state, wish, made, batch_id)
         if result:
             return result
     raise _conflict(place)
+
+
+def _liquid_steps(state: State, wish: TableLayout) -> liquid.Steps:
+    shape = _shape(state, wish)
+    notes = dict(shape.notes) if shape else {}
+    return liquid.steps(state, _cluster_columns(state, wish), notes)
+
+
+def _unchanged(state: State | None, version: int | None) -> OptimizeResult:
+    """The result where no file was rewritten."""
+    if state is None or version is None:
+        return OptimizeResult()
+    count, size = len(state.files), file_groups.size_of(state.files)
+    return OptimizeResult(version, count, count, size, size)
 
 
 def _conflict(place: Place) -> CommitConflict:
@@ -168,7 +197,9 @@ def groups_to_rewrite(state: State, wish: TableLayout) -> tuple[tuple[StoredFile
     by = _cluster_columns(state, wish)
     groups: list[tuple[StoredFile, ...]] = []
     budget = wish.budget
-    for stored in file_groups.by_partition(state.files):
+    # Files that another implementation of liquid clustering has clustered are left to it.
+    ours = [file for file in state.files if file.provider in ("", PROVIDER)]
+    for stored in file_groups.by_partition(ours):
         if by:
             part = file_groups.to_cluster(stored, by, wish.target, budget)
         else:
@@ -320,7 +351,8 @@ def _statistics(state: State, wish: TableLayout) -> tuple[str, ...]:
     else:
         most = int(state.properties.get(_STATS_COUNT, _DEFAULT_STATS))
         named = [name for name, _ in state.columns[: most if most >= 0 else None]]
-    return tuple(dict.fromkeys(n for n in (*named, *_cluster_columns(state, wish)) if n in safe))
+    by = (*_cluster_columns(state, wish), *state.clustering)
+    return tuple(dict.fromkeys(n for n in (*named, *by) if n in safe))
 
 
 def _names(text: str) -> list[str]:
