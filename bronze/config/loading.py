@@ -64,7 +64,11 @@ def load(path: str | Path) -> Settings:
         secrets = secrets.model_copy(update={"folder": _beside(file, secrets.folder)})
     if lineage.file:
         lineage = lineage.model_copy(update={"file": _beside(file, lineage.file)})
-    return settings.model_copy(update={"lake": lake, "secrets": secrets, "lineage": lineage})
+    changed = {"lake": lake, "secrets": secrets, "lineage": lineage}
+    if settings.maintain.queries:
+        queries = {"queries": _beside(file, settings.maintain.queries)}
+        changed["maintain"] = settings.maintain.model_copy(update=queries)
+    return settings.model_copy(update=changed)
 
 
 def _beside(file: Path, path: str) -> str:

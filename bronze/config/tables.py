@@ -44,7 +44,7 @@ class TableSettings(Section):
     on_delete: Literal["mark", "remove"] = "mark"
     history: bool = False
     deletion_vectors: bool = False
-    cluster_by: NameList = Field(default=(), max_length=4)
+    cluster_by: Literal["auto"] | Annotated[NameList, Field(max_length=4)] = ()
     liquid: bool = False
     partition_by: str | None = None
     priority: int = Field(default=2, ge=1, le=9)
@@ -105,6 +105,11 @@ class TableSettings(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two rules are named {name!r}: give one of them another name")
         return self
+
+    @property
+    def cluster_columns(self) -> tuple[str, ...]:
+        """The columns to cluster by, none where bronze chooses them."""
+        return () if self.cluster_by == "auto" else self.cluster_by
 
     @property
     def method(self) -> IngestionMethod:

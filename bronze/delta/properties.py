@@ -25,6 +25,7 @@ This is the only module that knows their names and how each is read. "shape" is
 | `PROTECT` | rule and type by protected column: JSON object | shape | tables, protection |
 | `KEY_IDS` | key that equality depends on, by protected column: JSON object | shape | protection |
 | `CUT` | "true" if a repair removed rows, "" since | verify.repair, shape | ingest.watermarks |
+| `CLUSTERING` | clustering that bronze chose, and why: JSON object | delta.layout | delta.layout |
 | `AUDIT_LOGS` | ids of audit logs, commas between | delta.commit | delta.audit_mark, governance |
 
 Tables of governance have properties of their own, in `bronze.governance.audit_state`.
@@ -67,6 +68,7 @@ PROTECT = "bronze.protect"
 KEY_IDS = "bronze.keys"
 CUT = "bronze.cut"
 AUDIT_LOGS = "bronze.audit.logs"
+CLUSTERING = "bronze.clustering"
 
 
 @dataclass(frozen=True)

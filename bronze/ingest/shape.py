@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from bronze.delta import log, properties
 from bronze.delta.commit import Shape
+from bronze.delta.layout import choice
 from bronze.delta.log import State
 from bronze.delta.partition import column_of
 from bronze.delta.properties import TableProperties
@@ -193,8 +194,9 @@ def shape_of(
         **({VECTORS_ENABLED: "true"} if context.target.settings.deletion_vectors else {}),
     }
     maintenance = context.settings.maintain.properties()
-    # Another writer may have made it a clustered table, whose columns all need statistics.
-    liquid = state.clustering if state else ()
+    # Another writer may have made it a clustered table, and bronze may have chosen columns: all of
+    # them need statistics.
+    liquid = (*state.clustering, *choice.chosen(state)) if state else ()
     stats = _statistics_columns(context.target, contract, row_key, layout, liquid)
     return Shape(tuple(layout), stats, partition, (*maintenance, *notes.items()))
 
@@ -298,7 +300,7 @@ def cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]
     """
     names = {column.name: column.target for column in contract.columns}
     names |= {name: name for name, _ in METADATA_COLUMNS}
-    missing = [name for name in target.settings.cluster_by if name not in names]
+    missing = [name for name in target.settings.cluster_columns if name not in names]
     if missing:
         raise TableRefused(
             f"Table {target.label} has no column {missing[0]} to cluster by.",
@@ -307,11 +309,11 @@ def cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]
         )
     for column in contract.columns:
         stable = column.protect is None or column.protect.stable
-        if column.name in target.settings.cluster_by and not stable:
+        if column.name in target.settings.cluster_columns and not stable:
             raise unstable_key(target, column, "in cluster_by")
     if target.settings.liquid:
         _refuse_without_statistics(target, contract)
-    return tuple(names[name] for name in target.settings.cluster_by)
+    return tuple(names[name] for name in target.settings.cluster_columns)
 
 
 def _refuse_without_statistics(target: Target, contract: ColumnContract) -> None:
@@ -321,7 +323,7 @@ def _refuse_without_statistics(target: Target, contract: ColumnContract) -> None
         TableRefused: one of them has none.
     """
     stored = {column.name: column.stored_type for column in contract.columns}
-    for name in target.settings.cluster_by:
+    for name in target.settings.cluster_columns:
         if name in stored and stored[name].name not in CLUSTERED:
             raise TableRefused(
                 f"Table {target.label} cannot have liquid clustering by {name}: columns of type"
