@@ -69,12 +69,12 @@ def _read(path: str, _modified: int, _size: int) -> QueryLog:
 
 
 def parse(text: str) -> QueryLog:
-    """The filters of statements, which end with a semicolon at the end of a line."""
+    """The filters of statements, which end with semicolons."""
     import sqlglot
 
     counts: dict[tuple[str, bool], Counter[str]] = {}
     skipped = 0
-    for statement in filter(str.strip, _STATEMENT.split(text)):
+    for statement in filter(str.strip, _statements(text)):
         try:
             trees = sqlglot.parse(statement, read="databricks")
             found = [one for tree in trees if tree is not None for one in _filters(tree)]
@@ -86,6 +86,24 @@ def parse(text: str) -> QueryLog:
     names = {table for table, _ in counts}
     tables = {n: Queries(counts.get((n, False), {}), counts.get((n, True), {})) for n in names}
     return QueryLog(tables, skipped)
+
+
+def _statements(text: str) -> Iterator[str]:
+    """The statements of a text, without semicolons."""
+    import sqlglot
+
+    try:
+        tokens = sqlglot.tokenize(text, read="databricks")
+    except sqlglot.errors.SqlglotError:
+        # Something is not closed; what is before and after it may be understood.
+        yield from _STATEMENT.split(text)
+        return
+    start = 0
+    for token in tokens:
+        if token.token_type == sqlglot.TokenType.SEMICOLON:
+            yield text[start : token.start]
+            start = token.end + 1
+    yield text[start:]
 
 
 def _filters(tree: Any) -> Iterator[tuple[str, str, bool]]:
