@@ -247,8 +247,9 @@ def filters_of(frame: pl.DataFrame, key: Sequence[str], queries: Queries) -> lis
     by the key, the type and the number of values of each column.
     """
     lower = {name.lower(): name for name in frame.columns}
+    total = sum(queries.points.values()) + sum(queries.ranges.values())
     logged = [
-        _Filter(lower[name.lower()], float(count), is_range, f"is filtered {count:,} times")
+        _Filter(lower[name.lower()], count, is_range, f"is in {count:,} of {total:,} filters")
         for counts, is_range in ((queries.points, False), (queries.ranges, True))
         for name, count in counts.items()
         if name.lower() in lower

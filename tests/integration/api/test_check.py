@@ -113,6 +113,7 @@ def test_check_reports_settings_that_do_not_fit_the_table(source: Source) -> Non
         "taken_name": {"rename": {"a": "batch_id"}},
         "no_cluster": {"cluster_by": ["gone"]},
         "masked_cluster": {"cluster_by": ["a"], "protect": {"a": "mask"}},
+        "decimal_liquid": {"cluster_by": ["price"], "liquid": True},
         "masked_key": {"protect": {"id": "mask"}},
         "dropped_key": {"protect": {"id": "drop"}},
         "text_partition": {"partition_by": "a"},

@@ -48,7 +48,7 @@ def test_the_columns_that_queries_filter_are_chosen() -> None:
     """The best columns by the log's filters, with a reason that has the figures."""
     found = decided(Queries({"CUSTOMER": 90, "shop": 30, "gone": 500}))
     assert sorted(found.by) == ["customer", "shop"]
-    assert "customer is filtered 90 times" in found.why
+    assert "customer is in 90 of 620 filters" in found.why
     assert "%" in found.why
     assert decided(Queries({"ticket": 10})).by == ("ticket",)
     # Each file has all of them anyway.
