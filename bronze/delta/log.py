@@ -31,7 +31,7 @@ from bronze.delta.read.entries import entry as entry
 from bronze.delta.read.entries import info as info
 from bronze.delta.read.entries import infos as infos
 from bronze.delta.read.replay import Replayed, content_of, remember_commit
-from bronze.delta.schema import NTZ, VECTORS, WRITER_FEATURES, kinds
+from bronze.delta.schema import DOMAINS, NTZ, VECTORS, WRITER_FEATURES, kinds
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
 from bronze.errors import BronzeError, CommitConflict, FileDamaged, LakeError
@@ -171,6 +171,8 @@ class State:
         unknown += [rule for name, rule in _FIELD_RULES.items() if f'"{name}' in schema]
         if len(self.content.metadata.partition_columns) > 1:
             unknown.append("several partition columns")
+        if DOMAINS in protocol.writer_features and not isinstance(self.content, Replayed):
+            unknown.append("metadata domains in a log that only deltalake reads")
         known = dict(self.columns)
         unknown += [
             f"liquid clustering by {name}, a column without statistics of bronze"

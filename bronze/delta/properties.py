@@ -216,6 +216,13 @@ class TableProperties:
         return bool(self._texts.get(CUT))
 
     @property
+    def clustering_choice(self) -> str:
+        """The columns that bronze chose to cluster by, as `bronze.delta.layout.choice` reads them;
+        "" if it did not.
+        """
+        return self._texts.get(CLUSTERING, "")
+
+    @property
     def audit_logs(self) -> tuple[str, ...]:
         """The ids of the audit logs under which the table was written."""
         return tuple(filter(None, self._texts.get(AUDIT_LOGS, "").split(",")))

@@ -8,7 +8,7 @@ from bronze.config.settings import Settings
 from bronze.config.tables import TableSettings
 from bronze.delta import log
 from bronze.delta.layout.choice import Choice, Queries
-from bronze.delta.properties import CLUSTERING
+from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError, LakeError
 from bronze.maintenance import query_log
 from bronze.model.locations import Place
@@ -41,7 +41,7 @@ def notes_of(settings: Settings, own: TableSettings, place: Place) -> tuple[str,
         return ()
     try:
         state = log.read(place)
-        stored = Choice.read(state.properties.get(CLUSTERING)) if state else None
+        stored = state and Choice.read(TableProperties.read(state.properties).clustering_choice)
         notes = [
             choice_note(stored)
             if stored

@@ -80,10 +80,10 @@ class Choice:
     queries: str
 
     @classmethod
-    def read(cls, text: str | None) -> Choice | None:
+    def read(cls, text: str) -> Choice | None:
         """The choice in a property; None if there is none that can be read."""
         try:
-            value = json.loads(text or "")
+            value = json.loads(text)
             return cls(tuple(map(str, value["by"])), value["why"], value["size"], value["queries"])
         except (ValueError, TypeError, LookupError, RecursionError):
             return None
@@ -135,7 +135,7 @@ class _Filter:
 
 def chosen(state: State) -> tuple[str, ...]:
     """The columns of the table that bronze has chosen to cluster it by."""
-    stored = Choice.read(state.properties.get(CLUSTERING))
+    stored = Choice.read(TableProperties.read(state.properties).clustering_choice)
     known = {name for name, kind in state.columns if kind.name in CLUSTERED}
     return tuple(name for name in stored.by if name in known) if stored else ()
 
@@ -145,7 +145,7 @@ def is_needed(state: State, target: int, queries: Queries) -> bool:
     size = sum(file.size for file in state.files)
     if size < target * FEWEST_FILES:
         return False
-    stored = Choice.read(state.properties.get(CLUSTERING))
+    stored = Choice.read(TableProperties.read(state.properties).clustering_choice)
     return stored is None or size >= stored.size * GROWTH or stored.queries != queries.fingerprint
 
 

@@ -112,9 +112,14 @@ class Replayed:
             # They make deltalake overflow the stack, which ends the process.
             raise ValueError("the statistics of a file are nested too deeply") from None
         except _UNUSUAL:
-            if _is_beyond_deltalake(self.protocol):
+            if VECTORS in self.protocol.reader_features:
                 raise
-            return opened(self.place, self.version).files()
+            # deltalake does not have the providers of clustering.
+            providers = {add["path"]: add.get("clusteringProvider") or "" for add in self.adds}
+            return tuple(
+                replace(file, provider=providers.get(file.path, ""))
+                for file in opened(self.place, self.version).files()
+            )
 
     def paths(self) -> Sequence[str]:
         """The paths of all data files and deletion vectors."""
@@ -180,8 +185,11 @@ def _opened(place: Place, version: int | None) -> LogContent:
 
 
 def _is_beyond_deltalake(protocol: TableProtocol) -> bool:
-    """Whether a log has what deltalake does not tell: which rows of a file are deleted, domains."""
-    return VECTORS in protocol.reader_features or DOMAINS in protocol.writer_features
+    """Whether a log has what deltalake does not tell: which rows of a file are deleted, or domains
+    in a table that bronze may write.
+    """
+    has_domains = DOMAINS in protocol.writer_features and _is_plain(protocol)
+    return VECTORS in protocol.reader_features or has_domains
 
 
 def replayed(place: Place, version: int | None = None) -> Replayed:

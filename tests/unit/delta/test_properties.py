@@ -53,6 +53,7 @@ CASES: list[tuple[str, str, str, Any, Any]] = [
     ),
     (properties.KEY_IDS, "key_ids", '{"": "a1", "v": "a2"}', {"": "a1", "v": "a2"}, {}),
     (properties.CUT, "has_removed_rows", "true", True, False),
+    (properties.CLUSTERING, "clustering_choice", "{}", "{}", ""),
     (properties.AUDIT_LOGS, "audit_logs", "a,b", ("a", "b"), ()),
 ]
 
@@ -91,6 +92,7 @@ TEXTS = {
     "has_anomaly_columns",
     "has_removed_rows",
     "audit_logs",
+    "clustering_choice",
 }
 
 

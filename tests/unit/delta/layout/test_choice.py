@@ -76,8 +76,8 @@ def test_a_choice_does_not_flap() -> None:
     assert decided(Queries({"ticket": 100}), first.by).by == ("ticket",)
 
 
-@pytest.mark.parametrize("text", [None, "", "x", "[]", "{}", '{"by": 1}', "[" * 100_000])
-def test_a_property_that_cannot_be_read_is_no_choice(text: str | None) -> None:
+@pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"by": 1}', "[" * 100_000])
+def test_a_property_that_cannot_be_read_is_no_choice(text: str) -> None:
     """Then columns are chosen again."""
     assert Choice.read(text) is None
     stored = Choice(("a", "b"), "why", 5, "")

@@ -241,3 +241,15 @@ def test_deltalake_and_polars_refuse_to_write(place: Place) -> None:
     with pytest.raises(DeltaError, match=r"[Cc]luster|[Dd]omain"):
         rows(50, 1).write_delta(place.url, mode="append")
     assert state_of(place).version == 1
+
+
+def test_files_with_odd_statistics_keep_their_provider(place: Place) -> None:
+    """Where deltalake has to read the statistics, another provider's files are left to it, too."""
+    for seed in range(9):
+        put(place, rows(100, seed))
+    improve(place)
+    for add in adds(place):
+        stats = {**json.loads(add["stats"]), "minValues": {"id": "x"}}
+        odd = {"clusteringProvider": "liquid", "stats": json.dumps(stats), "dataChange": False}
+        foreign(place, {"add": {**add, **odd}})
+    assert {file.provider for file in state_of(place).files} == {"liquid"}
