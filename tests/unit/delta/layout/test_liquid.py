@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
@@ -18,6 +19,7 @@ from bronze.delta.layout.optimize import TableLayout
 from bronze.delta.read import clustering
 from bronze.errors import LakeError
 from bronze.model.locations import Place
+from tests.support.vectors import delete, in_file
 from tests.unit.delta.layout.test_optimize import SHAPE, put, rows, state_of
 
 LIQUID = TableLayout(("place", "day"), target=20_000, liquid=True)
@@ -253,3 +255,29 @@ def test_files_with_odd_statistics_keep_their_provider(place: Place) -> None:
         odd = {"clusteringProvider": "liquid", "stats": json.dumps(stats), "dataChange": False}
         foreign(place, {"add": {**add, **odd}})
     assert {file.provider for file in state_of(place).files} == {"liquid"}
+
+
+def test_deletion_vectors_stay(place: Place) -> None:
+    """A file that is named again with more statistics keeps its vector, also from a checkpoint; the
+    bounds are of deleted rows too, and say so.
+    """
+    put(place, rows(300))
+    (file,) = state_of(place).files
+    nulls = [n for n, day in enumerate(rows(300)["day"]) if day is None]
+    delete(Path(place.url), file.path, in_file(Path(place.url), "", nulls)[0])
+    (known,) = adds(place)
+    foreign(place, {"add": {**known, "dataChange": False, "stats": '{"numRecords": 300}'}})
+    DeltaTable(place.url).create_checkpoint()
+    improve(place)
+    (marked,) = state_of(place).files
+    assert (marked.rows, marked.path) == (300 - len(nulls), file.path)
+    assert marked.vector is not None
+    stats = json.loads(state_of(place).content.add_of(marked)["stats"])
+    assert (stats["numRecords"], stats["tightBounds"]) == (300, False)
+    assert stats["nullCount"]["day"] == len(nulls) > 0
+    (described,) = entry(place, state_of(place).version)["add"]
+    assert None not in described["deletionVector"].values()
+    protocol = entry(place, state_of(place).version)["protocol"][0]
+    assert {"deletionVectors", *clustering.FEATURES} <= {*protocol["writerFeatures"]}
+    assert "deletionVectors" in protocol["readerFeatures"]
+    assert pl.read_delta(place.url).height == 300 - len(nulls)
