@@ -19,7 +19,7 @@ from bronze.delta.layout.optimize import TableLayout
 from bronze.delta.read import clustering
 from bronze.errors import LakeError
 from bronze.model.locations import Place
-from tests.support.vectors import delete, in_file
+from tests.support.vectors import delete, inline
 from tests.unit.delta.layout.test_optimize import SHAPE, put, rows, state_of
 
 LIQUID = TableLayout(("place", "day"), target=20_000, liquid=True)
@@ -264,7 +264,7 @@ def test_deletion_vectors_stay(place: Place) -> None:
     put(place, rows(300))
     (file,) = state_of(place).files
     nulls = [n for n, day in enumerate(rows(300)["day"]) if day is None]
-    delete(Path(place.url), file.path, in_file(Path(place.url), "", nulls)[0])
+    delete(Path(place.url), file.path, inline(nulls))
     (known,) = adds(place)
     foreign(place, {"add": {**known, "dataChange": False, "stats": '{"numRecords": 300}'}})
     DeltaTable(place.url).create_checkpoint()
