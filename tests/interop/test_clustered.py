@@ -89,7 +89,7 @@ def test_readers_have_the_rows(clustered: Source, engine: str) -> None:
 
 
 def test_the_change_data_feed_is_read(clustered: Source) -> None:
-    """deltalake reads the feed, with one insert for each row, whatever was clustered since."""
+    """Deltalake reads the feed, with one insert for each row, whatever was clustered since."""
     feed = pl.DataFrame(DeltaTable(str(clustered.table("t"))).load_cdf(0).read_all())
     counts = dict(feed["_change_type"].value_counts().rows())
     assert counts["insert"] == 900
@@ -97,7 +97,7 @@ def test_the_change_data_feed_is_read(clustered: Source) -> None:
 
 
 def test_writers(source: Source) -> None:
-    """deltalake and polars refuse to write, in an error; DuckDB inserts, and bronze goes on: the
+    """Deltalake and polars refuse to write, in an error; DuckDB inserts, and bronze goes on: the
     next run compares, and the next clustering takes the file along.
     """
     source.execute(f"CREATE TABLE t ({COLUMNS})")
