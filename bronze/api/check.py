@@ -30,6 +30,7 @@ from bronze.governance import audit, openlineage
 from bronze.governance.escrow import heads
 from bronze.ingest import pipeline, plan
 from bronze.ingest.pipeline import OpenSource
+from bronze.maintenance import automatic
 from bronze.model.columns import Column
 from bronze.model.quality import ResolvedRule
 from bronze.model.results import Failure, Shown
@@ -290,6 +291,7 @@ def _table_report(
     notes = selection.unprotected_notes(target, personal)
     notes += blind_spots.ctid_notes(relation, checked.snapshot.version)
     notes += blind_spots.reader_notes(target.settings)
+    notes += automatic.notes_of(settings, target.settings, target.place)
     report = TableReport(
         table=target.label,
         target=target.full_name,

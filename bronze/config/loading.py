@@ -93,12 +93,16 @@ def parse_file(content: bytes, file: Path, name: str) -> Settings:
         root = getattr(backup, key)
         if root and "://" not in root:
             backup = backup.model_copy(update={key: _beside(file, root)})
+    maintain = settings.maintain
+    if maintain.queries:
+        maintain = maintain.model_copy(update={"queries": _beside(file, maintain.queries)})
     sections = {
         "lake": lake,
         "secrets": secrets,
         "lineage": lineage,
         "audit": audit,
         "backup": backup,
+        "maintain": maintain,
     }
     return settings.model_copy(update=sections)
 

@@ -168,10 +168,12 @@ class MaintainSettings(Section):
     """[maintain]: how tables are optimized and vacuumed, after runs and by ``bronze maintain``.
 
     ``file_size`` is in bytes, ``retention`` in seconds; ``history`` are the seconds for which the
-    records of runs, alerts, requests and checkpoints are kept.
+    records of runs, alerts, requests and checkpoints are kept; ``queries`` is a file with SQL, the
+    filters of which ``cluster_by = "auto"`` counts.
     """
 
     auto: bool = True
+    queries: str | None = None
     file_size: Bytes = 128 * 2**20
     retention: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 30 * 86400
     history: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 90 * 86400

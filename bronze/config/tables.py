@@ -44,7 +44,8 @@ class TableSettings(Section):
     on_delete: Literal["mark", "remove"] = "mark"
     history: bool = False
     deletion_vectors: bool = False
-    cluster_by: NameList = Field(default=(), max_length=4)
+    cluster_by: Literal["auto"] | Annotated[NameList, Field(max_length=4)] = ()
+    liquid: bool = False
     partition_by: str | None = None
     priority: int = Field(default=2, ge=1, le=9)
     schedule: ScheduleText | None = None
@@ -85,6 +86,10 @@ class TableSettings(Section):
             raise ValueError(
                 "deletion_vectors cannot be combined with history, whose rows never change"
             )
+        if self.liquid and not self.cluster_by:
+            raise ValueError("liquid needs cluster_by, the columns of the clustering")
+        if self.liquid and self.partition_by:
+            raise ValueError("liquid cannot be combined with partition_by: Delta Lake allows one")
         if self.overlap is not None and self.cursor == "xmin":
             raise ValueError('overlap is only for a cursor column; cursor = "xmin" needs none')
         return self
@@ -100,6 +105,11 @@ class TableSettings(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two rules are named {name!r}: give one of them another name")
         return self
+
+    @property
+    def cluster_columns(self) -> tuple[str, ...]:
+        """The columns to cluster by, none where bronze chooses them."""
+        return () if self.cluster_by == "auto" else self.cluster_by
 
     @property
     def method(self) -> IngestionMethod:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from bronze.delta.log import ENGINE, Action, State
+from bronze.delta.read import clustering, deletion_vectors
 from bronze.delta.read.content import TableProtocol
 from bronze.delta.read.deletion_vectors import described
 from bronze.delta.schema import column_comments, delta_schema, protocol
@@ -97,18 +98,32 @@ def table_actions(
     }
 
 
+def clustering_actions(state: State, columns: Sequence[str]) -> Iterator[Action]:
+    """The protocol, as far as it changes, and the domain of liquid clustering by these columns."""
+    needed = protocol(state.columns, state.properties)
+    needed["writerFeatures"] = [*needed["writerFeatures"], *clustering.FEATURES]
+    if not {*needed["writerFeatures"]} <= state.content.protocol.writer_features:
+        yield {"protocol": _joined(state.content.protocol, needed)}
+    domain = {"domain": clustering.DOMAIN, "configuration": clustering.configuration(columns)}
+    yield {"domainMetadata": {**domain, "removed": False}}
+
+
 def _joined(protocol: TableProtocol, needed: Mapping[str, Any]) -> dict[str, Any]:
     """A protocol with the features that a table has and those that it needs."""
-    readers, writers = needed["readerFeatures"], needed["writerFeatures"]
+    readers, writers = needed.get("readerFeatures", ()), needed["writerFeatures"]
+    readers = [*readers, *sorted(protocol.reader_features - {*readers})]
     return {
-        **needed,
-        "readerFeatures": [*readers, *sorted(protocol.reader_features - {*readers})],
+        "minReaderVersion": max(protocol.reader, needed["minReaderVersion"]),
+        "minWriterVersion": needed["minWriterVersion"],
+        **({"readerFeatures": readers} if readers else {}),
         "writerFeatures": [*writers, *sorted(protocol.writer_features - {*writers})],
     }
 
 
-def add(file: WrittenFile, is_data: bool, now: int) -> Action:
-    """The action that adds a data file; ``is_data`` is false if rows only moved."""
+def add(file: WrittenFile, is_data: bool, now: int, provider: str = "") -> Action:
+    """The action that adds a data file; ``is_data`` is false if rows only moved, ``provider`` the
+    implementation of liquid clustering that has clustered it.
+    """
     return {
         "add": {
             "path": quote(file.path, safe=_PLAIN),
@@ -117,6 +132,7 @@ def add(file: WrittenFile, is_data: bool, now: int) -> Action:
             "modificationTime": now,
             "dataChange": is_data,
             "stats": file.stats,
+            **({"clusteringProvider": provider} if provider else {}),
         }
     }
 
@@ -126,16 +142,30 @@ def add_again(known: Mapping[str, Any], vector: DeletionVector, now: int) -> Act
     is its ``add`` action.
     """
     stats = {**json.loads(known["stats"]), "tightBounds": False}
-    return {
-        "add": {
-            **{name: value for name, value in known.items() if value is not None},
-            "partitionValues": dict(known["partitionValues"]),
-            "modificationTime": now,
-            "dataChange": True,
-            "stats": json.dumps(stats, ensure_ascii=False),
-            "deletionVector": described(vector),
-        }
-    }
+    return _repeated(
+        known,
+        modificationTime=now,
+        dataChange=True,
+        stats=json.dumps(stats, ensure_ascii=False),
+        deletionVector=described(vector),
+    )
+
+
+def add_described(known: Mapping[str, Any], stats: str, provider: str) -> Action:
+    """The action that adds a data file of the table again, with other statistics and another
+    ``provider``; ``known`` is its ``add`` action.
+    """
+    named = {"clusteringProvider": provider} if provider else {}
+    return _repeated(known, dataChange=False, stats=stats, **named)
+
+
+def _repeated(known: Mapping[str, Any], **fields: Any) -> Action:
+    """An ``add`` action with other fields. Maps that come from a checkpoint are lists of pairs."""
+    values = {name: value for name, value in known.items() if value is not None}
+    maps = {n: dict(values[n]) for n in ("partitionValues", "tags") if n in values}
+    vector = deletion_vectors.vector_of(known)
+    marked = {"deletionVector": described(vector)} if vector else {}
+    return {"add": {**values, **maps, **marked, **fields}}
 
 
 def remove(file: StoredFile, is_data: bool, now: int) -> Action:

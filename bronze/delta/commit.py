@@ -6,6 +6,7 @@ the run. A conflict is never resolved here: it raises, and the caller reads the 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,12 @@ from urllib.parse import unquote
 import tenacity
 
 from bronze.delta import actions, audit_mark, files, positions, properties, schema, store
+from bronze.delta.layout import file_groups
 from bronze.delta.log import MARK, NAMED_FEATURES, Action, State, infos, read, write
 from bronze.delta.partition import source_of
 from bronze.delta.positions import Position
 from bronze.delta.properties import AUDIT_LOGS, TABLE
+from bronze.delta.read import clustering
 from bronze.errors import CommitConflict, FileDamaged, LakeError, Overtaken
 from bronze.model.columns import DeltaType
 from bronze.model.files import DeletionVector, StoredFile, WrittenFile
@@ -157,16 +160,42 @@ def commit(
     if _is_bronze(state, shape) and (mark := _mark(state, compared)) is not None:
         entry += actions.transactions([(MARK, mark)], now)
     entry += [actions.remove(file, change.is_data, now) for file in change.removed]
-    entry += [actions.add(file, change.is_data, now) for file in change.added]
+    entry += [_add(state, shape, file, change.is_data, now) for file in change.added]
     if state is not None:
         add_of = state.content.add_of
         entry += [actions.add_again(add_of(file), vector, now) for file, vector in change.marked]
     for old, new in change.quiet:
-        entry += [actions.remove(old, False, now), actions.add(new, False, now)]
+        entry += [actions.remove(old, False, now), _add(state, shape, new, False, now)]
     entry += [actions.feed(file) for file in change.feed]
     version = 0 if state is None else state.version + 1
     write(place, version, entry)
     return version
+
+
+def _add(
+    state: State | None, shape: Shape | None, file: WrittenFile, is_data: bool, now: int
+) -> Action:
+    """The action that adds a file; where the table has liquid clustering, with statistics for its
+    columns, whatever the file was written for, and with bronze as its provider if bronze has
+    clustered it by them.
+    """
+    by = state.clustering if state else ()
+    if not by or state is None:
+        return actions.add(file, is_data, now)
+    if clustering.lacks_statistics(file.stats, by):
+        layout = shape.columns if shape else state.columns
+        stats = clustering.with_statistics(state.place, file, file.stats, layout, by)
+        file = dataclasses.replace(file, stats=stats)
+    return actions.add(file, is_data, now, provider_of(file.path, by))
+
+
+def provider_of(path: str, by: Sequence[str]) -> str:
+    """The provider of liquid clustering to name for a file: bronze if it has clustered it by these
+    columns, "" otherwise.
+    """
+    named = files.cluster_of(path)
+    is_clustered = named is not None and named[0] == file_groups.clustering_id(by)
+    return clustering.PROVIDER if is_clustered else ""
 
 
 def _shape_actions(
@@ -298,14 +327,22 @@ def upgrade_protocol(place: Place) -> int | None:
     state = read(place)
     if state is None or state.content.protocol.writer >= NAMED_FEATURES:
         return None
-    state.writable()
     now = int(time.time() * 1000)
     protocol = schema.protocol(state.columns, {})
     parameters = {"newProtocol": json.dumps(protocol)}
-    entry: list[Action] = [
-        actions.commit_info("UPGRADE PROTOCOL", parameters, False, {}, now),
-        {"protocol": protocol},
-    ]
+    info = actions.commit_info("UPGRADE PROTOCOL", parameters, False, {}, now)
+    return commit_actions(state, [info, {"protocol": protocol}], now)
+
+
+def commit_actions(state: State, described: Sequence[Action], now: int) -> int:
+    """Commits actions that change no row; returns the new version.
+
+    Raises:
+        CommitConflict: another writer committed since ``state`` was read.
+        LakeError: bronze cannot write the table.
+    """
+    state.writable()
+    place, entry = state.place, [*described]
     if _is_bronze(state, None) and (mark := _mark(state, None)) is not None:
         entry += actions.transactions([(MARK, mark)], now)
     write(place, state.version + 1, entry)

@@ -22,7 +22,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from bronze import failpoint
 from bronze.delta import files, store
 from bronze.delta.properties import TableProperties
-from bronze.delta.read import deletion_vectors, remembered
+from bronze.delta.read import clustering, deletion_vectors, remembered
 from bronze.delta.read.content import LogContent, TableMetadata, opened
 from bronze.delta.read.entries import CONCURRENT, RESTORE, info_of
 from bronze.delta.read.entries import ENTRY as ENTRY
@@ -32,7 +32,7 @@ from bronze.delta.read.entries import entry as entry
 from bronze.delta.read.entries import info as info
 from bronze.delta.read.entries import infos as infos
 from bronze.delta.read.replay import Replayed, content_of, remember_commit
-from bronze.delta.schema import COMMENT, VECTORS, kinds
+from bronze.delta.schema import COMMENT, DOMAINS, NTZ, VECTORS, WRITER_FEATURES, kinds
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
 from bronze.errors import BronzeError, CommitConflict, FileDamaged, LakeError
@@ -49,7 +49,7 @@ of bronze, or were compared with the source since."""
 
 # A reader never replays more entries than this.
 _CHECKPOINT_EVERY = 20
-_FEATURES = frozenset({"appendOnly", "invariants", "changeDataFeed", "timestampNtz", VECTORS})
+_FEATURES = frozenset({*WRITER_FEATURES, NTZ, VECTORS, *clustering.FEATURES})
 # Up to writer version 4 there are neither column mapping nor deletion vectors; 5 and 6 have column
 # mapping.
 _OLD_WRITER = 4
@@ -89,6 +89,16 @@ class State:
     def partition(self) -> str | None:
         """The partition column, if there is one."""
         return next(iter(self.content.metadata.partition_columns), None)
+
+    @cached_property
+    def clustering(self) -> tuple[str, ...]:
+        """The columns of liquid clustering, in the order of the log; none without it.
+
+        Raises:
+            LakeError: the log has them in an unknown format.
+        """
+        with mapped_errors(self.place, "read"):
+            return clustering.columns_of(self.content.domains)
 
     @cached_property
     def files(self) -> tuple[StoredFile, ...]:
@@ -181,6 +191,14 @@ class State:
         unknown += [rule for name, rule in _FIELD_RULES.items() if f'"{name}' in schema]
         if len(self.content.metadata.partition_columns) > 1:
             unknown.append("several partition columns")
+        if DOMAINS in protocol.writer_features and not isinstance(self.content, Replayed):
+            unknown.append("metadata domains in a log that only deltalake reads")
+        known = dict(self.columns)
+        unknown += [
+            f"liquid clustering by {name}, a column without statistics of bronze"
+            for name in self.clustering
+            if name not in known or known[name].name not in clustering.CLUSTERED
+        ]
         if unknown:
             raise LakeError(
                 f"The table at {self.place.url} uses {', '.join(unknown)}, which bronze cannot"

@@ -27,6 +27,7 @@ This is the only module that knows their names and how each is read. "shape" is
 | `CUT` | "true" if a repair removed rows, "" since | verify.repair, shape | ingest.watermarks |
 | `FORMAT` | format of the table, see `bronze.version` | delta.commit | delta.log |
 | `WRITER` | version of bronze that wrote its schema last | delta.commit | api.check |
+| `CLUSTERING` | clustering that bronze chose, and why: JSON object | delta.layout | delta.layout |
 | `AUDIT_LOGS` | ids of audit logs, commas between | delta.commit | delta.audit_mark, governance |
 
 Tables of governance have properties of their own, in `bronze.governance.audit_state`.
@@ -71,6 +72,7 @@ CUT = "bronze.cut"
 FORMAT = "bronze.format"
 WRITER = "bronze.version"
 AUDIT_LOGS = "bronze.audit.logs"
+CLUSTERING = "bronze.clustering"
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,13 @@ class TableProperties:
     def writer(self) -> str:
         """The version of bronze that wrote the table last, "" where it was not recorded yet."""
         return self._texts.get(WRITER, "")
+
+    @property
+    def clustering_choice(self) -> str:
+        """The columns that bronze chose to cluster by, as `bronze.delta.layout.choice` reads them;
+        "" if it did not.
+        """
+        return self._texts.get(CLUSTERING, "")
 
     @property
     def audit_logs(self) -> tuple[str, ...]:

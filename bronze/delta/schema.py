@@ -32,6 +32,7 @@ NTZ = "timestampNtz"
 VECTORS = "deletionVectors"
 VECTORS_ENABLED = "delta.enableDeletionVectors"
 """The property by which writers may delete rows by deletion vectors."""
+DOMAINS = "domainMetadata"
 WRITER_FEATURES = ("appendOnly", "invariants", "changeDataFeed")
 """The features of all tables that bronze makes."""
 COMMENT = "comment"

@@ -32,7 +32,7 @@ from bronze.ingest.diff import Difference, Edit
 from bronze.ingest.plan import Plan
 from bronze.ingest.table_run import TableRun
 from bronze.ingest.worker import read_unit, train_model
-from bronze.maintenance import maintain
+from bronze.maintenance import automatic, maintain
 from bronze.model.anomaly import Outliers
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Place
@@ -420,12 +420,15 @@ def _optimize(settings: Settings, table: TableRun, changed: bool) -> Workflow[tu
         return ()
     place = table.target.place
     try:
-        layout = maintain.layout_wish(settings, table.target.settings)
+        names = (table.target.name, table.target.relation.name)
+        layout = maintain.layout_wish(settings, table.target.settings, names)
         planned = table.plan.state if table.plan else None
         # Where nothing changed, the files are those of the plan.
         state = log.recent(place) if changed or planned is None else planned
         if state is not None and optimize.is_needed(state, layout):
-            yield from maintain.optimize_table(settings, place, layout, table.target.label)
+            done = yield from maintain.optimize_table(settings, place, layout, table.target.label)
+            if done.choice:
+                return (automatic.choice_note(done.choice),)
     except Stopped:
         # All rows are there; the next run optimizes the table.
         return ()

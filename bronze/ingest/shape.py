@@ -8,9 +8,11 @@ from dataclasses import replace
 
 from bronze.delta import log, properties
 from bronze.delta.commit import Shape
+from bronze.delta.layout import choice
 from bronze.delta.log import State
 from bronze.delta.partition import column_of
 from bronze.delta.properties import TableProperties
+from bronze.delta.read.clustering import CLUSTERED
 from bronze.delta.schema import VECTORS_ENABLED, delta_schema
 from bronze.delta.statistics import SAFE
 from bronze.delta.write.history import KIND
@@ -192,7 +194,10 @@ def shape_of(
         **({VECTORS_ENABLED: "true"} if context.target.settings.deletion_vectors else {}),
     }
     maintenance = context.settings.maintain.properties()
-    stats = _statistics_columns(context.target, contract, row_key, layout)
+    # Another writer may have made it a clustered table, and bronze may have chosen columns: all of
+    # them need statistics.
+    liquid = (*state.clustering, *choice.chosen(state)) if state else ()
+    stats = _statistics_columns(context.target, contract, row_key, layout, liquid)
     return Shape(tuple(layout), stats, partition, (*maintenance, *notes.items()))
 
 
@@ -224,9 +229,10 @@ def _statistics_columns(
     contract: ColumnContract,
     row_key: RowKey,
     layout: Sequence[tuple[str, DeltaType]],
+    liquid: Sequence[str],
 ) -> tuple[str, ...]:
     """The columns with file statistics: those of the key, the cursor and the clustering."""
-    names = {*(column.target for column in row_key.columns), *row_key.names}
+    names = {*liquid, *(column.target for column in row_key.columns), *row_key.names}
     names |= {*_cursor_columns(target, contract), *cluster_columns(target, contract)}
     names -= {c.target for c in contract.columns if c.protect and not c.protect.stable}
     return tuple(name for name, kind in layout if name in names and kind.name in SAFE)
@@ -294,7 +300,7 @@ def cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]
     """
     names = {column.name: column.target for column in contract.columns}
     names |= {name: name for name, _ in METADATA_COLUMNS}
-    missing = [name for name in target.settings.cluster_by if name not in names]
+    missing = [name for name in target.settings.cluster_columns if name not in names]
     if missing:
         raise TableRefused(
             f"Table {target.label} has no column {missing[0]} to cluster by.",
@@ -303,9 +309,29 @@ def cluster_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]
         )
     for column in contract.columns:
         stable = column.protect is None or column.protect.stable
-        if column.name in target.settings.cluster_by and not stable:
+        if column.name in target.settings.cluster_columns and not stable:
             raise unstable_key(target, column, "in cluster_by")
-    return tuple(names[name] for name in target.settings.cluster_by)
+    if target.settings.liquid:
+        _refuse_without_statistics(target, contract)
+    return tuple(names[name] for name in target.settings.cluster_columns)
+
+
+def _refuse_without_statistics(target: Target, contract: ColumnContract) -> None:
+    """Checks that all columns of liquid clustering have statistics.
+
+    Raises:
+        TableRefused: one of them has none.
+    """
+    stored = {column.name: column.stored_type for column in contract.columns}
+    for name in target.settings.cluster_columns:
+        if name in stored and stored[name].name not in CLUSTERED:
+            raise TableRefused(
+                f"Table {target.label} cannot have liquid clustering by {name}: columns of type"
+                f" {stored[name]} get no statistics.",
+                hint="Choose whole numbers, texts, dates or times for cluster_by in"
+                f" [tables.{selection.toml(target.relation.name)}], or remove liquid.",
+                table=target.label,
+            )
 
 
 def _cursor_columns(target: Target, contract: ColumnContract) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ class BackgroundMaintenance:
                 _log.warning("%s was not maintained: %s", name, type(error).__name__)
 
     def _optimize(self, place: Place, table_settings: TableSettings, name: str) -> None:
-        wish = maintain.layout_wish(self._settings, table_settings)
+        wish = maintain.layout_wish(self._settings, table_settings, (name,))
         state = log.read(place)
         if state is not None and optimize.is_needed(state, wish):
             workflow = maintain.optimize_table(self._settings, place, wish, name, _SHARE)

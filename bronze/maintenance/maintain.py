@@ -28,7 +28,7 @@ from bronze.errors import BronzeError, LakeError
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.governance.run_log import RunTable
-from bronze.maintenance import expiry
+from bronze.maintenance import automatic, expiry
 from bronze.model.locations import Place
 from bronze.model.results import MaintainedTable, MaintainResult
 from bronze.tables import lake
@@ -172,7 +172,7 @@ def _maintain_table(
             raise table.error or LakeError(f"There is no table {table.target}.")
         schema, name = TableProperties.read(state.properties).source_table
         own = settings.table(table.source, schema, name) if name else TableSettings()
-        wish = layout_wish(settings, own)
+        wish = layout_wish(settings, own, (table.name, name))
         if table.schema == GOVERNANCE:
             history = settings.maintain.history
             expiry.expire_records(state.place, table.name, history, datetime.now(UTC))
@@ -202,10 +202,20 @@ def _maintain_table(
     )
 
 
-def layout_wish(settings: Settings, own: TableSettings) -> TableLayout:
-    """The layout that the config asks for: clustering columns and file size."""
-    by = tuple(own.rename.get(name, name) for name in own.cluster_by)
-    return TableLayout(by, settings.maintain.file_size)
+def layout_wish(settings: Settings, own: TableSettings, names: Sequence[str] = ()) -> TableLayout:
+    """The layout that the config asks for: clustering columns, their kind, and file size.
+
+    Args:
+        settings: the config.
+        own: the settings of the table.
+        names: the names that queries call the table by.
+
+    Raises:
+        ConfigError: the query log cannot be read.
+    """
+    by = tuple(own.rename.get(name, name) for name in own.cluster_columns)
+    auto = automatic.filters_of(settings, own, names) if own.cluster_by == "auto" else None
+    return TableLayout(by, settings.maintain.file_size, liquid=own.liquid, auto=auto)
 
 
 def optimize_table(

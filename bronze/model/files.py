@@ -44,7 +44,8 @@ class StoredFile:
 
     ``path`` is percent-encoded, as in the log; ``rows`` is the number of rows that are not deleted,
     -1 if the log has no row count; ``low`` and ``high`` are the minimum and maximum of columns
-    whose statistics can be trusted; ``vector`` has the rows of it that are deleted.
+    whose statistics can be trusted; ``vector`` has the rows of it that are deleted; ``provider`` is
+    the clustering implementation that the log names for it, "" without one.
     """
 
     path: str
@@ -54,6 +55,7 @@ class StoredFile:
     high: tuple[tuple[str, Any], ...] = ()
     partition: tuple[tuple[str, str | None], ...] = ()
     vector: DeletionVector | None = None
+    provider: str = ""
 
     @property
     def identity(self) -> tuple[str, int, DeletionVector | None]:

@@ -68,13 +68,24 @@ def _of_pattern(own: TableSettings) -> Iterator[str]:
 
 
 def reader_notes(own: TableSettings) -> tuple[str, ...]:
-    """Sentences about who cannot read the table that the config asks for."""
-    if not own.deletion_vectors:
-        return ()
-    return (
-        "with deletion_vectors, deltalake's to_pyarrow_table and Daft refuse to read it, and chDB's"
-        " count() counts deleted rows; polars, DuckDB, Spark and Databricks read it",
-    )
+    """Sentences about who cannot read or write the table that the config asks for."""
+    return (*_of_vectors(own), *_of_liquid(own))
+
+
+def _of_vectors(own: TableSettings) -> Iterator[str]:
+    if own.deletion_vectors:
+        yield (
+            "with deletion_vectors, deltalake's to_pyarrow_table and Daft refuse to read it, and"
+            " chDB's count() counts deleted rows; polars, DuckDB, Spark and Databricks read it"
+        )
+
+
+def _of_liquid(own: TableSettings) -> Iterator[str]:
+    if own.liquid:
+        yield (
+            "with liquid, deltalake and polars read it but refuse to write it; DuckDB, ClickHouse"
+            " and Sail read it, DuckDB inserts too; on Databricks itself it was not proven"
+        )
 
 
 def ctid_notes(relation: Relation, version: int) -> tuple[str, ...]:

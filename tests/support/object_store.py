@@ -40,11 +40,11 @@ class Gateway:
     """A store behind its gateway.
 
     ``requests`` are the methods and paths that came, ``spans`` when each began and ended, by a
-    monotonic clock; ``delay`` is in seconds; ``failures`` are statuses that are answered first,
-    with ``code`` (a usual one if it is ""); ``refuse`` says which requests are answered with 403,
-    by their headers; ``immutable`` imitates a policy of Azure by which no object can be replaced;
-    ``cut`` says which request is cut in its middle, after which the store is away
-    for ``away`` seconds.
+    monotonic clock; ``delay`` is in seconds, ``sent`` the bytes of all answers; ``failures`` are
+    statuses that are answered first, with ``code`` (a usual one if it is ""); ``refuse`` says which
+    requests are answered with 403, by their headers; ``immutable`` imitates a policy of Azure by
+    which no object can be replaced; ``cut`` says which request is cut in its middle, after which
+    the store is away for ``away`` seconds.
     """
 
     url: str = ""
@@ -59,6 +59,7 @@ class Gateway:
     cut: Callable[[str, str, int], bool] | None = None
     away: float = 1.0
     back: float = 0.0
+    sent: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -174,6 +175,8 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if self.command != "HEAD":
+                with running.lock:
+                    running.sent += len(data)
                 self.wfile.write(data)
 
         def handle(self) -> None:

@@ -20,14 +20,16 @@ import random
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 from bronze.delta import commit
-from bronze.delta.layout import file_groups, rewrite
+from bronze.delta.layout import choice, file_groups, liquid, rewrite
+from bronze.delta.layout.choice import Choice, Queries
 from bronze.delta.layout.rewrite import Made
 from bronze.delta.log import State, read, recent
+from bronze.delta.read.clustering import PROVIDER
 from bronze.delta.schema import PROPERTIES, properties
 from bronze.delta.statistics import SAFE
 from bronze.errors import CommitConflict, LakeError
@@ -61,11 +63,17 @@ class TableLayout:
             are ordered too, but have no file statistics for data skipping.
         target: the size of a file, in bytes of Parquet.
         budget: the most bytes of Parquet that one call reads; a larger cluster is not rewritten.
+        liquid: whether the log says what the table is clustered by, as Databricks' liquid
+            clustering does (`bronze.delta.layout.liquid`).
+        auto: the filters to choose the columns for, instead of ``cluster_by``
+            (`bronze.delta.layout.choice`).
     """
 
     cluster_by: tuple[str, ...] = ()
     target: int = 128 * 2**20
     budget: int = 16 * 2**30
+    liquid: bool = False
+    auto: Queries | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class OptimizeResult:
     """The result of `optimize_table`; ``version`` is None if there was nothing to do.
 
     ``files`` and ``bytes`` are those of the table, ``rewritten`` (bytes) and ``rows`` were
-    rewritten.
+    rewritten; ``choice`` is the choice of columns to cluster by, if this call made one.
     """
 
     version: int | None = None
@@ -83,6 +91,7 @@ class OptimizeResult:
     bytes_after: int = 0
     rewritten: int = 0
     rows: int = 0
+    choice: Choice | None = None
 
 
 def is_needed(state: State, wish: TableLayout) -> bool:
@@ -91,7 +100,20 @@ def is_needed(state: State, wish: TableLayout) -> bool:
     Raises:
         LakeError: the table has no such columns to cluster by.
     """
-    return bool(groups_to_rewrite(state, wish))
+    return (
+        (wish.auto is not None and choice.is_needed(state, wish.target, wish.auto))
+        or _needs_liquid(state, wish)
+        or bool(groups_to_rewrite(state, wish))
+    )
+
+
+def _needs_liquid(state: State, wish: TableLayout) -> bool:
+    by = _cluster_columns(state, wish)
+    return wish.liquid and bool(by) and liquid.is_needed(state, by)
+
+
+def _needs_choice(state: State, wish: TableLayout) -> bool:
+    return wish.auto is not None and choice.is_needed(state, wish.target, wish.auto)
 
 
 def optimize_table(
@@ -130,18 +152,45 @@ def optimize_table(
 
 def steps(place: Place, wish: TableLayout, *, batch_id: str, memory: int) -> Steps:
     """`optimize_table` as a generator, for callers that run the jobs themselves."""
+    version, decided = None, None
     for attempt in range(_TRIES):
         _pause(attempt)
         state = recent(place)
+        if state is not None and _needs_choice(state, wish):
+            try:
+                decided = yield from choice.steps(state, wish.target, wish.auto or Queries())
+            except CommitConflict:
+                continue
+            state = recent(place)
+        if state is not None and _needs_liquid(state, wish):
+            try:
+                version = yield from _liquid_steps(state, wish)
+            except CommitConflict:
+                continue
+            state = recent(place)
         groups = groups_to_rewrite(state, wish) if state else ()
         if state is None or not groups:
-            return OptimizeResult()
+            return _unchanged(state, version, decided)
         state.writable()
         made = yield from rewrite.steps(_orders(state, wish, groups, batch_id, memory))
         result = _commit_current(state, wish, made, batch_id)
         if result:
-            return result
+            return replace(result, choice=decided)
     raise _conflict(place)
+
+
+def _liquid_steps(state: State, wish: TableLayout) -> liquid.Steps:
+    shape = _shape(state, wish)
+    notes = dict(shape.notes) if shape else {}
+    return liquid.steps(state, _cluster_columns(state, wish), notes)
+
+
+def _unchanged(state: State | None, version: int | None, decided: Choice | None) -> OptimizeResult:
+    """The result where no file was rewritten."""
+    if state is None or version is None:
+        return OptimizeResult(choice=decided)
+    count, size = len(state.files), file_groups.size_of(state.files)
+    return OptimizeResult(version, count, count, size, size, choice=decided)
 
 
 def _conflict(place: Place) -> CommitConflict:
@@ -168,7 +217,9 @@ def groups_to_rewrite(state: State, wish: TableLayout) -> tuple[tuple[StoredFile
     by = _cluster_columns(state, wish)
     groups: list[tuple[StoredFile, ...]] = []
     budget = wish.budget
-    for stored in file_groups.by_partition(state.files):
+    # Files that another implementation of liquid clustering has clustered are left to it.
+    ours = [file for file in state.files if file.provider in ("", PROVIDER)]
+    for stored in file_groups.by_partition(ours):
         if by:
             part = file_groups.to_cluster(stored, by, wish.target, budget)
         else:
@@ -180,6 +231,8 @@ def groups_to_rewrite(state: State, wish: TableLayout) -> tuple[tuple[StoredFile
 
 def _cluster_columns(state: State, wish: TableLayout) -> tuple[str, ...]:
     """The columns to cluster by within a partition."""
+    if wish.auto is not None:
+        return tuple(name for name in choice.chosen(state) if name != state.partition)
     known = dict(state.columns)
     # A column keeps the table's spelling when the source changes the case of its name.
     spellings = {name.lower(): name for name in known}
@@ -248,7 +301,8 @@ def _commit_current(
 def _commit(state: State, wish: TableLayout, made: Sequence[Made], batch_id: str) -> int:
     added = [file for one in made for file in one.files]
     removed = [file for one in made for file in one.order.files]
-    parameters = {"clusterBy": json.dumps(wish.cluster_by), "targetSize": str(wish.target)}
+    by = wish.cluster_by if wish.auto is None else choice.chosen(state)
+    parameters = {"clusterBy": json.dumps(by), "targetSize": str(wish.target)}
     change = commit.Change("OPTIMIZE", added, removed, is_data=False, parameters=parameters)
     return commit.commit(
         state.place, state, change, {"batch_id": batch_id}, shape=_shape(state, wish)
@@ -320,7 +374,8 @@ def _statistics(state: State, wish: TableLayout) -> tuple[str, ...]:
     else:
         most = int(state.properties.get(_STATS_COUNT, _DEFAULT_STATS))
         named = [name for name, _ in state.columns[: most if most >= 0 else None]]
-    return tuple(dict.fromkeys(n for n in (*named, *_cluster_columns(state, wish)) if n in safe))
+    by = (*_cluster_columns(state, wish), *state.clustering)
+    return tuple(dict.fromkeys(n for n in (*named, *by) if n in safe))
 
 
 def _names(text: str) -> list[str]:

@@ -41,6 +41,7 @@ def added_file(
         high=tuple((name, widest(bound)) for name, bound in _bounds(high, columns)),
         partition=tuple((name, values.get(name) or None) for name in partition_columns),
         vector=vector,
+        provider=add.get("clusteringProvider") or "",
     )
 
 

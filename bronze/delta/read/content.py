@@ -60,6 +60,10 @@ class LogContent(Protocol):
     def protocol(self) -> TableProtocol:
         """The protocol."""
 
+    @property
+    def domains(self) -> Mapping[str, str]:
+        """The configuration of each metadata domain."""
+
     def transaction(self, name: str) -> int | None:
         """The version of an app transaction, None if there is none."""
 
@@ -112,6 +116,11 @@ class Opened:
             frozenset(protocol.reader_features or ()),
             frozenset(protocol.writer_features or ()),
         )
+
+    @property
+    def domains(self) -> Mapping[str, str]:
+        """None: deltalake does not have them, so that it does not read tables with domains."""
+        return {}
 
     def transaction(self, name: str) -> int | None:
         """The version of an app transaction, None if there is none."""

@@ -31,7 +31,7 @@ from bronze.delta import store
 from bronze.delta.read import deletion_vectors, remembered
 from bronze.delta.read.added_files import added_file
 from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened
-from bronze.delta.schema import NTZ, VECTORS, kinds
+from bronze.delta.schema import DOMAINS, NTZ, VECTORS, kinds
 from bronze.delta.storage import client
 from bronze.delta.storage.store_errors import store_error
 from bronze.model.files import DeletionVector, StoredFile
@@ -50,7 +50,7 @@ _LONGEST, _LARGEST_CHECKPOINT = 2 * 2**20, 256 * 2**10
 _CONCURRENT = 8
 # The last version of readers with no other features than the named ones.
 _NAMED_FEATURES = 3
-_FROM_CHECKPOINT = ("txn", "metaData", "protocol", "add")
+_FROM_CHECKPOINT = ("txn", "metaData", "protocol", "domainMetadata", "add")
 # Since when app transactions expire.
 _EXPIRY = "delta.setTransactionRetentionDuration"
 
@@ -90,6 +90,7 @@ class Replayed:
     adds: Sequence[Mapping[str, Any]] = field(repr=False)
     transactions: Mapping[str, int] = field(repr=False)
     last: tuple[object, ...] | None = None
+    domains: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def transaction(self, name: str) -> int | None:
         """The version of an app transaction, None if there is none."""
@@ -113,7 +114,12 @@ class Replayed:
         except _UNUSUAL:
             if VECTORS in self.protocol.reader_features:
                 raise
-            return opened(self.place, self.version).files()
+            # deltalake does not have the providers of clustering.
+            providers = {add["path"]: add.get("clusteringProvider") or "" for add in self.adds}
+            return tuple(
+                replace(file, provider=providers.get(file.path, ""))
+                for file in opened(self.place, self.version).files()
+            )
 
     def paths(self) -> Sequence[str]:
         """The paths of all data files and deletion vectors."""
@@ -175,13 +181,28 @@ def _content_at(place: Place, version: int | None = None) -> LogContent:
 def _opened(place: Place, version: int | None) -> LogContent:
     """The content of a log that is not simple."""
     content = opened(place, version)
-    if VECTORS not in content.protocol.reader_features:
-        return content
-    # deltalake does not say which rows of which file are deleted.
+    return replayed(place, version) if _is_beyond_deltalake(content.protocol) else content
+
+
+def _is_beyond_deltalake(protocol: TableProtocol) -> bool:
+    """Whether a log has what deltalake does not tell: which rows of a file are deleted, or domains
+    in a table that bronze may write.
+    """
+    has_domains = DOMAINS in protocol.writer_features and _is_plain(protocol)
+    return VECTORS in protocol.reader_features or has_domains
+
+
+def replayed(place: Place, version: int | None = None) -> Replayed:
+    """The content of a log, however long it is, with all that its actions say.
+
+    Raises:
+        OSError, ValueError: the log cannot be read.
+        LakeError, LakeUnreachable: the store does not answer.
+    """
     try:
         return _replayed(place, version, is_long=True)
     except _NotSimpleError as error:
-        raise ValueError(f"bronze cannot read its deletion vectors: {error}") from None
+        raise ValueError(f"bronze cannot replay it: {error}") from None
 
 
 def remember_commit(
@@ -373,6 +394,7 @@ def _reconciled(
     adds: list[Mapping[str, Any]] = []
     seen: set[_FileKey] = set()
     transactions: dict[str, int] = {}
+    domains: dict[str, str | None] = {}
     metadata = protocol = None
     for actions in layers:
         keys: list[_FileKey] = []
@@ -385,6 +407,9 @@ def _reconciled(
                     adds.append(value)
             elif kind == "txn":
                 transactions.setdefault(value["appId"], int(value["version"]))
+            elif kind == "domainMetadata":
+                text = None if value.get("removed") else value["configuration"]
+                domains.setdefault(value["domain"], text)
             elif kind == "metaData":
                 metadata = metadata or _metadata(value)
             elif kind == "protocol":
@@ -395,12 +420,16 @@ def _reconciled(
     if before is not None:
         adds += [add for add in before.adds if _key(add) not in seen]
         transactions = {**before.transactions, **transactions}
+        domains = {**before.domains, **domains}
         metadata, protocol = metadata or before.metadata, protocol or before.protocol
     if metadata is None or protocol is None:
         raise _NotSimpleError("the log has no table")
     if not _is_plain(protocol) or _EXPIRY in metadata.configuration:
         raise _NotSimpleError("the table has other features")
-    return Replayed(place, version, metadata, protocol, adds, transactions)
+    present = {name: text for name, text in domains.items() if text is not None}
+    return Replayed(
+        place, version, metadata, protocol, adds, transactions=transactions, domains=present
+    )
 
 
 def _key(action: Mapping[str, Any]) -> _FileKey:

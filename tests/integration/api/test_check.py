@@ -113,6 +113,7 @@ def test_check_reports_settings_that_do_not_fit_the_table(source: Source) -> Non
         "taken_name": {"rename": {"a": "batch_id"}},
         "no_cluster": {"cluster_by": ["gone"]},
         "masked_cluster": {"cluster_by": ["a"], "protect": {"a": "mask"}},
+        "decimal_liquid": {"cluster_by": ["price"], "liquid": True},
         "masked_key": {"protect": {"id": "mask"}},
         "dropped_key": {"protect": {"id": "drop"}},
         "text_partition": {"partition_by": "a"},
@@ -127,11 +128,14 @@ def test_check_reports_settings_that_do_not_fit_the_table(source: Source) -> Non
     }
     for name in tables:
         columns = KEYED.replace(" PRIMARY KEY", "") if "keyless" in name else KEYED
+        columns += ", price numeric(9, 2)" if name == "decimal_liquid" else ""
         if name.startswith("view"):
             source.execute(f"CREATE VIEW {name} AS SELECT 1 AS id")
         else:
             source.execute(f"CREATE TABLE {name} ({columns}); INSERT INTO {name} VALUES (1, 'a')")
-    refused(source.settings(tables=tables), tables.keys() - {"fine"})
+    failures = refused(source.settings(tables=tables), tables.keys() - {"fine"})
+    (message,) = [f.message for name, f in failures.items() if name.endswith("decimal_liquid")]
+    assert "cannot have liquid clustering by price" in message
 
 
 def test_check_reports_conflicts_with_existing_bronze_tables(source: Source) -> None:

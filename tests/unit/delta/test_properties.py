@@ -55,6 +55,7 @@ CASES: list[tuple[str, str, str, Any, Any]] = [
     (properties.CUT, "has_removed_rows", "true", True, False),
     (properties.FORMAT, "format", "2", 2, 1),
     (properties.WRITER, "writer", "0.1.0", "0.1.0", ""),
+    (properties.CLUSTERING, "clustering_choice", "{}", "{}", ""),
     (properties.AUDIT_LOGS, "audit_logs", "a,b", ("a", "b"), ()),
 ]
 
@@ -95,6 +96,7 @@ TEXTS = {
     "has_removed_rows",
     "audit_logs",
     "writer",
+    "clustering_choice",
 }
 
 
