@@ -11,7 +11,8 @@ import psycopg
 
 import bronze
 from bronze.api import progress
-from bronze.cli import output, results
+from bronze.cli import output
+from bronze.cli.screens import results
 from bronze.demo import inventory, server
 from bronze.errors import ConfigError
 

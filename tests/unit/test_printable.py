@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.api import progress
-from bronze.cli import output, reports, results
+from bronze.cli import output
+from bronze.cli.screens import reports, results
 from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.model.events import BatchApplied, Notice, TableFailed, TableLanded

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import bronze
 from bronze.api import check
 from bronze.cdc import stream
-from bronze.cli import reports, results
 from bronze.cli.main import app
+from bronze.cli.screens import reports, results
 from bronze.config import loading
 from bronze.config.quality import QualitySettings
 from bronze.config.settings import Settings

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from bronze.api.check import CheckReport, ColumnReport, TableReport
-from bronze.cli import output, reports, results
+from bronze.cli import output
+from bronze.cli.screens import reports, results
 from bronze.model.results import RunResult, TableResult
 
 

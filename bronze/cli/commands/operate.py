@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bronze.cli.commands.options import AsJson, Config
 from bronze.cli.failures import exit_codes
 
 if TYPE_CHECKING:
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     from bronze.operate.alerts.trial import Trial
     from bronze.operate.runbook import Contents
 
-Config = Annotated[
-    Path,
-    typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 _DEFAULT = Path("bronze.toml")
 
 
@@ -35,7 +31,8 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Find out what is wrong with config, source, lake and machine, within seconds."""
-    from bronze.cli import output, reports
+    from bronze.cli import output
+    from bronze.cli.screens import reports
     from bronze.operate.doctor.diagnosis import diagnose
 
     with exit_codes(as_json):
