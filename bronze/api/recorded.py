@@ -23,7 +23,7 @@ from bronze.execution.permits import Permits
 from bronze.governance import audit
 from bronze.governance.audit import Event
 from bronze.governance.run_log import Cause, RunLog
-from bronze.model.events import LoadEvent, StreamEvent, TableLanded
+from bronze.model.events import LoadEvent, RunPlanned, StreamEvent, TableLanded
 from bronze.model.results import (
     EXIT_CODES,
     LateRecord,
@@ -38,6 +38,7 @@ from bronze.model.results import (
 if TYPE_CHECKING:
     from bronze.cdc import stream
     from bronze.ingest import pipeline
+    from bronze.ingest.table_run import TableRun
     from bronze.maintenance import maintain as maintenance
     from bronze.protection.erasure_result import ErasureResult
     from bronze.verify.confirmation import Refresh
@@ -56,9 +57,11 @@ def run(
     stop: Stop | None = None,
     permits: Permits | None = None,
     share: Share | None = None,
+    planned: Callable[[RunPlanned], None] = lambda _: None,
 ) -> RunResult:
     """`bronze.ingest.pipeline.run`, with its records in ``governance.runs``; its tasks share
-    ``permits`` with those of others, and keep within its ``share`` of the memory.
+    ``permits`` with those of others, and keep within its ``share`` of the memory. ``planned`` is
+    called before tables are read, after a lost connection again.
     """
     from bronze.ingest import pipeline
 
@@ -80,19 +83,32 @@ def run(
                 log.note(run_records.of_loaded(event.result))
             notify(event)
 
+        def record_plan(table_runs: Sequence[TableRun]) -> None:
+            run_records.plan(log, table_runs)
+            planned(_run_planned(table_runs))
+
         with shared_permits.sharing(permits):
             return pipeline.run(
                 settings,
                 tables,
                 pool=pool,
                 notify=remember,
-                planned=lambda planned: run_records.plan(log, planned),
+                planned=record_plan,
                 ended=lambda done: log.end(map(run_records.of_loaded, done.tables)),
                 stop=stop,
             )
 
     logged = run_records.logged(settings, "run", cause, work, run_records.of_loaded)
     return _run_and_record(settings, "run", tables, logged, events)
+
+
+def _run_planned(table_runs: Sequence[TableRun]) -> RunPlanned:
+    relations = [table.target.relation for table in table_runs]
+    return RunPlanned(
+        table_runs[0].stamp.batch_id if table_runs else "",
+        tuple(table.target.label for table in table_runs),
+        sum(max(relation.rows, 0) for relation in relations),
+    )
 
 
 def follow(
@@ -272,7 +288,9 @@ def verify(
     return _run_and_record(settings, "verify", tables, logged, events)
 
 
-def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> ErasureResult:
+def forget(
+    settings: Settings, table: str, key: Mapping[str, str], *, ask: bool, dry_run: bool = False
+) -> ErasureResult:
     """`bronze.protection.erasure.forget`. The values of the key are not recorded."""
     from bronze.protection import erasure
 
@@ -283,12 +301,13 @@ def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool)
             "records": done.records,
             "left": done.left,
             "version": done.version,
+            **({"dry_run": True} if dry_run else {}),
             **({"source": done.source.table} if done.source else {}),
             **({"looked_at": asdict(done.before)} if done.before else {}),
         }
         return [Event("forget", done.target, _outcome(done), details)]
 
-    work = lambda: erasure.forget(settings, table, key, ask=ask)  # noqa: E731
+    work = lambda: erasure.forget(settings, table, key, ask=ask, dry_run=dry_run)  # noqa: E731
     return _run_and_record(settings, "forget", [table], work, events)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,20 @@ import typer
 
 from bronze.cli.commands.options import AsJson, Config, Tables
 from bronze.cli.failures import exit_codes
+from bronze.dsn import dsn_of_environment
+from bronze.errors import ConfigError
 
 
 def init(
-    dsn: Annotated[str, typer.Option(help="The database: postgresql://user@host:5432/name")],
+    database: Annotated[
+        str,
+        typer.Argument(
+            metavar="DSN",
+            help="The database: postgresql://user@host:5432/name. Without it PGHOST, PGPORT,"
+            " PGDATABASE, PGUSER and PGSERVICE say which one.",
+        ),
+    ] = "",
+    dsn: Annotated[str, typer.Option(help="The same as an option.")] = "",
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("bronze.toml"),
     schema: Annotated[
         list[str] | None, typer.Option(help="Schemas to survey; all with tables if none.")
@@ -24,8 +35,13 @@ def init(
     from bronze.cli import output
 
     with exit_codes(False):
+        if database and dsn:
+            raise ConfigError("The database is given twice.", hint="Leave out --dsn.")
         text = propose.propose_config(
-            dsn, schemas=schema or (), name=name, notify=output.print_line
+            database or dsn or dsn_of_environment(os.environ),
+            schemas=schema or (),
+            name=name,
+            notify=output.print_line,
         )
         propose.write_config(out, text)
         output.print_line(
@@ -51,14 +67,22 @@ def demo(
 
 
 def check(
-    tables: Tables = None, config: Config = Path("bronze.toml"), as_json: AsJson = False
+    tables: Tables = None,
+    config: Config = Path("bronze.toml"),
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Show the columns of all tables.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a run would do with each table and column, and what prevents it."""
     import bronze
     from bronze.cli import output
-    from bronze.cli.screens import reports
+    from bronze.cli.screens import checks, documents
 
     with exit_codes(as_json):
         report = bronze.open(config).check(tables or ())
-        output.print_result(report) if as_json else reports.check(report)
+        if as_json:
+            output.print_json(documents.check(report))
+        else:
+            checks.check(report, detailed=verbose or bool(tables))
         raise typer.Exit(report.exit_code)

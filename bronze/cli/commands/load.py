@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bronze.cli.commands.options import AsJson, Config, Tables
+from bronze.cli.commands.options import (
+    AsJson,
+    Config,
+    DryRun,
+    LogFormat,
+    LogFormats,
+    Quiet,
+    Tables,
+    Verbose,
+    Yes,
+    confirm,
+    set_log,
+)
 from bronze.cli.failures import exit_codes, stop_on_signals
+from bronze.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bronze.api.client import Bronze
+    from bronze.model.events import StreamEvent
 
 
 def run(
-    tables: Tables = None, config: Config = Path("bronze.toml"), as_json: AsJson = False
+    tables: Tables = None,
+    config: Config = Path("bronze.toml"),
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_format: LogFormat = LogFormats.TEXT,
+    as_json: AsJson = False,
 ) -> None:
     """Load tables from PostgreSQL into the lake from one snapshot."""
     import bronze
@@ -22,9 +46,10 @@ def run(
 
     with exit_codes(as_json):
         opened = bronze.open(config)
-        with stop_on_signals() as stop, progress.progress(as_json) as notify:
-            result = opened.run(tables or (), notify=notify, stop=stop)
-        output.print_result(result) if as_json else results.run_result(result)
+        set_log(log_format, quiet, verbose)
+        with stop_on_signals() as stop, progress.progress(as_json) as shown:
+            result = opened.run(tables or (), notify=shown.notify, planned=shown.planned, stop=stop)
+        output.print_result(result) if as_json else results.run_result(result, quiet)
         raise typer.Exit(result.exit_code)
 
 
@@ -40,6 +65,11 @@ def stream(
     drop: Annotated[
         bool, typer.Option("--drop", help="Drop slot and publication; the Bronze tables stay.")
     ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_format: LogFormat = LogFormats.TEXT,
     as_json: AsJson = False,
 ) -> None:
     """Apply the changes of tables whose pattern is "streaming", within seconds."""
@@ -51,16 +81,39 @@ def stream(
     with exit_codes(as_json):
         opened = bronze.open(config)
         if drop:
-            dropped = opened.drop_stream(tables or ())
-            results.dropped_stream(dropped, as_json)
+            _drop(opened, tables or (), dry_run, yes, as_json)
             return
-        with stop_on_signals() as stop, progress.progress(as_json) as copied:
+        if dry_run:
+            raise ConfigError("--dry-run is for --drop.", hint="`bronze check` shows the rest.")
+        set_log(log_format, quiet, verbose)
+        log = progress.stream_log(as_json, opened.stream_name(tables or ()))
+        with stop_on_signals() as stop, progress.progress(as_json, "Connecting") as copied:
+
+            def note(event: StreamEvent) -> None:
+                copied.begun()
+                log(event)
+
             result = opened.stream(
                 tables or (),
                 until_caught_up=until_caught_up,
                 stop=stop,
-                notify=progress.stream_log(as_json),
-                copied=copied,
+                notify=note,
+                copied=copied.notify,
             )
-        output.print_result(result) if as_json else results.stream_result(result)
+        output.print_result(result) if as_json else results.stream_result(result, quiet)
         raise typer.Exit(result.exit_code)
+
+
+def _drop(opened: Bronze, tables: Sequence[str], dry_run: bool, yes: bool, as_json: bool) -> None:
+    from bronze.cli.screens import results
+
+    name = opened.stream_name(tables)
+    if dry_run:
+        results.stream_to_drop(name, as_json)
+        return
+    confirm(
+        f"Drop the replication slot {name} and its publication? The next stream compares all of its"
+        " tables with the source.",
+        yes,
+    )
+    results.dropped_stream(opened.drop_stream(tables), as_json)

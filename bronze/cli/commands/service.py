@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bronze.cli.commands.options import AsJson, Config
+from bronze.cli.commands.options import AsJson, Config, LogFormat, LogFormats, Quiet, set_log
 from bronze.cli.failures import INTERRUPTED, exit_codes, stop_on_signals
 
 if TYPE_CHECKING:
@@ -25,24 +25,14 @@ _Reason = Annotated[str, typer.Option(help="Why, for those who read it later.")]
 _DEFAULT = Path("bronze.toml")
 
 
-def add_to(app: typer.Typer) -> None:
-    """Adds the commands to the command line."""
-    for name, command in (
-        ("serve", serve),
-        ("pause", pause),
-        ("resume", resume),
-        ("now", run_now),
-        ("reset", reset),
-    ):
-        app.command(name)(command)
-
-
 def serve(
     once: Annotated[
         bool,
         typer.Option("--once", help="Bring every due table up, stream until caught up, and end."),
     ] = False,
     config: Config = _DEFAULT,
+    quiet: Quiet = False,
+    log_format: LogFormat = LogFormats.TEXT,
 ) -> None:
     """Keep every table within its SLA: run what is due, stream, and tell people of trouble."""
     from bronze.config.settings import Settings
@@ -50,6 +40,7 @@ def serve(
 
     with exit_codes(False):
         settings = Settings.from_file(config)
+        set_log(log_format, quiet)
         try:
             with stop_on_signals() as stop, _reload_on_hangup() as hangup:
                 code = service.serve(settings, once=once, stop=stop, hangup=hangup)

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli.commands.options import AsJson, Config
+from bronze.cli.commands.options import (
+    AsJson,
+    Config,
+    DryRun,
+    LogFormat,
+    LogFormats,
+    Quiet,
+    Verbose,
+    Yes,
+    confirm,
+    set_log,
+)
 from bronze.cli.failures import exit_codes, stop_on_signals
 
 
@@ -32,6 +43,11 @@ def verify(
             " blind to values that were changed beneath them.",
         ),
     ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_format: LogFormat = LogFormats.TEXT,
     as_json: AsJson = False,
 ) -> None:
     """Prove that Bronze equals the source, or name the rows that differ."""
@@ -42,16 +58,21 @@ def verify(
 
     with exit_codes(as_json):
         opened = bronze.open(config)
-        with stop_on_signals() as stop, progress.progress(as_json) as notify:
+        if repair and not dry_run:
+            confirm("Verify, and reload in Bronze what differs from the source?", yes)
+        set_log(log_format, quiet, verbose)
+        with stop_on_signals() as stop, progress.progress(as_json, verb="Verifying") as shown:
             result = opened.verify(
                 tables or (),
-                repair=repair,
+                repair=repair and not dry_run,
                 at_rest=at_rest,
                 trust_hashes=trust_hashes,
-                notify=notify,
+                notify=shown.notify,
                 stop=stop,
             )
-        output.print_result(result) if as_json else results.verify_result(result)
+        output.print_result(result) if as_json else results.verify_result(result, quiet)
+        if repair and dry_run and not as_json:
+            results.tables_to_repair(result)
         raise typer.Exit(result.exit_code)
 
 
@@ -68,11 +89,14 @@ def quality(
     """Show the quality figures of tables, by rule, from the lake."""
     import bronze
     from bronze.cli import output
-    from bronze.cli.screens import reports
+    from bronze.cli.screens import documents, reports
 
     with exit_codes(as_json):
         report = bronze.open(config).quality(tables or (), trend=trend)
-        output.print_result(report) if as_json else reports.quality(report, trend)
+        if as_json:
+            output.print_json(documents.quality(report))
+        else:
+            reports.quality(report, trend)
         raise typer.Exit(report.exit_code)
 
 
@@ -92,7 +116,7 @@ def audit(
     """Show who did what and when, and prove that the audit log is complete."""
     import bronze
     from bronze.cli import output
-    from bronze.cli.screens import reports
+    from bronze.cli.screens import documents, reports
     from bronze.governance.audit_proof import moment
 
     with exit_codes(as_json):
@@ -103,5 +127,5 @@ def audit(
             action=action,
             table=table,
         )
-        output.print_result(report) if as_json else reports.audit(report)
+        output.print_json(documents.audit(report)) if as_json else reports.audit(report)
         raise typer.Exit(report.exit_code)

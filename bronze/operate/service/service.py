@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from bronze.api.progress import LOG
+from bronze.api.log_lines import LOG
 from bronze.config.settings import Settings
 from bronze.delta.storage import lake_folder
 from bronze.errors import ConfigError
