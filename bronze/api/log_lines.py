@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -63,7 +64,8 @@ class LogLines:
             pairs = (f"{name}={_quoted(fact)}" for name, fact in ordered.items())
             text = visible(" ".join((moment, level, _quoted(event), *pairs)))
         # One write for a line, so that those of several threads do not mix.
-        with self._lock:
+        # A reader that has gone (``| head``) does not end the work.
+        with self._lock, suppress(OSError, ValueError):
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 

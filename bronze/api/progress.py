@@ -41,21 +41,22 @@ STDERR = Console(stderr=True, highlight=False, emoji=False)
 
 @contextmanager
 def progress(
-    quiet: bool, phase: str = "Connecting and planning", verb: str = "Loading"
+    quiet: bool, phase: str = "Connecting and planning", *, verifying: bool = False
 ) -> Iterator[LoadProgress]:
-    """What shows the progress of tables: on a terminal a line for all and a bar for each table that
-    is read, elsewhere a line of the log for each that has ended, nothing if ``quiet``.
+    """What shows the progress of tables that are loaded, or verified: on a terminal a line for all
+    and a bar for each table that is read, elsewhere a line of the log for each that has ended,
+    nothing if ``quiet``.
     """
     if quiet:
         yield LoadProgress(lambda _: None, lambda _: None)
     elif STDERR.is_terminal and not STDERR.is_dumb_terminal:
         from bronze.api.run_display import RunDisplay, live
 
-        display = RunDisplay(phase, verb)
+        display = RunDisplay(phase, verifying)
         with live(display, STDERR):
             yield LoadProgress(display.notify, display.plan, display.begin)
     else:
-        yield LoadProgress(log_event, _log_plan)
+        yield LoadProgress(lambda event: log_event(event, brief=True), _log_plan)
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,18 @@ def _log_plan(planned: RunPlanned) -> None:
     LOG.info("planned", tables=len(planned.tables), rows_estimated=planned.rows)
 
 
-def log_event(event: LoadEvent) -> None:
-    """A line of the log for each table that has ended; with ``-v`` also for those that are read."""
+def log_event(event: LoadEvent, brief: bool = False) -> None:
+    """A line of the log for each table that has ended; with ``-v`` also for those that are read.
+    With ``brief`` the error of one that has failed is left to who prints the result.
+    """
     if isinstance(event, TableProgress):
         LOG.debug("reading", table=event.table, rows=event.rows, share=round(event.share, 3))
     elif isinstance(event, TableFailed):
         if event.error.kind == Stopped.__name__:
             LOG.warning("stopped", table=event.table)
             return
-        LOG.error("failed", table=event.table, kind=event.error.kind, error=event.error.message)
+        message = {} if brief else {"error": event.error.message}
+        LOG.error("failed", table=event.table, kind=event.error.kind, **message)
     else:
         done = event.result
         LOG.info(

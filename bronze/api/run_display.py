@@ -33,12 +33,12 @@ class _Moving:
 @dataclass
 class RunDisplay:
     """What the terminal shows while tables are loaded or proven: a line for the whole, below it at
-    most `MOST_BARS` bars. ``phase`` is what happens before the first table, ``verb`` what happens
-    to tables.
+    most `MOST_BARS` bars. ``phase`` is what happens before the first table. A table that is
+    ``verifying`` has ended when it is read; one that is loaded is committed then.
     """
 
     phase: str
-    verb: str
+    verifying: bool = False
     began: float = field(default_factory=time.monotonic)
     total: int = 0
     moving: dict[str, _Moving] = field(default_factory=dict)
@@ -58,14 +58,19 @@ class RunDisplay:
         if isinstance(event, TableProgress):
             table = self.moving.setdefault(event.table, _Moving(time.monotonic()))
             table.rows, table.share = event.rows, min(event.share, 1.0)
+            if self.verifying and table.share >= 1.0:
+                self._end(event.table, "read", table.rows)
             return
-        known = self.moving.pop(event.table, None)
         if isinstance(event, TableLanded):
-            status: str = event.result.status
-            self.rows_of_ended += event.result.rows_read
-        else:
-            status = "stopped" if event.error.kind == Stopped.__name__ else "failed"
-            self.rows_of_ended += known.rows if known else 0
+            self._end(event.table, event.result.status, event.result.rows_read)
+            return
+        status = "stopped" if event.error.kind == Stopped.__name__ else "failed"
+        known = self.moving.get(event.table)
+        self._end(event.table, status, known.rows if known else 0)
+
+    def _end(self, table: str, status: str, rows: int) -> None:
+        self.moving.pop(table, None)
+        self.rows_of_ended += rows
         self.counts[status] = self.counts.get(status, 0) + 1
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -99,7 +104,7 @@ class RunDisplay:
             return Text(f"{self.phase} … {duration(seconds)}")
         ended = sum(self.counts.values())
         total = f" of {self.total:,}" if self.total else ""
-        line = Text(f"{self.verb} tables: ")
+        line = Text("Verifying tables: " if self.verifying else "Loading tables: ")
         line.append(f"{ended:,}{total} done", "bold")
         for status, count in self.counts.items():
             line.append(", ").append(f"{count:,} {status}", _STYLES.get(status, ""))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bronze.api.log_lines import LOG
 from bronze.api.progress import STDERR
 from bronze.printable import visible, visible_json
 
@@ -28,7 +29,10 @@ def print_line(text: str, style: str | None = None) -> None:
 
 
 def print_error(text: str, hint: str = "") -> None:
-    """Prints an error and its hint on stderr."""
+    """Prints an error and its hint on stderr: where the log is JSON, as an event of it."""
+    if LOG.format == "json":
+        LOG.error(text.strip(), **({"hint": hint} if hint else {}))
+        return
     _line(STDERR, text, "red")
     print_hint(hint)
 
@@ -128,6 +132,8 @@ def print_figures(
     """Prints a table of figures without its empty columns; ``texts`` are aligned to the left. The
     words of a column ``status`` have their colours.
     """
+    if not rows:
+        return
     rows = [[visible(cell) for cell in row] for row in rows]
     shown = [i for i, _ in enumerate(names) if any(row[i] not in _EMPTY for row in rows)]
     widths = {i: max(cell_len(row[i]) for row in (names, *rows)) for i in shown}

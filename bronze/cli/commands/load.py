@@ -45,8 +45,8 @@ def run(
     from bronze.cli.screens import results
 
     with exit_codes(as_json):
-        opened = bronze.open(config)
         set_log(log_format, quiet, verbose)
+        opened = bronze.open(config)
         with stop_on_signals() as stop, progress.progress(as_json) as shown:
             result = opened.run(tables or (), notify=shown.notify, planned=shown.planned, stop=stop)
         output.print_result(result) if as_json else results.run_result(result, quiet)
@@ -79,13 +79,13 @@ def stream(
     from bronze.cli.screens import results
 
     with exit_codes(as_json):
+        set_log(log_format, quiet, verbose)
         opened = bronze.open(config)
         if drop:
             _drop(opened, tables or (), dry_run, yes, as_json)
             return
         if dry_run:
             raise ConfigError("--dry-run is for --drop.", hint="`bronze check` shows the rest.")
-        set_log(log_format, quiet, verbose)
         log = progress.stream_log(as_json, opened.stream_name(tables or ()))
         with stop_on_signals() as stop, progress.progress(as_json, "Connecting") as copied:
 

@@ -39,8 +39,8 @@ def serve(
     from bronze.operate.service import service
 
     with exit_codes(False):
-        settings = Settings.from_file(config)
         set_log(log_format, quiet)
+        settings = Settings.from_file(config)
         try:
             with stop_on_signals() as stop, _reload_on_hangup() as hangup:
                 code = service.serve(settings, once=once, stop=stop, hangup=hangup)

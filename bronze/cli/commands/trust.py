@@ -57,11 +57,11 @@ def verify(
     from bronze.cli.screens import results
 
     with exit_codes(as_json):
+        set_log(log_format, quiet, verbose)
         opened = bronze.open(config)
         if repair and not dry_run:
             confirm("Verify, and reload in Bronze what differs from the source?", yes)
-        set_log(log_format, quiet, verbose)
-        with stop_on_signals() as stop, progress.progress(as_json, verb="Verifying") as shown:
+        with stop_on_signals() as stop, progress.progress(as_json, verifying=True) as shown:
             result = opened.verify(
                 tables or (),
                 repair=repair and not dry_run,

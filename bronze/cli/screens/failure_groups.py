@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bronze.api.log_lines import LOG
 from bronze.cli.output import print_error, print_hint, print_line
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ def _without(text: str, table: str, short: str) -> str:
 
 def print_failures(errors: Mapping[str, Failure | None]) -> None:
     """Prints the errors of tables, those of one cause together; stopped ones in one line."""
+    if LOG.format == "json":
+        for table, error in errors.items():
+            if error:
+                LOG.error(error.message, table=table, kind=error.kind, hint=error.hint)
+        return
     stopped = [table for table, error in errors.items() if error and error.kind == "Stopped"]
     failures = (
         (table, error.message, error.hint)

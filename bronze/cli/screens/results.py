@@ -53,7 +53,7 @@ def run_result(result: RunResult, quiet: bool = False) -> None:
         notes = [(row.table, note) for row in result.tables for note in row.notes]
         print_notes(notes)
     print_failures({row.table: row.error for row in result.tables})
-    _print_notes(result)
+    _print_notes(result, quiet)
 
 
 _MOST_ROWS = 40
@@ -106,7 +106,7 @@ def stream_result(result: StreamResult, quiet: bool = False) -> None:
     if not quiet:
         _print_stream_figures(result)
     print_failures({row.table: row.error for row in result.tables})
-    _print_notes(result)
+    _print_notes(result, quiet)
 
 
 def _print_stream_figures(result: StreamResult) -> None:
@@ -195,10 +195,10 @@ def maintain_result(result: MaintainResult) -> None:
     print_record_failure(result)
 
 
-def _print_notes(result: RunResult | StreamResult) -> None:
-    for note in result.notes:
+def _print_notes(result: RunResult | StreamResult, quiet: bool) -> None:
+    for note in () if quiet else result.notes:
         print_line(note)
-    for record in result.late:
+    for record in () if quiet else result.late:
         print_line(
             f"{record.table}: batch {record.batch_id} was committed by a run that died before it"
             " was recorded; it is recorded now"

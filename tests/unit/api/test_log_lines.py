@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -11,15 +12,18 @@ import pytest
 
 from bronze.api import progress
 from bronze.api.log_lines import LOG
+from bronze.cli import output
+from bronze.cli.screens import failure_groups
 from bronze.model.events import (
     BatchApplied,
     CheckpointMade,
     Heard,
     RunPlanned,
+    TableFailed,
     TableLanded,
     TableProgress,
 )
-from bronze.model.results import TableResult
+from bronze.model.results import Failure, TableResult
 
 DONE = TableResult("s.t", "b.bz_t", "landed", 3, version=1, files=2, bytes=9, seconds=0.25)
 
@@ -81,7 +85,7 @@ def test_a_stream_says_what_it_follows_and_that_it_lives(
 ) -> None:
     """From where it begins, its tables, then a line a minute while nothing is committed."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("bronze.api.progress.time.monotonic", lambda: now[0])
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     heard = Heard(at, at, ("s.a", "s.b"))
     log = progress.stream_log(False, "slot_1")
@@ -100,3 +104,36 @@ def test_a_stream_says_what_it_follows_and_that_it_lives(
     log(heard)
     (line,) = capsys.readouterr().err.splitlines()
     assert "info landed transactions=1 changes=2 tables=s.a" in line
+
+
+def test_an_error_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run's line names the table that failed; its sentence is printed at the end. The service,
+    which prints no result, has both in the line.
+    """
+    failed = TableFailed("s.t", Failure("LakeError", "The disk is full.", ""))
+    with progress.progress(False) as shown:
+        shown.notify(failed)
+    assert capsys.readouterr().err.endswith("Z error failed table=s.t kind=LakeError\n")
+    progress.log_event(failed)
+    assert "error='The disk is full.'" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of `bronze run 2>&1 | head`."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Closed())
+    LOG.info("landed")
+
+
+def test_errors_are_json_where_the_log_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line of stderr is an object."""
+    LOG.format = "json"
+    output.print_error("It failed.", "Try again.")
+    failure_groups.print_failures({"s.t": Failure("LakeError", "Full.", "Free it.")})
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["level"], first["event"], first["hint"]) == ("error", "It failed.", "Try again.")
+    assert (second["table"], second["event"], second["hint"]) == ("s.t", "Full.", "Free it.")

@@ -122,7 +122,7 @@ def test_only_terminals_are_asked(
         questions.append(question)
         return answer
 
-    monkeypatch.setattr(options.typer, "confirm", confirm)
+    monkeypatch.setattr("bronze.cli.commands.options.typer.confirm", confirm)
     monkeypatch.setattr("sys.stdin.isatty", lambda: terminal, raising=False)
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
     refusal = nullcontext() if done else pytest.raises(typer.Exit)
