@@ -301,14 +301,15 @@ def protections(personal: Sequence[Personal], key: Sequence[str]) -> dict[str, s
     }
 
 
-def unreadable_error(target: Target) -> TableRefused:
-    """The error for a table that the role may not read."""
+def unreadable_error(target: Target, role: str = "") -> TableRefused:
+    """The error for a table that the ``role`` may not read; "" where its name is not known."""
+    to = statement.quoted(role) if role else "role"
+    what = "" if role else " where role is the one that bronze connects as."
     schema, name = target.relation.schema, target.relation.name
     return TableRefused(
         f"Table {target.label} cannot be read: permission denied.",
-        hint=f"GRANT USAGE ON SCHEMA {statement.quoted(schema)} TO role;"
-        f" GRANT SELECT ON {statement.quoted(schema, name)} TO role;"
-        " where role is the one that bronze connects as.",
+        hint=f"GRANT USAGE ON SCHEMA {statement.quoted(schema)} TO {to};"
+        f" GRANT SELECT ON {statement.quoted(schema, name)} TO {to};{what}",
         table=target.label,
         sqlstate="42501",
     )

@@ -83,7 +83,7 @@ def _print_counts(report: CheckReport) -> None:
     unknown = sum(table.rows < 0 for table in report.tables)
     keyless = sum(not table.key for table in report.tables)
     stored = size(sum(table.bytes for table in report.tables))
-    kinds_text = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items())
+    kinds_text = ", ".join(_count(number, kind) for kind, number in kinds.items())
     never = f"; {unknown:,} never analysed" if unknown else ""
     print_line(f"\n{kinds_text}: about {rows:,} rows in {stored}{never}; {keyless:,} without a key")
 

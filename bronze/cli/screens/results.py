@@ -47,7 +47,8 @@ def run_result(result: RunResult, quiet: bool = False) -> None:
     if not quiet:
         shown = _rows_to_show(result.tables)
         print_figures(("Bronze table", "status", *_FIGURES), [_cells(row) for row in shown])
-        if hidden := len(result.tables) - len(shown):
+        hidden = len(result.tables) - len(shown)
+        if shown and hidden:
             print_line(f"and {hidden:,} more{_statuses(result.tables, shown)}", "dim")
         _print_sum(result)
         notes = [(row.table, note) for row in result.tables for note in row.notes]
@@ -56,19 +57,17 @@ def run_result(result: RunResult, quiet: bool = False) -> None:
     _print_notes(result, quiet)
 
 
-_MOST_ROWS = 40
-"""On a terminal; a file gets all."""
+_MOST_ROWS, _LARGEST = 40, 15
+"""Of more tables than this a terminal shows those with most changes; a file gets all."""
 
 
 def _rows_to_show(rows: Sequence[TableResult]) -> list[TableResult]:
-    """The tables that a terminal shows: failed ones first, then those with most changes."""
+    """The tables whose figures are shown. Why others have failed is told below them."""
     if len(rows) <= _MOST_ROWS or not is_terminal():
         return list(rows)
-
-    def weight(row: TableResult) -> tuple[bool, int]:
-        return row.error is not None, row.inserted + row.updated + row.deleted
-
-    return sorted(rows, key=weight, reverse=True)[:_MOST_ROWS]
+    changed = [row for row in rows if not row.error and row.inserted + row.updated + row.deleted]
+    changed.sort(key=lambda row: row.inserted + row.updated + row.deleted, reverse=True)
+    return changed[:_LARGEST]
 
 
 def _statuses(rows: Sequence[TableResult], shown: Sequence[TableResult]) -> str:

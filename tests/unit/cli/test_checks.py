@@ -46,7 +46,7 @@ def test_many_tables_fit_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None
     assert len(lines) < 12
     assert lines[0] == "1,330 tables, 0 problems, 1,330 warnings"
     assert "warning on 1,330 tables: … has no index" in lines
-    assert "1,330 table: about 6,650 rows in 10.9 MB; 0 without a key" in lines
+    assert "1,330 tables: about 6,650 rows in 10.9 MB; 0 without a key" in lines
 
 
 def test_statements_to_copy_are_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
