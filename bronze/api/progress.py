@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bronze.ingest.pipeline import Notify
 
 _UPDATE_EVERY = 0.25
+_MOST_NAMES = 20
 SIGN_OF_LIFE = 60.0
 """After how many quiet seconds a stream says that it lives."""
 
@@ -149,7 +150,9 @@ class _StreamLog:
     def _alive(self, event: Heard) -> None:
         if event.tables != self._followed:
             self._followed, self._shown_at = event.tables, time.monotonic()
-            LOG.info("following", count=len(event.tables), tables=",".join(event.tables))
+            more = ",…" if len(event.tables) > _MOST_NAMES else ""
+            names = f"{','.join(event.tables[:_MOST_NAMES])}{more}"
+            LOG.info("following", count=len(event.tables), tables=names)
         elif time.monotonic() - self._shown_at >= SIGN_OF_LIFE:
             self._shown_at = time.monotonic()
             LOG.info(

@@ -85,7 +85,7 @@ def run(
 
         def record_plan(table_runs: Sequence[TableRun]) -> None:
             run_records.plan(log, table_runs)
-            planned(_run_planned(table_runs))
+            planned(run_records.plan_event(table_runs))
 
         with shared_permits.sharing(permits):
             return pipeline.run(
@@ -100,15 +100,6 @@ def run(
 
     logged = run_records.logged(settings, "run", cause, work, run_records.of_loaded)
     return _run_and_record(settings, "run", tables, logged, events)
-
-
-def _run_planned(table_runs: Sequence[TableRun]) -> RunPlanned:
-    relations = [table.target.relation for table in table_runs]
-    return RunPlanned(
-        table_runs[0].stamp.batch_id if table_runs else "",
-        tuple(table.target.label for table in table_runs),
-        sum(max(relation.rows, 0) for relation in relations),
-    )
 
 
 def follow(
