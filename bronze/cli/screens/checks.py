@@ -58,23 +58,26 @@ def _print_list(report: CheckReport) -> None:
         return
     schemas = sorted({table.target.partition(".")[0] for table in report.tables})
     print_line(f"\nBronze tables in {', '.join(schemas)}:")
-    names = ("table", "Bronze table", "kind", "rows", "size", "key", "state")
-    print_table(
-        names,
-        (
-            (
-                table.table,
-                short_name(table.target),
-                table.kind,
-                _rows(table),
-                size(table.bytes),
-                ", ".join(table.key) or "none",
-                Text("problem", "bold red") if table.problem else Text("ok", "green"),
-            )
-            for table in report.tables
-        ),
-        right=("rows", "size"),
-    )
+    # On a narrow terminal each column that says nothing costs another one.
+    kinds = any(table.kind != "table" for table in report.tables)
+    states = any(table.problem for table in report.tables)
+    names = ["table", "Bronze table", *["kind"] * kinds, "rows", "size", "key"]
+    names += ["state"] * states
+    rows = [_list_row(table, kinds, states) for table in report.tables]
+    print_table(names, rows, right=("rows", "size"))
+
+
+def _list_row(table: TableReport, kinds: bool, states: bool) -> list[str | Text]:
+    state = Text("problem", "bold red") if table.problem else Text("ok", "green")
+    return [
+        table.table,
+        short_name(table.target),
+        *[table.kind] * kinds,
+        _rows(table),
+        size(table.bytes),
+        ", ".join(table.key) or "none",
+        *[state] * states,
+    ]
 
 
 def _print_counts(report: CheckReport) -> None:

@@ -132,7 +132,7 @@ def test_only_terminals_are_asked(
 
 
 def test_a_wrong_config_is_an_error_before_large_imports(tmp_path: Path) -> None:
-    """And no variable makes a file of it a terminal."""
+    """So that it comes at once."""
     (tmp_path / "bronze.toml").write_text("[source]\nnme = 1\n")
     code = (
         "import sys, atexit\n"
@@ -148,9 +148,22 @@ def test_a_wrong_config_is_an_error_before_large_imports(tmp_path: Path) -> None
         text=True,
         check=False,
         cwd=tmp_path,
-        env={"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "PYTHONPATH": ":".join(sys.path)},
+        env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert done.returncode == 2, done.stderr
     assert "nme" in done.stderr
-    assert "\x1b" not in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["runbook"], ["now", "--hlp"]])
+def test_no_variable_makes_a_terminal_of_a_file(arguments: list[str]) -> None:
+    """Help, output and errors have no codes of terminals, although rich is asked for them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bronze", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert done.stdout + done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
