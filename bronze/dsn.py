@@ -64,3 +64,38 @@ def _probable_mistake(conninfo: str, params: Mapping[str, str]) -> str:
     if not all(port.isdecimal() for port in params.get("port", "").split(",") if port):
         return "its port is not a number"
     return ""
+
+
+_VARIABLES = {
+    "PGSERVICE": "service",
+    "PGHOST": "host",
+    "PGHOSTADDR": "hostaddr",
+    "PGPORT": "port",
+    "PGUSER": "user",
+    "PGDATABASE": "dbname",
+    "PGSSLMODE": "sslmode",
+    "PGSSLROOTCERT": "sslrootcert",
+}
+
+
+def dsn_of_environment(environment: Mapping[str, str]) -> str:
+    """The connection string that libpq's variables mean, without a password: libpq finds it where
+    it is (``PGPASSWORD``, ``~/.pgpass``).
+
+    Raises:
+        ConfigError: no variable names a server or a database.
+    """
+    from psycopg.conninfo import make_conninfo
+
+    params = {
+        keyword: environment[variable]
+        for variable, keyword in _VARIABLES.items()
+        if environment.get(variable)
+    }
+    if not params.keys() & {"service", "host", "hostaddr", "dbname"}:
+        raise ConfigError(
+            "No database is named.",
+            hint="bronze init postgresql://user@host:5432/database; or set PGHOST, PGDATABASE and"
+            " PGUSER, or PGSERVICE.",
+        )
+    return make_conninfo("", **params)

@@ -128,6 +128,11 @@ class CheckReport(Shown):
         return self.missing + tuple(table.problem for table in self.tables if table.problem)
 
     @property
+    def warnings(self) -> int:
+        """How many notes there are, on tables and on the sources."""
+        return len(self.notes) + sum(len(table.notes) for table in self.tables)
+
+    @property
     def exit_code(self) -> int:
         """0: a run would have no problem; 1: it would."""
         return 1 if self.problems else 0

@@ -6,7 +6,7 @@ an error of `bronze.errors`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pyarrow
     from polars import DataFrame, LazyFrame
 
     from bronze.api.check import CheckReport
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from bronze.governance.audit_proof import AuditReport
     from bronze.ingest.pipeline import Notify
     from bronze.maintenance.maintain import Notify as NotifyMaintained
+    from bronze.model.events import RunPlanned
     from bronze.model.results import MaintainResult, RunResult, StreamResult
     from bronze.protection.erasure_result import ErasureResult
     from bronze.protection.keys import KeyReport
@@ -58,6 +60,7 @@ class Bronze:
         pool: Executor | None = None,
         notify: Notify | None = None,
         stop: Event | None = None,
+        planned: Callable[[RunPlanned], None] = lambda _: None,
     ) -> RunResult:
         """Loads tables from PostgreSQL into the lake from one snapshot.
 
@@ -71,6 +74,7 @@ class Bronze:
                 notebook shows the progress.
             stop: ends the run when it is set, from any thread, within a second or two: a table
                 that has not landed by then is stopped, and loaded by the next run.
+            planned: called with the tables of the run before they are read, from this thread.
 
         Returns:
             The result of each table: rows read, inserted, updated, deleted, or why it failed.
@@ -83,7 +87,9 @@ class Bronze:
         from bronze.api import backup, progress, recorded
 
         with progress.shown_in_notebook(notify) as show:
-            done = recorded.run(self.config, tables, pool=pool, notify=show, stop=stop)
+            done = recorded.run(
+                self.config, tables, pool=pool, notify=show, stop=stop, planned=planned
+            )
         return backup.after_run(self.config, done, stop)
 
     def stream(
@@ -127,6 +133,16 @@ class Bronze:
                 notify=notify or (lambda _: None),
                 copied=show,
             )
+
+    def stream_name(self, tables: Sequence[str] = ()) -> str:
+        """The name of the stream of these tables: that of its replication slot.
+
+        Raises:
+            ConfigError: the tables are of several sources.
+        """
+        from bronze.cdc import stream
+
+        return stream.stream_name(self.config, tables)
 
     def drop_stream(self, tables: Sequence[str] = ()) -> str:
         """Drops the replication slot and the publication; Bronze tables are not changed.
@@ -205,6 +221,15 @@ class Bronze:
         refuse_newer_lake(self.config)
         return frame.active_rows(self.config, name)
 
+    def arrow(self, name: str) -> pyarrow.Table:
+        """The rows of `table`, read whole, as an Arrow table: for DuckDB, pandas and others.
+
+        Raises:
+            ConfigError: there is no such table in the lake.
+            LakeError: it cannot be read.
+        """
+        return self.table(name).collect().to_arrow()
+
     def audit(
         self,
         *,
@@ -252,16 +277,17 @@ class Bronze:
         return keys.key_reports(keys.stored_keys(self.config)[1])
 
     def rotate_keys(
-        self, tables: Sequence[str] = (), *, reencrypt: bool = False
+        self, tables: Sequence[str] = (), *, reencrypt: bool = False, dry_run: bool = False
     ) -> tuple[KeyReport, ...]:
         """Makes new keys for new values.
 
         Args:
             tables: names of Bronze tables, or of tables in PostgreSQL.
             reencrypt: whether the next run reloads the tables, so that no value has an old key.
+            dry_run: whether to make no key.
 
         Returns:
-            The keys that were made.
+            The keys that were made; with ``dry_run`` those that new ones would take the place of.
 
         Raises:
             ConfigError: a table is not protected, or cannot be reloaded.
@@ -272,7 +298,8 @@ class Bronze:
 
         takeover.take_over(self.config, "keys")
         names = [lake_table.protected_table(self.config, table).name for table in tables]
-        return keys.rotate(self.config, names, reencrypt)
+        act = keys.keys_to_rotate if dry_run else keys.rotate
+        return act(self.config, names, reencrypt)
 
     def rewrap_keys(self) -> int:
         """Wraps all keys with the config's master key; ``previous`` has the old one.
@@ -321,7 +348,9 @@ class Bronze:
         takeover.take_over(self.config, "reveal")
         return reveal.reveal(self.config, table, key=key, columns=columns, limit=limit)
 
-    def forget(self, table: str, key: Mapping[str, str], *, ask: bool = True) -> ErasureResult:
+    def forget(
+        self, table: str, key: Mapping[str, str], *, ask: bool = True, dry_run: bool = False
+    ) -> ErasureResult:
         """Erases the rows of a person from a Bronze table, its older versions and the governance
         tables, then reads everything that is left as proof.
 
@@ -329,6 +358,7 @@ class Bronze:
             table: the Bronze table's name, or the source table's.
             key: values of columns that select the rows, as PostgreSQL writes them.
             ask: whether to check first that the source has no such row.
+            dry_run: whether to search only, and to erase nothing.
 
         Returns:
             What was erased, what was read before and after, and what is left.
@@ -339,8 +369,8 @@ class Bronze:
         """
         from bronze.api import backup, recorded
 
-        done = recorded.forget(self.config, table, key, ask=ask)
-        return backup.after_erasure(self.config, done)
+        done = recorded.forget(self.config, table, key, ask=ask, dry_run=dry_run)
+        return done if dry_run else backup.after_erasure(self.config, done)
 
     def delete_old_versions(self, table: str) -> ErasureResult:
         """Deletes all older versions of a table, regardless of the retention.

@@ -1,22 +1,26 @@
-"""Progress on a terminal, in a notebook, or as structured lines of a log."""
+"""Progress on a terminal, in a notebook, or as lines of a log."""
 
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from bronze.api.log_lines import LOG
 from bronze.errors import Stopped
 from bronze.model.events import (
     BatchApplied,
+    CheckpointMade,
+    Heard,
     LoadEvent,
+    RunPlanned,
     StreamEvent,
     TableFailed,
     TableLanded,
@@ -29,122 +33,139 @@ if TYPE_CHECKING:
     from bronze.ingest.pipeline import Notify
 
 _UPDATE_EVERY = 0.25
-_AMBIGUOUS = re.compile(r"[\s=\"']")
+_MOST_NAMES = 20
+SIGN_OF_LIFE = 60.0
+"""After how many quiet seconds a stream says that it lives."""
 
 STDERR = Console(stderr=True, highlight=False, emoji=False)
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Notify]:
-    """A bar for each table on a terminal, a log line for each elsewhere, nothing if quiet."""
+def progress(
+    quiet: bool, phase: str = "Connecting and planning", *, verifying: bool = False
+) -> Iterator[LoadProgress]:
+    """What shows the progress of tables that are loaded, or verified: on a terminal a line for all
+    and a bar for each table that is read, elsewhere a line of the log for each that has ended,
+    nothing if ``quiet``.
+    """
     if quiet:
-        yield lambda _: None
-    elif STDERR.is_terminal:
-        with progress_bars() as bars:
-            yield bars
+        yield LoadProgress(lambda _: None, lambda _: None)
+    elif STDERR.is_terminal and not STDERR.is_dumb_terminal:
+        from bronze.api.run_display import RunDisplay, live
+
+        display = RunDisplay(phase, verifying)
+        with live(display, STDERR):
+            yield LoadProgress(display.notify, display.plan, display.begin)
     else:
-        yield log_event
+        yield LoadProgress(lambda event: log_event(event, brief=True), _log_plan)
 
 
-@contextmanager
-def progress_bars() -> Iterator[Notify]:
-    """A bar for each table on the terminal, which is gone at the end."""
-    from rich.progress import BarColumn, Progress, TextColumn
+@dataclass(frozen=True)
+class LoadProgress:
+    """What to call with each event of a table, and with the plan of a run."""
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[rows]:>12,} rows"),
-    )
-    with Progress(*columns, console=STDERR, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def notify(event: LoadEvent) -> None:
-            if event.table not in tasks:
-                tasks[event.table] = bars.add_task(visible(event.table), total=1.0, rows=0)
-            task = tasks[event.table]
-            if isinstance(event, TableProgress):
-                bars.update(task, completed=event.share, rows=event.rows)
-            elif isinstance(event, TableLanded):
-                bars.update(task, completed=1.0, rows=event.result.rows_read)
-            else:
-                bars.update(task, completed=1.0)
-
-        yield notify
+    notify: Notify
+    planned: Callable[[RunPlanned], None]
+    begun: Callable[[], None] = lambda: None
+    """To call when there is something else to see than what happens before the first table."""
 
 
-def log_event(event: LoadEvent) -> None:
-    """A line of the log for each table that has ended."""
-    if isinstance(event, TableFailed):
+def _log_plan(planned: RunPlanned) -> None:
+    LOG.run = planned.batch_id
+    LOG.info("planned", tables=len(planned.tables), rows_estimated=planned.rows)
+
+
+def log_event(event: LoadEvent, brief: bool = False) -> None:
+    """A line of the log for each table that has ended; with ``-v`` also for those that are read.
+    With ``brief`` the error of one that has failed is left to who prints the result.
+    """
+    if isinstance(event, TableProgress):
+        LOG.debug("reading", table=event.table, rows=event.rows, share=round(event.share, 3))
+    elif isinstance(event, TableFailed):
         if event.error.kind == Stopped.__name__:
             LOG.warning("stopped", table=event.table)
             return
-        LOG.error("failed", table=event.table, error=event.error.message)
-    elif isinstance(event, TableLanded):
+        message = {} if brief else {"error": event.error.message}
+        LOG.error("failed", table=event.table, kind=event.error.kind, **message)
+    else:
         done = event.result
         LOG.info(
             done.status,
             table=done.table,
             rows=done.rows_read,
+            seconds=round(done.seconds, 3),
             version=done.version,
             files=done.files,
             bytes=done.bytes,
         )
 
 
-class LogLines:
-    """Writes events as lines on stderr: time, level, event, and its facts sorted by name."""
-
-    def info(self, event: str, **facts: object) -> None:
-        """Writes what happened."""
-        self._write("info", event, facts)
-
-    def warning(self, event: str, **facts: object) -> None:
-        """Writes what needs attention."""
-        self._write("warning", event, facts)
-
-    def error(self, event: str, **facts: object) -> None:
-        """Writes what failed."""
-        self._write("error", event, facts)
-
-    @staticmethod
-    def _write(level: str, event: str, facts: Mapping[str, object]) -> None:
-        pairs = " ".join(f"{name}={_quoted(fact)}" for name, fact in sorted(facts.items()))
-        moment = time.strftime("%Y-%m-%d %H:%M:%S")
-        # One write for a line, so that those of several threads do not mix.
-        text = visible(f"{moment} [{level:<9}] {event:<30} {pairs}".rstrip())
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+def stream_log(quiet: bool, stream: str = "") -> NotifyStep:
+    """A line of the log for each batch of a ``stream``, where it begins, and once a minute while
+    nothing is committed; only notes if quiet.
+    """
+    return _StreamLog(quiet, stream)
 
 
-def _quoted(fact: object) -> str:
-    """The text of a fact, in quotes where a reader could not tell where it ends."""
-    if isinstance(fact, str) and not _AMBIGUOUS.search(fact):
-        return fact
-    return repr(fact)
+class _StreamLog:
+    def __init__(self, quiet: bool, stream: str) -> None:
+        self._quiet, self._stream = quiet, stream
+        self._followed: tuple[str, ...] | None = None
+        self._position: int | None = None
+        self._shown_at = time.monotonic()
 
-
-LOG = LogLines()
-
-
-def stream_log(quiet: bool) -> NotifyStep:
-    """A structured line for each batch of a stream on stderr, only notes if quiet."""
-
-    def show(event: StreamEvent) -> None:
+    def __call__(self, event: StreamEvent) -> None:
         if event.message:
+            self._shown_at = time.monotonic()
             LOG.warning(event.message)
-        elif not quiet and isinstance(event, BatchApplied) and event.changes:
+        if self._quiet:
+            return
+        if isinstance(event, CheckpointMade):
+            self._follow(event.position)
+        elif isinstance(event, BatchApplied):
+            self._follow(event.position)
+            self._batch(event)
+        elif isinstance(event, Heard):
+            self._alive(event)
+
+    def _follow(self, position: int) -> None:
+        if self._position is None:
+            stream = {"stream": self._stream} if self._stream else {}
+            LOG.info("streaming", **stream, since=lsn_text(position))
+        self._position = position
+
+    def _batch(self, event: BatchApplied) -> None:
+        if not event.changes:
+            return
+        self._shown_at = time.monotonic()
+        LOG.info(
+            "landed",
+            transactions=event.transactions,
+            changes=event.changes,
+            tables=",".join(event.tables),
+            lag_bytes=event.lag_bytes,
+            lag_seconds=round(event.lag_seconds, 2),
+        )
+
+    def _alive(self, event: Heard) -> None:
+        if event.tables != self._followed:
+            self._followed, self._shown_at = event.tables, time.monotonic()
+            more = ",…" if len(event.tables) > _MOST_NAMES else ""
+            names = f"{','.join(event.tables[:_MOST_NAMES])}{more}"
+            LOG.info("following", count=len(event.tables), tables=names)
+        elif time.monotonic() - self._shown_at >= SIGN_OF_LIFE:
+            self._shown_at = time.monotonic()
             LOG.info(
-                "landed",
-                transactions=event.transactions,
-                changes=event.changes,
-                tables=",".join(event.tables),
-                lag_bytes=event.lag_bytes,
-                lag_seconds=round(event.lag_seconds, 2),
+                "nothing new",
+                count=len(event.tables),
+                position=lsn_text(self._position or 0),
+                **({"as_of": f"{event.as_of:%Y-%m-%dT%H:%M:%SZ}"} if event.as_of else {}),
             )
 
-    return show
+
+def lsn_text(position: int) -> str:
+    """A position of the source's log as PostgreSQL writes it: ``0/26E3A90``."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
 def in_notebook() -> bool:

@@ -24,7 +24,7 @@ from bronze.execution.permits import Permits
 from bronze.governance import audit
 from bronze.governance.audit import Event
 from bronze.governance.run_log import Cause, RunLog
-from bronze.model.events import LoadEvent, StreamEvent, TableLanded
+from bronze.model.events import LoadEvent, RunPlanned, StreamEvent, TableLanded
 from bronze.model.results import (
     EXIT_CODES,
     LateRecord,
@@ -39,6 +39,7 @@ from bronze.model.results import (
 if TYPE_CHECKING:
     from bronze.cdc import stream
     from bronze.ingest import pipeline
+    from bronze.ingest.table_run import TableRun
     from bronze.maintenance import maintain as maintenance
     from bronze.protection.erasure_result import ErasureResult
     from bronze.unity.results import RegisterResult
@@ -66,9 +67,11 @@ def run(
     stop: Stop | None = None,
     permits: Permits | None = None,
     share: Share | None = None,
+    planned: Callable[[RunPlanned], None] = lambda _: None,
 ) -> RunResult:
     """`bronze.ingest.pipeline.run`, with its records in ``governance.runs``; its tasks share
-    ``permits`` with those of others, and keep within its ``share`` of the memory.
+    ``permits`` with those of others, and keep within its ``share`` of the memory. ``planned`` is
+    called before tables are read, after a lost connection again.
     """
     from bronze.ingest import pipeline
 
@@ -90,13 +93,17 @@ def run(
                 log.note(run_records.of_loaded(event.result))
             notify(event)
 
+        def record_plan(table_runs: Sequence[TableRun]) -> None:
+            run_records.plan(log, table_runs)
+            planned(run_records.plan_event(table_runs))
+
         with shared_permits.sharing(permits):
             return pipeline.run(
                 settings,
                 tables,
                 pool=pool,
                 notify=remember,
-                planned=lambda planned: run_records.plan(log, planned),
+                planned=record_plan,
                 ended=lambda done: log.end(map(run_records.of_loaded, done.tables)),
                 stop=stop,
             )
@@ -288,7 +295,9 @@ def verify(
     return run_and_record(settings, "verify", tables, logged, events)
 
 
-def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool) -> ErasureResult:
+def forget(
+    settings: Settings, table: str, key: Mapping[str, str], *, ask: bool, dry_run: bool = False
+) -> ErasureResult:
     """`bronze.protection.erasure.forget`. The values of the key are not recorded."""
     from bronze.protection import erasure
 
@@ -299,12 +308,13 @@ def forget(settings: Settings, table: str, key: Mapping[str, str], *, ask: bool)
             "records": done.records,
             "left": done.left,
             "version": done.version,
+            **({"dry_run": True} if dry_run else {}),
             **({"source": done.source.table} if done.source else {}),
             **({"looked_at": asdict(done.before)} if done.before else {}),
         }
         return [Event("forget", done.target, outcome(done), details)]
 
-    work = lambda: erasure.forget(settings, table, key, ask=ask)  # noqa: E731
+    work = lambda: erasure.forget(settings, table, key, ask=ask, dry_run=dry_run)  # noqa: E731
     return run_and_record(settings, "forget", [table], work, events)
 
 

@@ -12,6 +12,7 @@ from bronze.errors import BronzeError, ConfigError, Stopped
 from bronze.governance import run_log
 from bronze.governance.run_log import Cause, Outcome, RunLog, RunTable
 from bronze.governance.tables.runs import Command
+from bronze.model.events import RunPlanned
 from bronze.model.results import Failure, MaintainedTable, TableResult
 
 if TYPE_CHECKING:
@@ -128,4 +129,14 @@ def of_maintained(table: MaintainedTable) -> Outcome:
         table.seconds,
         table.error,
         {"bytes": table.rewritten},
+    )
+
+
+def plan_event(table_runs: Sequence[TableRun]) -> RunPlanned:
+    """The event of a run that has planned its tables."""
+    relations = [table.target.relation for table in table_runs]
+    return RunPlanned(
+        table_runs[0].stamp.batch_id if table_runs else "",
+        tuple(table.target.label for table in table_runs),
+        sum(max(relation.rows, 0) for relation in relations),
     )

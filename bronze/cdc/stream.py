@@ -152,6 +152,15 @@ def drop(settings: Settings, tables: Sequence[str] = ()) -> str:
     return slot_name
 
 
+def stream_name(settings: Settings, tables: Sequence[str] = ()) -> str:
+    """The name of the replication slot that a stream of these tables has.
+
+    Raises:
+        ConfigError: they are of several sources.
+    """
+    return settings.stream.names(_source(settings, tables))[0]
+
+
 def _source(settings: Settings, tables: Sequence[str]) -> str:
     """The one source of the stream."""
     if len(settings.source) == 1:

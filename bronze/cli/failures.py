@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 import typer
 
+from bronze.api.log_lines import LOG
 from bronze.errors import BronzeError
 from bronze.model.results import Failure
 from bronze.printable import VisibleFormatter, visible, visible_json
@@ -88,6 +89,9 @@ def _print_document(as_json: bool, failure: Failure) -> None:
 
 def _print_error(message: str, hint: str = "") -> None:
     """Without `bronze.cli.output`, as its imports may be what failed."""
+    if LOG.format == "json":
+        LOG.error(message, **({"hint": hint} if hint else {}))
+        return
     typer.secho(visible(message), fg=typer.colors.RED, err=True)
     if hint:
         typer.echo(f"  {visible(hint)}", err=True)

@@ -6,18 +6,20 @@ import json
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bronze.api.log_lines import LOG
 from bronze.api.progress import STDERR
 from bronze.printable import visible, visible_json
 
 # A value or a name may contain a word between colons, which is not the code of an emoji.
 _out = Console(highlight=False, emoji=False)
+_UNLIMITED = 10_000
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
@@ -27,10 +29,28 @@ def print_line(text: str, style: str | None = None) -> None:
 
 
 def print_error(text: str, hint: str = "") -> None:
-    """Prints an error and its hint on stderr."""
+    """Prints an error and its hint on stderr: where the log is JSON, as an event of it."""
+    if LOG.format == "json":
+        LOG.error(text.strip(), **({"hint": hint} if hint else {}))
+        return
     _line(STDERR, text, "red")
-    if hint:
-        _line(STDERR, f"  {hint}", None)
+    print_hint(hint)
+
+
+def print_hint(text: str) -> None:
+    """Prints what belongs to an error below it, on stderr."""
+    if text:
+        _line(STDERR, f"  {text}", None)
+
+
+def print_styled(text: Text) -> None:
+    """Prints a line that has styles, and is visible already."""
+    _out.print(text, soft_wrap=True)
+
+
+def width() -> int:
+    """How many columns the terminal has; elsewhere lines may be as long as they are."""
+    return _out.width if _out.is_terminal else _UNLIMITED
 
 
 def _line(console: Console, text: str, style: str | None) -> None:
@@ -94,6 +114,14 @@ def quality_score(score: float) -> str:
 
 
 _EMPTY = {"", "0", size(0)}
+_STATUSES = {
+    "landed": "green",
+    "equal": "green",
+    "unchanged": "cyan",
+    "stopped": "yellow",
+    "differs": "bold red",
+    "failed": "bold red",
+}
 
 
 def print_figures(
@@ -101,26 +129,56 @@ def print_figures(
     rows: Sequence[Sequence[str]],
     texts: Collection[str] = ("Bronze table", "status"),
 ) -> None:
-    """Prints a table of figures without its empty columns; ``texts`` are aligned to the left."""
+    """Prints a table of figures without its empty columns; ``texts`` are aligned to the left. The
+    words of a column ``status`` have their colours.
+    """
+    if not rows:
+        return
     rows = [[visible(cell) for cell in row] for row in rows]
     shown = [i for i, _ in enumerate(names) if any(row[i] not in _EMPTY for row in rows)]
     widths = {i: max(cell_len(row[i]) for row in (names, *rows)) for i in shown}
     for number, row in enumerate((names, *rows)):
-        pads = {i: " " * (widths[i] - cell_len(row[i])) for i in shown}
-        cells = [row[i] + pads[i] if names[i] in texts else pads[i] + row[i] for i in shown]
+        line = Text(style="" if number else "bold")
+        for i in shown:
+            pad = " " * (widths[i] - cell_len(row[i]))
+            cell = row[i] + pad if names[i] in texts else pad + row[i]
+            line.append("" if i == shown[0] else "  ")
+            line.append(cell, _STATUSES.get(row[i], "") if names[i] == "status" else "")
+        line.rstrip()
         # A terminal that is narrower breaks the line itself: no digit is left out.
-        print_line("  ".join(cells).rstrip(), style=None if number else "bold")
+        print_styled(line)
 
 
 def print_table(
-    names: Sequence[str], rows: Iterable[Sequence[str | Text]], padding: int = 1
+    names: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    padding: int = 1,
+    right: Collection[str] = (),
 ) -> None:
-    """Prints a table of texts; long ones are wrapped. ``padding`` is around each cell. A cell that
-    is a `Text` has styles, and is visible already.
+    """Prints a table of texts. Long ones are wrapped on a terminal, and nowhere else. ``padding``
+    is around each cell; the columns ``right`` are aligned there. A cell that is a `Text` has
+    styles, and is visible already.
     """
+    cells = [
+        [cell if isinstance(cell, Text) else Text(visible(cell)) for cell in row] for row in rows
+    ]
+    if not _out.is_terminal:
+        _print_unwrapped([[Text(visible(name)) for name in names], *cells], 2 * padding)
+        return
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, padding))
     for name in names:
-        table.add_column(Text(visible(name)), overflow="fold")
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(visible(cell)) for cell in row))
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        table.add_column(Text(visible(name)), overflow="fold", justify=justify)
+    for row in cells:
+        table.add_row(*row)
     _out.print(table)
+
+
+def _print_unwrapped(rows: Sequence[Sequence[Text]], gap: int) -> None:
+    widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = (
+            cell.plain + " " * (wide - cell.cell_len)
+            for cell, wide in zip(row, widths, strict=True)
+        )
+        _out.print((" " * gap).join(padded).rstrip(), markup=False, soft_wrap=True)

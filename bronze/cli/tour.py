@@ -11,7 +11,8 @@ import psycopg
 
 import bronze
 from bronze.api import progress
-from bronze.cli import output, results
+from bronze.cli import output
+from bronze.cli.screens import results
 from bronze.demo import inventory, server
 from bronze.errors import ConfigError
 
@@ -186,11 +187,11 @@ def _key_folder(folder: Path) -> Path:
 
 
 def _load(opened: bronze.Bronze) -> None:
-    with progress.progress(False) as notify:
-        loaded = opened.run(notify=notify)
+    with progress.progress(False) as shown:
+        loaded = opened.run(notify=shown.notify, planned=shown.planned)
     results.run_result(loaded)
-    with progress.progress(False) as copied:
-        streamed = opened.stream(until_caught_up=True, copied=copied)
+    with progress.progress(False, "Connecting") as shown:
+        streamed = opened.stream(until_caught_up=True, copied=shown.notify)
     results.stream_result(streamed)
 
 

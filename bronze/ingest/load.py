@@ -21,7 +21,14 @@ from bronze.delta.commit import Change
 from bronze.delta.layout import optimize
 from bronze.delta.log import State
 from bronze.delta.storage import client
-from bronze.errors import BronzeError, CommitConflict, Mismatch, SnapshotLost, Stopped
+from bronze.errors import (
+    BronzeError,
+    CommitConflict,
+    Mismatch,
+    QualityRefused,
+    SnapshotLost,
+    Stopped,
+)
 from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.governance import lineage, writer
@@ -39,6 +46,7 @@ from bronze.model.locations import Place
 from bronze.model.results import Status, TableResult
 from bronze.model.stamp import RowStamp
 from bronze.model.units import KnownRows, RejectedValue, UnitResult
+from bronze.quality import checks
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
 from bronze.tables.selection import Target
@@ -404,6 +412,7 @@ def _unloaded_result(table: TableRun, error: BronzeError, status: Status) -> Tab
         seconds=time.monotonic() - table.began,
         error=error.failure(),
         stages=table.stages,
+        notes=checks.example_notes(table.figures) if isinstance(error, QualityRefused) else (),
     )
 
 

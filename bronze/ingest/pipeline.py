@@ -422,7 +422,10 @@ def relation_in_snapshot(
         if label == target.label:
             raise error
     if not target.relation.readable:
-        raise selection.unreadable_error(target)
+        session = snapshot.holder.info
+        # With the option ``role`` the session has the rights of another one.
+        role = "" if "role" in session.options else session.user
+        raise selection.unreadable_error(target, role)
     relation = relations.get(target.relation.oid)
     if relation is None:
         raise TableRefused(

@@ -53,9 +53,9 @@ def _xmin_refusal(relation: Relation) -> TableRefused | None:
         return TableRefused(
             f"The system column xmin of table {relation.label}, its cursor, cannot be read:"
             " permission denied.",
-            hint=f"GRANT SELECT (xmin) ON {quoted(relation.schema, relation.name)} to the role that"
-            " bronze uses; or name a timestamp column as cursor, or use pattern ="
-            ' "full_refresh".',
+            hint=f"GRANT SELECT (xmin) ON {quoted(relation.schema, relation.name)} TO role;"
+            " where role is the one that bronze connects as; or name a timestamp column as cursor,"
+            ' or use pattern = "full_refresh".',
             table=relation.label,
         )
     return None
@@ -65,8 +65,8 @@ def _cursor_column_refusal(relation: Relation, cursor: str) -> TableRefused | No
     if any(column.name == cursor and not column.readable for column in relation.attributes):
         return TableRefused(
             f"The cursor {cursor} of table {relation.label} cannot be read: permission denied.",
-            hint=f"GRANT SELECT ({quoted(cursor)}) ON {quoted(relation.schema, relation.name)} to"
-            " the role that bronze uses; or name another cursor.",
+            hint=f"GRANT SELECT ({quoted(cursor)}) ON {quoted(relation.schema, relation.name)} TO"
+            " role; where role is the one that bronze connects as; or name another cursor.",
             table=relation.label,
         )
     type_name = _type_of(relation, cursor)

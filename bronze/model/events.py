@@ -268,6 +268,17 @@ class Notice:
     message: str
 
 
+@dataclass(frozen=True)
+class RunPlanned:
+    """A run has planned its ``tables``, by their names, and begins to read them. ``rows`` is the
+    planner's estimate of all of their rows, those of tables never analysed left out.
+    """
+
+    batch_id: str
+    tables: tuple[str, ...]
+    rows: int
+
+
 LoadEvent = TableProgress | TableLanded | TableFailed
 """What happens during a run, a proof, or while a stream copies tables."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -56,6 +57,46 @@ class Shown:
 
     _items: ClassVar[str] = "tables"
     """The field whose values are the rows of the table; "": the result is its only row."""
+
+    def raise_for_status(self) -> None:
+        """Does nothing if all went well.
+
+        Raises:
+            BronzeError: the ``exit_code`` is not 0. It is the error's class of the failures, if all
+                have the same one.
+        """
+        code: int = getattr(self, "exit_code")  # noqa: B009 - a property of each result
+        if not code:
+            return
+        # That module is made of the values of this one.
+        errors = importlib.import_module("bronze.errors")
+        failures = self._failures()
+        kinds = {failure.kind for _, failure in failures}
+        named = kinds.pop() if len(kinds) == 1 else self._kind_without_failure
+        error = getattr(errors, named) if hasattr(errors, named) else errors.BronzeError
+        sentences = dict.fromkeys(
+            f"{name}: {failure.message}"
+            if name and name not in failure.message
+            else failure.message
+            for name, failure in failures
+        )
+        hints = dict.fromkeys(failure.hint for _, failure in failures if failure.hint)
+        raise error(" ".join(sentences) or f"Not all went well: {self!r}.", hint=" ".join(hints))
+
+    _kind_without_failure: ClassVar[str] = "BronzeError"
+    """The class of the error where none of the parts has failed."""
+
+    def _failures(self) -> list[tuple[str, Failure]]:
+        """Each failure, with the name of the item that has failed, or ""."""
+        items: Sequence[Any] = getattr(self, self._items) if self._items else ()
+        named = [
+            (getattr(item, "table", "") or getattr(item, "target", ""), failure)
+            for item in items
+            for failure in (getattr(item, "error", None), getattr(item, "problem", None))
+        ]
+        named += [("", failure) for failure in getattr(self, "missing", ())]
+        named.append(("", getattr(self, "unrecorded", None)))
+        return [(name, failure) for name, failure in named if isinstance(failure, Failure)]
 
     def _row(self, item: Any) -> Mapping[str, Any]:
         """The cells of an item, by column."""

@@ -46,7 +46,12 @@ from bronze.tables import evolution
 
 
 def forget(
-    settings: Settings, table: str, key: Mapping[str, str], *, ask: bool = True
+    settings: Settings,
+    table: str,
+    key: Mapping[str, str],
+    *,
+    ask: bool = True,
+    dry_run: bool = False,
 ) -> ErasureResult:
     """Erases the rows whose columns have some values.
 
@@ -56,6 +61,7 @@ def forget(
         key: values of columns, as text. PostgreSQL reads them by the columns' types; without the
             source they are read as the Bronze table has them.
         ask: whether to ask the source first that it has no such row.
+        dry_run: whether to search only, and to erase nothing.
 
     Raises:
         ConfigError: there is no such table or column.
@@ -77,7 +83,7 @@ def forget(
         source, notes = assert_gone_in_source(target, key, origin) if origin else (None, ())
     person, before = search_versions(settings, target, subject, scope)
     result = ErasureResult(target.name, target.state.version, source=source, before=before)
-    if not result.is_found:
+    if dry_run or not result.is_found:
         notes = (*notes, *_open_questions(target, before))
         return replace(result, notes=notes, seconds=time.monotonic() - began)
     records, expired_records = erase_governance_records(settings, person)

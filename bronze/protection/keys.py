@@ -213,25 +213,40 @@ def rotate(settings: Settings, tables: Collection[str], reencrypt: bool) -> tupl
         TableRefused: a table cannot be reloaded; no key was made.
         LakeError, LakeUnreachable
     """
-
-    def uses_to_rotate(records: Sequence[KeyRecord]) -> list[Use]:
-        known = current_keys(records)
-        unknown = sorted(set(tables) - {table for table, _, _ in known})
-        if unknown:
-            raise ConfigError(
-                f"There are no keys for the table {unknown[0]}.",
-                hint="`bronze keys` lists all keys.",
-            )
-        chosen = [use for use in known if not tables or use[0] in tables]
-        if reencrypt:
-            _refuse_unrepeatable(settings, chosen)
-        return [
-            use for use in chosen if reencrypt or use[2] not in (*DETERMINISTIC_METHODS, ROW_HASH)
-        ]
-
     before = {record.key.id for record in stored_keys(settings)[1]}
-    records = _add_keys(settings, uses_to_rotate)
+    records = _add_keys(settings, lambda known: _uses_to_rotate(settings, tables, reencrypt, known))
     return tuple(report for report in key_reports(records) if report.id not in before)
+
+
+def keys_to_rotate(
+    settings: Settings, tables: Collection[str], reencrypt: bool
+) -> tuple[KeyReport, ...]:
+    """The current keys that `rotate` would make new ones for.
+
+    Raises:
+        ConfigError, TableRefused, LakeError, LakeUnreachable: as of `rotate`.
+    """
+    records = stored_keys(settings)[1]
+    known = current_keys(records)
+    uses = _uses_to_rotate(settings, tables, reencrypt, records)
+    ids_to_rotate = {known[use][0].id for use in uses}
+    return tuple(report for report in key_reports(records) if report.id in ids_to_rotate)
+
+
+def _uses_to_rotate(
+    settings: Settings, tables: Collection[str], reencrypt: bool, records: Sequence[KeyRecord]
+) -> list[Use]:
+    known = current_keys(records)
+    unknown = sorted(set(tables) - {table for table, _, _ in known})
+    if unknown:
+        raise ConfigError(
+            f"There are no keys for the table {unknown[0]}.",
+            hint="`bronze keys` lists all keys.",
+        )
+    chosen = [use for use in known if not tables or use[0] in tables]
+    if reencrypt:
+        _refuse_unrepeatable(settings, chosen)
+    return [use for use in chosen if reencrypt or use[2] not in (*DETERMINISTIC_METHODS, ROW_HASH)]
 
 
 def _refuse_unrepeatable(settings: Settings, uses: Collection[Use]) -> None:

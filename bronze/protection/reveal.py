@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import polars as pl
 
@@ -15,6 +16,7 @@ from bronze.protection import protect
 from bronze.protection.lake_table import ProtectedTable, protected_table
 from bronze.protection.subject.row_match import Subject
 from bronze.protection.subject.row_selection import select_rows
+from bronze.rows.metadata import METADATA_COLUMNS
 
 _AUDITED_HASHES = 100
 
@@ -58,6 +60,32 @@ def reveal(
     details = {"rows": rows.height, **request, "row_hash": hashes}
     audit.record(settings, "reveal", target.name, "succeeded", details)
     return rows if not columns else rows.select(columns)
+
+
+@dataclass(frozen=True)
+class RevealedTable:
+    """What a Bronze table has: its ``protected`` columns, those that the source does not have, and
+    how many ``rows``.
+    """
+
+    protected: tuple[str, ...]
+    metadata: tuple[str, ...]
+    rows: int
+
+
+def revealed_table(settings: Settings, table: str) -> RevealedTable:
+    """What a table of `reveal` has, by its log alone.
+
+    Raises:
+        ConfigError: there is no such table.
+        LakeError, LakeUnreachable
+    """
+    target = protected_table(settings, table)
+    return RevealedTable(
+        tuple(column.column for column in target.protection.columns),
+        tuple(name for name, _ in METADATA_COLUMNS),
+        sum(file.rows for file in target.state.files),
+    )
 
 
 def _read_rows(

@@ -176,6 +176,15 @@ def reasons_to_refuse(figures: Sequence[Figure]) -> str:
     return "; ".join(reasons)
 
 
+def example_notes(figures: Sequence[Figure]) -> tuple[str, ...]:
+    """A note for each rule that is not met, with keys of rows that break it."""
+    return tuple(
+        f"the rule {figure.rule!r} is broken by rows such as {', '.join(figure.examples)}"
+        for figure in figures
+        if figure.passed is False and figure.examples
+    )
+
+
 def columns_with_most_nulls(figures: Sequence[Figure]) -> str:
     """The columns with the most NULLs, and their numbers of NULLs."""
     columns = [f for f in figures if f.rule == NULLS and f.column and f.failed]

@@ -99,7 +99,8 @@ def ctid_notes(relation: Relation, version: int) -> tuple[str, ...]:
     table = quoted(relation.schema, relation.name)
     return (
         "the system column ctid cannot be read (permission denied): rows are read by ranges of"
-        f" the key, or all at once; GRANT SELECT (ctid) ON {table} to read them by ranges of pages",
+        f" the key, or all at once; GRANT SELECT (ctid) ON {table} TO role; has them read by"
+        " ranges of pages",
     )
 
 

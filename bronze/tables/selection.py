@@ -324,12 +324,15 @@ def protections(personal: Sequence[Personal], key: Sequence[str]) -> dict[str, s
     }
 
 
-def unreadable_error(target: Target) -> TableRefused:
-    """The error for a table that the role may not read."""
+def unreadable_error(target: Target, role: str = "") -> TableRefused:
+    """The error for a table that the ``role`` may not read; "" where its name is not known."""
+    to = statement.quoted(role) if role else "role"
+    what = "" if role else " where role is the one that bronze connects as."
+    schema, name = target.relation.schema, target.relation.name
     return TableRefused(
         f"Table {target.label} cannot be read: permission denied.",
-        hint=f'GRANT USAGE ON SCHEMA "{target.relation.schema}" and SELECT on the table to the role'
-        " that bronze uses.",
+        hint=f"GRANT USAGE ON SCHEMA {statement.quoted(schema)} TO {to};"
+        f" GRANT SELECT ON {statement.quoted(schema, name)} TO {to};{what}",
         table=target.label,
         sqlstate="42501",
     )
@@ -367,8 +370,9 @@ def unreadable_columns_error(target: Target) -> TableRefused:
     names = ", ".join(shut)
     grant = ", ".join(statement.quoted(name) for name in shut)
     hint = (
-        f"GRANT SELECT ({grant}) ON {statement.quoted(relation.schema, relation.name)} to the role"
-        f" that bronze uses; or leave {'it' if len(shut) == 1 else 'them'} out:"
+        f"GRANT SELECT ({grant}) ON {statement.quoted(relation.schema, relation.name)} TO role;"
+        f" where role is the one that bronze connects as; or leave"
+        f" {'it' if len(shut) == 1 else 'them'} out:"
         f" [tables.{toml(relation.name)}] {_leaving_out(target, shut)}"
     )
     if in_key := sorted({*shut} & {*target.key}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from bronze.errors import BronzeError, Stopped
 from bronze.model.results import Failure, Shown, exit_code
@@ -92,6 +92,8 @@ class VerifyResult(Shown):
     """The result of a verification. ``at_rest`` says that the source was not read; ``unrecorded``
     is why the audit log has no record of it, if it has none.
     """
+
+    _kind_without_failure: ClassVar[str] = "Mismatch"
 
     at_rest: bool
     seconds: float

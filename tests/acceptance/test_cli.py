@@ -327,6 +327,19 @@ def test_commands_for_protected_tables_print_their_results(source: Source) -> No
     told = invoke("reveal", "t", "--columns", "mail,id", "--csv", "-c", path)
     assert told.stdout.splitlines() == ["mail,id", "ann@example.com,1", "bob@example.com,2"]
     assert invoke("reveal", "t", "--key", "id", "-c", path).exit_code == 2
+    missing = invoke("reveal", "t", "--key", "id=3", "-c", path)
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    assert "No row matches." in missing.stderr
+    told = invoke("reveal", "t", "--limit", "1", "-c", path)
+    assert [line.split() for line in told.stdout.splitlines()[:2]] == [
+        ["mail", "id"],
+        ["ann@example.com", "1"],
+    ]
+    assert told.stdout.splitlines()[2] == "the first 1 of 2 rows; --limit 0 shows all"
+    before = json.loads(invoke("keys", "--json", "-c", path).stdout)
+    planned = invoke("keys", "rotate", "t", "--reencrypt", "--dry-run", "--json", "-c", path)
+    assert {key["id"] for key in json.loads(planned.stdout)} == {key["id"] for key in before}
+    assert json.loads(invoke("keys", "--json", "-c", path).stdout) == before
     made = json.loads(invoke("keys", "rotate", "t", "--json", "-c", path).stdout)
     assert [key["column"] for key in made] == ["mail"]
     listed = json.loads(invoke("keys", "--json", "-c", path).stdout)
@@ -339,6 +352,11 @@ def test_commands_for_protected_tables_print_their_results(source: Source) -> No
     assert "still has such a row" in still.stderr
     source.execute("DELETE FROM t WHERE id = 1")
     assert invoke("run", "-c", path).exit_code == 0
+    files = data_files(source)
+    planned = invoke("forget", "t", "--key", "id=1", "--dry-run", "-c", path)
+    assert planned.exit_code == 0
+    assert "would erase" in planned.stdout
+    assert data_files(source) == files
     done = invoke("forget", "t", "--key", "id=1", "-c", path)
     assert done.exit_code == 0
     assert "none has such a row" in done.stdout
@@ -349,6 +367,24 @@ def test_commands_for_protected_tables_print_their_results(source: Source) -> No
     assert invoke("forget", "t", "-c", path).exit_code == 2
 
 
+def test_a_dry_run_changes_nothing(source: Source) -> None:
+    """Of a repair, and of dropping a stream; each says what it would do."""
+    source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
+    config = configured(source)
+    assert invoke("run", "-c", config).exit_code == 0
+    source.execute("DELETE FROM t WHERE id = 2")
+    planned = invoke("verify", "--repair", "--dry-run", "-c", config)
+    assert planned.exit_code == 1
+    assert planned.stdout.splitlines()[-1] == "--repair would reload public.t"
+    assert DeltaTable(str(source.table("t"))).version() == 0
+    streamed = configured(source, tables={"t": {"pattern": "streaming"}})
+    planned = invoke("stream", "--drop", "--dry-run", "-c", streamed)
+    assert planned.exit_code == 0
+    assert "Would drop the slot bronze_test" in planned.stdout
+    refused = invoke("stream", "--dry-run", "-c", streamed)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+
+
 def test_audit_prints_and_verifies_records(source: Source) -> None:
     """As lines for people or one JSON document; exit code 1 if the log has a fault."""
     source.execute("CREATE TABLE t AS SELECT 1 AS id")
@@ -357,6 +393,7 @@ def test_audit_prints_and_verifies_records(source: Source) -> None:
     shown = invoke("audit", "-c", config, "--action", "run")
     assert (shown.exit_code, shown.stdout.count("succeeded")) == (0, 1)
     document = json.loads(invoke("audit", "--verify", "--json", "-c", config).stdout)
+    assert all(isinstance(record["details"], dict) for record in document["records"])
     assert (document["verified"], document["problems"], document["count"]) == (True, [], 3)
     assert document["head"] in shown.stdout
     kept = invoke("audit", "--head", document["head"], "-c", config)

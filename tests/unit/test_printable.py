@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze.api import progress
-from bronze.cli import output, reports, results
+from bronze.cli import output
+from bronze.cli.screens import results, revealed
 from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.model.events import BatchApplied, Notice, TableFailed, TableLanded
@@ -59,14 +60,14 @@ def test_printed_results_have_no_control_characters(capsys: pytest.CaptureFixtur
     result = RunResult("b", 1, 1.0, tables, notes=(EVIL,), unrecorded=failure)
     results.run_result(result)
     output.print_result(result)
-    with progress.progress(False) as notify:
-        notify(TableFailed(EVIL, failure))
-        notify(TableLanded(tables[1]))
+    with progress.progress(False) as shown:
+        shown.notify(TableFailed(EVIL, failure))
+        shown.notify(TableLanded(tables[1]))
     steps = progress.stream_log(False)
     steps(Notice(EVIL))
     steps(BatchApplied(1, 1, 1, 0, 0.0, (EVIL,), datetime.now(UTC)))
-    reports.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "")
-    reports.revealed_rows(pl.DataFrame({EVIL: [EVIL]}), "json")
+    revealed.print_rows(pl.DataFrame({EVIL: [EVIL]}))
+    revealed.print_document(pl.DataFrame({EVIL: [EVIL]}), "json")
     out = capsys.readouterr()
     assert not RAW & set(out.out + out.err)
     assert out.out.count(SHOWN) >= 4
@@ -82,7 +83,7 @@ def test_csv_is_escaped_for_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> 
 
     for stream, raw in ((Terminal(), False), (io.StringIO(), True)):
         monkeypatch.setattr("sys.stdout", stream)
-        reports.revealed_rows(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
+        revealed.print_document(pl.DataFrame({"x": ["\x1b[2J"]}), "csv")
         assert ("\x1b" in stream.getvalue()) is raw
 
 

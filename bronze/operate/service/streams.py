@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from random import uniform
 
 from bronze.api import progress, recorded
-from bronze.api.progress import LOG
+from bronze.api.log_lines import LOG
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.execution.memory_shares import Share

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import uuid_utils
 
 from bronze.api import progress, recorded
-from bronze.api.progress import LOG
+from bronze.api.log_lines import LOG
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.execution.memory_shares import MemoryShares, Share

@@ -251,7 +251,7 @@ def _unreadable(relation: Relation, server: _Server) -> MissingPrerequisite:
     return MissingPrerequisite(
         f"Role {server.role} may not read table {relation.label}.",
         f"GRANT USAGE ON SCHEMA {quoted(relation.schema)} TO {role};"
-        f" GRANT SELECT ON TABLE {quoted(relation.schema, relation.name)} TO {role}",
+        f" GRANT SELECT ON TABLE {quoted(relation.schema, relation.name)} TO {role};",
         relation.label,
     )
 

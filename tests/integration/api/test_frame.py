@@ -27,6 +27,7 @@ def test_a_table_shows_its_active_rows(source: Source) -> None:
     assert lake.run().exit_code == 0
     assert lake.tables() == ("bz_h", "bz_t")
     assert lake.table("t").select("id", "v").collect().rows() == [(1, "a")]
+    assert lake.arrow("t").select(["id", "v"]).to_pylist() == [{"id": 1, "v": "a"}]
     assert sorted(lake.table("bz_h").select("id", "v").collect().rows()) == [(1, "c"), (3, None)]
     with pytest.raises(bronze.ConfigError, match="none"):
         lake.table("none")

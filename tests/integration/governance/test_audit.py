@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import bronze
 from bronze.api.client import Bronze
-from bronze.cli import reports
+from bronze.cli.screens import reports
 from bronze.config import fingerprint, loading
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, LakeError, LakeUnreachable, TableRefused

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 
 from bronze import failpoint
 from bronze.api.client import Bronze
-from bronze.cli import reports
+from bronze.cli.screens import reports
 from bronze.delta import audit_mark, log, properties
 from bronze.governance import audit, audit_proof, audit_state, audit_witnesses
 from bronze.governance.audit_proof import AuditReport

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import bronze
 from bronze.api import check
 from bronze.cdc import stream
-from bronze.cli import reports, results
 from bronze.cli.main import app
+from bronze.cli.screens import reports, results
 from bronze.config import loading
 from bronze.config.quality import QualitySettings
 from bronze.config.settings import Settings
@@ -525,6 +525,10 @@ def test_a_refused_table_is_not_reported_as_loaded(
     given = settings(source, [{**POSITIVE, "severity": "critical"}], quality={"on_failure": "stop"})
     result = pipeline.run(given)
     assert (result.tables[0].status, result.tables[0].quarantined) == ("failed", 0)
+    assert result.tables[0].error
+    assert "the rule 'positive'" in result.tables[0].error.message
+    (note,) = result.tables[0].notes
+    assert note.endswith('is broken by rows such as {"id": 1}, {"id": 2}')
     results.run_result(result)
     shown = capsys.readouterr()
     assert "quarantined" not in shown.out + shown.err

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from bronze.api import progress
+from bronze.api.log_lines import LOG
 from bronze.model.events import TableFailed, TableLanded, TableProgress
 from bronze.model.results import Failure, TableResult
 
@@ -51,13 +52,13 @@ def test_a_value_in_a_line_of_the_log_cannot_pass_for_another(
     ambiguous = ["public.t x=1 rows=0", "a=b", "qu\"o'te", "one\ntwo", "a\tb", "x\u2028y", "\x85"]
     plain = ["public.t", "é", "2024-01-01T00:00:00", "\x1b[31m"]
     for value in ambiguous:
-        progress.LOG.error("failed", error=value, rows=5, table="public.t")
+        LOG.error("failed", error=value, rows=5, table="public.t")
         line = capsys.readouterr().err
         assert line.count("\n") == 1
-        quoted = re.fullmatch(r".* failed +error=(.*) rows=5 table=public.t\n", line)
+        quoted = re.fullmatch(r".*Z error failed table=public.t error=(.*) rows=5\n", line)
         assert quoted is not None
         assert quoted[1] != value
         assert ast.literal_eval(quoted[1]) == value
     for value in plain:
-        progress.LOG.info("landed", table=value)
+        LOG.info("landed", table=value)
         assert f" table={value}\n".replace("\x1b", "\\x1b") in capsys.readouterr().err

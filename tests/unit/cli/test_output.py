@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from bronze.api.check import CheckReport, ColumnReport, TableReport
-from bronze.cli import output, reports, results
+from bronze.cli import output
+from bronze.cli.screens import checks, results, revealed
 from bronze.model.results import RunResult, TableResult
 
 
@@ -35,13 +36,14 @@ def test_figures_are_never_truncated(
 def test_names_with_brackets_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     """In tables of values and of columns."""
     rows = pl.DataFrame({"price[eur]": [1.0], "a[/b]": [math.inf]})
-    reports.revealed_rows(rows, "table")
+    revealed.print_rows(rows)
     assert "price[eur]" in (shown := capsys.readouterr().out)
     assert "a[/b]" in shown
     columns = (ColumnReport("a[/b]", "text", "price[eur]", "string", ""),)
-    reports.check(CheckReport((TableReport("t", "bz_t", "table", 1, 1, (), columns),), ()))
+    report = CheckReport((TableReport("t", "bz_t", "table", 1, 1, (), columns),), ())
+    checks.check(report, detailed=True)
     assert "a[/b] → price[eur]" in capsys.readouterr().out
-    reports.revealed_rows(rows, "json")
+    revealed.print_document(rows, "json")
     assert json.loads(capsys.readouterr().out) == [{"price[eur]": 1.0, "a[/b]": "inf"}]
 
 
@@ -50,9 +52,9 @@ def test_words_between_colons_are_not_emoji(capsys: pytest.CaptureFixture[str]) 
     given = "Rows differ: id=:x:, at=fe80:a:b:c, in [a]:boom:"
     output.print_line(given)
     output.print_error(given, f"{given} again")
-    reports.revealed_rows(pl.DataFrame({":x:": ["fe80:a:b:c"]}), "table")
+    revealed.print_rows(pl.DataFrame({":x:": ["fe80:a:b:c"]}), total=1)
     shown = capsys.readouterr()
     assert given in shown.out
-    assert "fe80:a:b:c" in shown.out.splitlines()[-1]
+    assert "fe80:a:b:c" in shown.out.splitlines()[-2]
     assert ":x:" in shown.out.splitlines()[1]
     assert shown.err.splitlines() == [given, f"  {given} again"]

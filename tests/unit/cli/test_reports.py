@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from bronze.cli import output, reports
+from bronze.cli import output
+from bronze.cli.screens import reports
 from bronze.operate.doctor.diagnosis import Diagnosis
 from bronze.operate.doctor.examination import Finding
 

@@ -118,3 +118,36 @@ def test_every_public_result_with_an_exit_code_shows_itself() -> None:
     assert [kind for kind in results if not issubclass(kind, Shown | BronzeError)] == []
     assert len([kind for kind in results if issubclass(kind, Shown)]) == 15
     assert all(kind.__repr__ is Shown.__repr__ for kind in results if issubclass(kind, Shown))
+
+
+def test_a_result_raises_the_error_of_its_failures() -> None:
+    """Nothing if all went well; the class of the failures if they have one; else the base class."""
+    good = TableResult("s.a", "b.a", "landed")
+    bad, away = (
+        TableResult(name, "", "failed", error=failure)
+        for name, failure in (("s.b", BAD), ("s.c", AWAY))
+    )
+    RunResult("r", 1, 1.0, (good,)).raise_for_status()
+    with pytest.raises(errors.TableRefused, match=r"s\.b: It <b>cannot</b> be read\."):
+        RunResult("r", 1, 1.0, (good, bad)).raise_for_status()
+    with pytest.raises(errors.SourceUnreachable):
+        RunResult("r", 1, 1.0, (away,)).raise_for_status()
+    with pytest.raises(BronzeError) as caught:
+        RunResult("r", 1, 1.0, (bad, away)).raise_for_status()
+    assert type(caught.value) is BronzeError
+    assert "s.c: It is away." in str(caught.value)
+    with pytest.raises(errors.TableRefused):
+        RunResult("r", 1, 1.0, (good,), unrecorded=BAD).raise_for_status()
+    with pytest.raises(errors.TableRefused):
+        CheckReport((), (BAD,)).raise_for_status()
+    with pytest.raises(BronzeError, match="ErasureResult"):
+        ErasureResult("b.a", 1, left=2).raise_for_status()
+
+
+def test_rows_that_differ_raise_a_mismatch() -> None:
+    """Where no table has failed."""
+    from bronze.verify.results import VerifiedTable, VerifyResult
+
+    table = VerifiedTable("s.a", "b.a", "differs")
+    with pytest.raises(errors.Mismatch):
+        VerifyResult(False, 1.0, (table,)).raise_for_status()

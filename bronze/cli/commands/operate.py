@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bronze.cli.commands.groups import epilog
+from bronze.cli.commands.options import AsJson, Config
 from bronze.cli.failures import exit_codes
 
 if TYPE_CHECKING:
@@ -18,11 +20,6 @@ if TYPE_CHECKING:
     from bronze.operate.alerts.trial import Trial
     from bronze.operate.runbook import Contents
 
-Config = Annotated[
-    Path,
-    typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 _DEFAULT = Path("bronze.toml")
 
 
@@ -35,7 +32,8 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Find out what is wrong with config, source, lake and machine, within seconds."""
-    from bronze.cli import output, reports
+    from bronze.cli import output
+    from bronze.cli.screens import reports
     from bronze.operate.doctor.diagnosis import diagnose
 
     with exit_codes(as_json):
@@ -72,7 +70,7 @@ alerts_app = typer.Typer(
 )
 
 
-@alerts_app.command("list")
+@alerts_app.command("list", epilog=epilog("bronze alerts list --all"))
 def list_alerts(
     everything: Annotated[
         bool, typer.Option("--all", help="Resolved ones as well, the last of each.")
@@ -93,7 +91,7 @@ def list_alerts(
             _print_alerts(reports)
 
 
-@alerts_app.command()
+@alerts_app.command(epilog=epilog("bronze alerts ack table_failed:shop.orders"))
 def ack(
     alert: Annotated[str, typer.Argument(help="kind:subject, as the list has it, or an id.")],
     reason: Annotated[str, typer.Option(help="What you do about it.")] = "",
@@ -113,7 +111,9 @@ def ack(
             print_line(f"{record.subject} is acknowledged by {record.actor}.")
 
 
-@alerts_app.command()
+@alerts_app.command(
+    epilog=epilog('bronze alerts silence "table_failed:*" --until 2h --reason migration')
+)
 def silence(
     alerts: Annotated[str, typer.Argument(help='kind:subject, with patterns: "table_failed:*".')],
     until: Annotated[str, typer.Option(help='The end: "2h", or an ISO date or time.')],
@@ -135,7 +135,7 @@ def silence(
             print_line(f"Nobody is told of {record.subject} until {_time(end)}.")
 
 
-@alerts_app.command("test")
+@alerts_app.command("test", epilog=epilog("bronze alerts test"))
 def try_channels(config: Config = _DEFAULT, as_json: AsJson = False) -> None:
     """Open and resolve a real alert by every channel, and print what each answers."""
     from bronze.cli.output import print_json

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bronze.cli.commands.options import AsJson, Config
 from bronze.cli.failures import exit_codes, stop_on_signals
 
 if TYPE_CHECKING:
@@ -24,12 +25,8 @@ def register(
             help="Make entries anew whose columns REST cannot change, with grants and tags.",
         ),
     ] = False,
-    config: Annotated[
-        Path, typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file.")
-    ] = Path("bronze.toml"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document, nothing else.")
-    ] = False,
+    config: Config = Path("bronze.toml"),
+    as_json: AsJson = False,
 ) -> None:
     """Register the lake's tables in Unity Catalog: columns, comments, tags, grants and lineage."""
     import bronze

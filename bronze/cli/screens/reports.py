@@ -1,15 +1,13 @@
-"""What commands that only read print: check, quality, audit, keys, reveal and doctor."""
+"""What commands that only read print: quality, audit, keys and doctor."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -21,88 +19,16 @@ from bronze.cli.output import (
     print_line,
     print_table,
     quality_score,
-    size,
 )
 from bronze.printable import visible
 from bronze.tables.naming import short_name
 
 if TYPE_CHECKING:
-    from polars import DataFrame
-
-    from bronze.api.check import CheckReport, TableReport
     from bronze.governance.audit_proof import AuditReport
     from bronze.operate.doctor.diagnosis import Diagnosis
     from bronze.operate.doctor.examination import Finding
     from bronze.protection.keys import KeyReport
     from bronze.quality.report import QualityReport, TableQuality
-
-
-def revealed_rows(rows: DataFrame, form: str) -> None:
-    """Prints decrypted rows as ``json``, as ``csv``, or as a table for people."""
-    if form == "json":
-        print_json(rows.to_dicts())
-        return
-    if form == "csv":
-        writer = csv.writer(sys.stdout)
-        # A file gets the values as they are; a terminal would execute control characters.
-        printed_row = _visible_row if sys.stdout.isatty() else tuple
-        writer.writerows(printed_row(row) for row in (rows.columns, *rows.iter_rows()))
-        return
-    print_table(
-        rows.columns,
-        (["" if value is None else str(value) for value in row] for row in rows.iter_rows()),
-    )
-
-
-def _visible_row(row: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(visible(value) if isinstance(value, str) else value for value in row)
-
-
-def check(report: CheckReport) -> None:
-    """Prints what each table and column becomes, then the problems."""
-    for table in report.tables:
-        _print_table(table)
-    for note in report.notes:
-        print_line(f"\nnote: {note}")
-    for problem in report.problems:
-        print_error(f"\n{problem.message}", problem.hint)
-
-
-def _print_table(table: TableReport) -> None:
-    rows = "never analysed" if table.rows < 0 else f"about {table.rows:,} rows"
-    key = ", ".join(table.key) or "no key"
-    print_line(
-        f"\n{table.table} → {table.target}  ({table.kind}, {rows}, {size(table.bytes)}, {key})"
-    )
-    if table.columns:
-        columns = [
-            (
-                column.name if column.name == column.target else f"{column.name} → {column.target}",
-                column.source_type,
-                column.delta_type,
-                column.note,
-            )
-            for column in table.columns
-        ]
-        print_table(("column", "PostgreSQL", "Delta", ""), columns, padding=2)
-    if table.rules:
-        print_line(f"  rules: {_rule_counts(table)}")
-    for note in table.notes:
-        print_line(f"  note: {note}")
-    for limit in table.limits:
-        print_line(f"  by design: {limit}")
-
-
-def _rule_counts(table: TableReport) -> str:
-    """How many rules a table has, by their origin."""
-    counts = Counter(rule.origin for rule in table.rules)
-    proven = sum(rule.evaluation == "proven" for rule in table.rules)
-    names = {"config": "of the config", "python": "made in Python", "derived": "derived"}
-    parts = [f"{counts[origin]} {name}" for origin, name in names.items() if counts[origin]]
-    parts += [f"{proven} of them proven by PostgreSQL"] if proven else []
-    untranslated = ", ".join(table.untranslated)
-    checks = f"; left to PostgreSQL alone: {untranslated}" if untranslated else ""
-    return ", ".join(parts) + checks
 
 
 def quality(report: QualityReport, trend: int) -> None:
@@ -150,7 +76,7 @@ def _unmet(table: TableQuality) -> None:
 
 def _age(table: TableQuality) -> str:
     if not math.isfinite(table.age):
-        return "never"
+        return "never landed"
     minutes, seconds = divmod(int(table.age), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bronze.cli.commands.options import AsJson, Config
 from bronze.cli.failures import exit_codes, stop_on_signals
 
 if TYPE_CHECKING:
@@ -24,12 +25,8 @@ def backup(
     list_: Annotated[
         bool, typer.Option("--list", help="List the generations of the copy.")
     ] = False,
-    config: Annotated[
-        Path, typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file.")
-    ] = Path("bronze.toml"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document, nothing else.")
-    ] = False,
+    config: Config = Path("bronze.toml"),
+    as_json: AsJson = False,
 ) -> None:
     """Copy what has changed in the lake to [backup] root, as of one moment."""
     import bronze

@@ -14,31 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bronze.cli.commands.options import AsJson, Config, LogFormat, LogFormats, Quiet, set_log
 from bronze.cli.failures import INTERRUPTED, exit_codes, stop_on_signals
 
 if TYPE_CHECKING:
     from bronze.governance.tables.controls import Action, ControlRecord
 
-_Config = Annotated[
-    Path,
-    typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file."),
-]
-_AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 _Tables = Annotated[list[str], typer.Argument(help="Tables (table or schema.table).")]
 _Reason = Annotated[str, typer.Option(help="Why, for those who read it later.")]
 _DEFAULT = Path("bronze.toml")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Adds the commands to the command line."""
-    for name, command in (
-        ("serve", serve),
-        ("pause", pause),
-        ("resume", resume),
-        ("now", run_now),
-        ("reset", reset),
-    ):
-        app.command(name)(command)
 
 
 def serve(
@@ -46,13 +30,16 @@ def serve(
         bool,
         typer.Option("--once", help="Bring every due table up, stream until caught up, and end."),
     ] = False,
-    config: _Config = _DEFAULT,
+    config: Config = _DEFAULT,
+    quiet: Quiet = False,
+    log_format: LogFormat = LogFormats.TEXT,
 ) -> None:
     """Keep every table within its SLA: run what is due, stream, and tell people of trouble."""
     from bronze.config.settings import Settings
     from bronze.operate.service import service
 
     with exit_codes(False):
+        set_log(log_format, quiet)
         settings = Settings.from_file(config)
         try:
             with stop_on_signals() as stop, _reload_on_hangup() as hangup:
@@ -69,11 +56,11 @@ def pause(
     tables: _Tables,
     reason: _Reason,
     until: Annotated[str, typer.Option(help='The end: "2h", or an ISO date or time.')] = "",
-    config: _Config = _DEFAULT,
-    as_json: _AsJson = False,
+    config: Config = _DEFAULT,
+    as_json: AsJson = False,
 ) -> None:
     """Have the service not load tables; a streamed one is resynced when it comes back."""
-    from bronze.cli.operate import end_of
+    from bronze.cli.commands.operate import end_of
 
     with exit_codes(as_json):
         end = end_of(until) if until else None
@@ -82,7 +69,7 @@ def pause(
 
 
 def resume(
-    tables: _Tables, reason: _Reason = "", config: _Config = _DEFAULT, as_json: _AsJson = False
+    tables: _Tables, reason: _Reason = "", config: Config = _DEFAULT, as_json: AsJson = False
 ) -> None:
     """Have the service load paused tables again; what was due meanwhile runs once."""
     with exit_codes(as_json):
@@ -90,7 +77,7 @@ def resume(
 
 
 def run_now(
-    tables: _Tables, reason: _Reason = "", config: _Config = _DEFAULT, as_json: _AsJson = False
+    tables: _Tables, reason: _Reason = "", config: Config = _DEFAULT, as_json: AsJson = False
 ) -> None:
     """Have the service run tables now, without waiting for their due time."""
     with exit_codes(as_json):
@@ -98,7 +85,7 @@ def run_now(
 
 
 def reset(
-    tables: _Tables, reason: _Reason = "", config: _Config = _DEFAULT, as_json: _AsJson = False
+    tables: _Tables, reason: _Reason = "", config: Config = _DEFAULT, as_json: AsJson = False
 ) -> None:
     """Close the circuit breakers of tables: the service tries them again at once."""
     with exit_codes(as_json):

@@ -1,16 +1,11 @@
-"""The command `bronze status`: the first page as text, and that of a table."""
+"""What `bronze status` prints: the first page as text, and that of a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
-
-import typer
-
-from bronze.cli.failures import exit_codes
 
 if TYPE_CHECKING:
     from bronze.governance.tables.runs import RunRecord
@@ -25,33 +20,7 @@ _BAD = ("late", "quarantined", "failed")
 _NONE = "-"
 
 
-def status(
-    tables: Annotated[
-        list[str] | None, typer.Argument(help="Tables to show with their last runs.")
-    ] = None,
-    config: Annotated[
-        Path, typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file.")
-    ] = Path("bronze.toml"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document, nothing else.")
-    ] = False,
-) -> None:
-    """Show what is late and why, from the lake alone; exit 1 if anything is or an alert is open."""
-    from bronze.cli.output import print_json
-    from bronze.config.settings import Settings
-    from bronze.operate.status import status_of
-
-    with exit_codes(as_json):
-        settings = Settings.from_file(config)
-        found = status_of(settings, tables or (), datetime.now(UTC))
-        if as_json:
-            print_json(found.document())
-        else:
-            _Page(found.view, settings.serve.timezone).show(found)
-        raise typer.Exit(found.exit_code)
-
-
-class _Page:
+class StatusPage:
     """Prints a view; times are in the zone of the config."""
 
     def __init__(self, view: View, zone: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bronze.cli.commands.options import AsJson, Config
 from bronze.cli.failures import exit_codes
 
 
@@ -20,12 +21,8 @@ def deploy(
     out: Annotated[
         Path | None, typer.Option(help="An empty folder; by default deploy-TARGET.")
     ] = None,
-    config: Annotated[
-        Path, typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file.")
-    ] = Path("bronze.toml"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document, nothing else.")
-    ] = False,
+    config: Config = Path("bronze.toml"),
+    as_json: AsJson = False,
 ) -> None:
     """Write the files of a deployment into an empty folder, without any secret."""
     from bronze.cli import output

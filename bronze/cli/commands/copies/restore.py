@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bronze.cli.commands.options import AsJson, Config
 from bronze.cli.failures import exit_codes, stop_on_signals
 
 if TYPE_CHECKING:
@@ -15,18 +16,7 @@ if TYPE_CHECKING:
     from bronze.backup.recovery.metadata import MetadataReport
     from bronze.backup.recovery.restore import RestoreResult
 
-Config = Annotated[
-    Path,
-    typer.Option("-c", "--config", envvar="BRONZE_CONFIG", help="The config file."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 _DEFAULT = Path("bronze.toml")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Adds the commands."""
-    app.command()(restore)
-    app.command()(drill)
 
 
 def restore(
@@ -81,7 +71,7 @@ def _print_metadata(report: MetadataReport) -> None:
     output.print_line(
         f"The lake at {snapshot.root}, {snapshot.taken}, generation {snapshot.generation}:"
         f" {len(snapshot.tables)} tables, {len(snapshot.keys)} keys, {len(snapshot.config)} values"
-        f" of the config; there are {len(report.days)} days since {report.days[0]}"
+        f" of the config; the copy has {_days(len(report.days))} since {report.days[0]}"
     )
     for text in report.changes:
         output.print_line(text)
@@ -89,6 +79,10 @@ def _print_metadata(report: MetadataReport) -> None:
         output.print_error(text)
     if not report.lacking:
         output.print_line(f"The lake at {report.root} has all of it.")
+
+
+def _days(count: int) -> str:
+    return f"snapshots of {count:,} days" if count > 1 else "the snapshot of one day"
 
 
 def _print_restored(result: RestoreResult) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bronze.cli.output import (
+    is_terminal,
     print_error,
     print_figures,
     print_json,
@@ -13,18 +15,18 @@ from bronze.cli.output import (
     quality_score,
     size,
 )
+from bronze.cli.screens.failure_groups import names_of, print_failures, print_notes
 from bronze.tables.naming import short_name
 
 if TYPE_CHECKING:
     from bronze.model.results import (
-        Failure,
         MaintainResult,
         RunResult,
         StreamResult,
         TableResult,
     )
-    from bronze.protection.erasure_result import ErasureResult, Evidence
-    from bronze.verify.results import VerifyResult
+    from bronze.protection.erasure_result import ErasureResult
+    from bronze.verify.results import VerifiedTable, VerifyResult
 
 _FIGURES = (
     "read",
@@ -40,39 +42,53 @@ _FIGURES = (
 )
 
 
-def run_result(result: RunResult) -> None:
-    """Prints the figures of each table of a run, then notes and errors."""
-    print_figures(("Bronze table", "status", *_FIGURES), [_cells(row) for row in result.tables])
+def run_result(result: RunResult, quiet: bool = False) -> None:
+    """Prints the figures of each table of a run, then notes and errors; only errors if quiet."""
+    if not quiet:
+        shown = _rows_to_show(result.tables)
+        print_figures(("Bronze table", "status", *_FIGURES), [_cells(row) for row in shown])
+        hidden = len(result.tables) - len(shown)
+        if shown and hidden:
+            print_line(f"and {hidden:,} more{_statuses(result.tables, shown)}", "dim")
+        _print_sum(result)
+        notes = [(row.table, note) for row in result.tables for note in row.notes]
+        print_notes(notes)
+    print_failures({row.table: row.error for row in result.tables})
+    _print_notes(result, quiet)
+
+
+_MOST_ROWS, _LARGEST = 40, 15
+"""Of more tables than this a terminal shows those with most changes; a file gets all."""
+
+
+def _rows_to_show(rows: Sequence[TableResult]) -> list[TableResult]:
+    """The tables whose figures are shown. Why others have failed is told below them."""
+    if len(rows) <= _MOST_ROWS or not is_terminal():
+        return list(rows)
+    changed = [row for row in rows if not row.error and row.inserted + row.updated + row.deleted]
+    changed.sort(key=lambda row: row.inserted + row.updated + row.deleted, reverse=True)
+    return changed[:_LARGEST]
+
+
+def _statuses(rows: Sequence[TableResult], shown: Sequence[TableResult]) -> str:
+    """How many of the tables that are not shown have each status."""
+    counts = Counter(row.status for row in rows) - Counter(row.status for row in shown)
+    return f": {', '.join(f'{count:,} {status}' for status, count in counts.items())}"
+
+
+def _print_sum(result: RunResult) -> None:
     rows = sum(row.rows_read for row in result.tables)
-    print_line(f"{rows:,} rows read in {result.seconds:.1f} s, batch {result.batch_id}")
+    counts = Counter(row.status for row in result.tables)
+    each = ", ".join(f"{count:,} {status}" for status, count in counts.items())
+    print_line(
+        f"{_count(len(result.tables), 'table')}: {each}. {rows:,} rows read in"
+        f" {result.seconds:.1f} s, batch {result.batch_id}"
+    )
     scored = [row for row in result.tables if row.score is not None]
     if scored:
         print_line(_scores(scored))
-    for row in result.tables:
-        for note in row.notes:
-            print_line(f"{row.table}: {note}")
-    _print_errors({row.table: row.error for row in result.tables})
-    _print_notes(result)
     if result.copy_error:
         print_error(f"The lake was not copied: {result.copy_error.message}", result.copy_error.hint)
-
-
-def _print_errors(errors: Mapping[str, Failure | None]) -> None:
-    """Prints the errors of tables; those that were stopped have one line together."""
-    stopped = [table for table, error in errors.items() if error and error.kind == "Stopped"]
-    for table, error in errors.items():
-        if error and table not in stopped:
-            print_error(f"{table}: {error.message}", error.hint)
-    if stopped:
-        more = f" and {len(stopped) - _MOST_NAMES:,} more" if len(stopped) > _MOST_NAMES else ""
-        names = ", ".join(stopped[:_MOST_NAMES])
-        print_error(
-            f"Stopped before the end: {names}{more}.",
-            "What had landed before stays, and nothing half-written is visible. Run it again.",
-        )
-
-
-_MOST_NAMES = 10
 
 
 def _scores(scored: Sequence[TableResult]) -> str:
@@ -84,8 +100,17 @@ def _scores(scored: Sequence[TableResult]) -> str:
     return f"average score {quality_score(average)}{quarantined}"
 
 
-def stream_result(result: StreamResult) -> None:
-    """Prints the figures of each table of a stream that has ended, then notes and errors."""
+def stream_result(result: StreamResult, quiet: bool = False) -> None:
+    """Prints the figures of each table of a stream that has ended, then notes and errors; only
+    errors if quiet.
+    """
+    if not quiet:
+        _print_stream_figures(result)
+    print_failures({row.table: row.error for row in result.tables})
+    _print_notes(result, quiet)
+
+
+def _print_stream_figures(result: StreamResult) -> None:
     cells = [_cells(row) for row in result.tables]
     names = ("Bronze table", "status", *_FIGURES[:6], _FIGURES[-1])
     print_figures(names, [[*row[:8], row[-1]] for row in cells])
@@ -94,14 +119,18 @@ def stream_result(result: StreamResult) -> None:
         f" landed in {result.batches:,} batch{'es' * (result.batches != 1)}"
         f" in {result.seconds:.1f} s by stream {result.stream}"
     )
-    for row in result.tables:
-        if row.error:
-            print_error(f"{row.table}: {row.error.message}", row.error.hint)
-    _print_notes(result)
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def stream_to_drop(name: str, as_json: bool) -> None:
+    """Prints what `bronze stream --drop` would drop."""
+    if as_json:
+        print_json({"dropped": None, "would_drop": name})
+    else:
+        print_line(f"Would drop the slot {name} and its publication. The Bronze tables would stay.")
 
 
 def dropped_stream(name: str, as_json: bool) -> None:
@@ -142,90 +171,49 @@ def maintain_result(result: MaintainResult) -> None:
             short_name(row.target),
             str(row.files_before) if row.version is not None else "",
             str(row.files_after) if row.version is not None else "",
-            size(row.rewritten),
+            size(row.rewritten) if row.rewritten else "",
             str(row.expired_files),
-            size(row.expired_bytes),
+            size(row.expired_bytes) if row.expired_bytes else "",
             str(row.expired_entries),
             f"{row.seconds:.1f}",
         ]
         for row in result.tables
+        if row.version is not None or row.expired_files or row.expired_entries
     ]
     names = ("files", "now", "rewritten", "expired", "freed", "log", "s")
-    print_figures(("Bronze table", *names), rows)
+    if rows:
+        print_figures(("Bronze table", *names), rows)
+    failed = sum(row.error is not None for row in result.tables)
+    idle = len(result.tables) - len(rows) - failed
+    print_line(
+        f"{_count(len(result.tables), 'table')} in {result.seconds:.1f} s:"
+        f" {len(rows):,} maintained, {idle:,} had nothing to do"
+    )
     for row in result.tables:
         if row.upgraded:
             print_line(f"{row.target}: its features are named now (writer version 7)")
-    _print_errors({row.target: row.error for row in result.tables})
-    _print_record_failure(result)
+    print_failures({row.target: row.error for row in result.tables})
+    print_record_failure(result)
 
 
-def _print_notes(result: RunResult | StreamResult) -> None:
-    for note in result.notes:
+def _print_notes(result: RunResult | StreamResult, quiet: bool) -> None:
+    for note in () if quiet else result.notes:
         print_line(note)
-    for record in result.late:
+    for record in () if quiet else result.late:
         print_line(
             f"{record.table}: batch {record.batch_id} was committed by a run that died before it"
             " was recorded; it is recorded now"
         )
-    _print_record_failure(result)
+    print_record_failure(result)
 
 
-def _print_record_failure(
+def print_record_failure(
     result: RunResult | StreamResult | MaintainResult | VerifyResult | ErasureResult,
 ) -> None:
+    """Prints why the governance tables do not have all that was done, if so."""
     if result.unrecorded:
         message = "What was done could not be recorded in full"
         print_error(f"{message}: {result.unrecorded.message}", result.unrecorded.hint)
-
-
-def erasure_result(done: ErasureResult) -> None:
-    """Prints what was searched and erased, and what is left."""
-    if done.source:
-        print_line(
-            f"Table {done.source.table} of the source (oid {done.source.oid}) answered that it has"
-            f" {done.source.rows} such rows."
-        )
-    for note in done.notes:
-        print_line(f"note: {note}")
-    if done.before and not done.is_found:
-        print_error(
-            f"{done.target}: nothing was found and nothing was erased."
-            f" {_evidence_counts(done.before)} were read.",
-            "Check the value. The log of older versions may still have values of rows that were"
-            " deleted earlier: --old-versions deletes it.",
-        )
-        return
-    print_line(
-        f"{done.target}: {done.rows} rows and {done.records} records erased; {done.files} files"
-        f" ({size(done.bytes)}) and {done.entries} log entries deleted. Only version"
-        f" {done.version} can be read now."
-    )
-    if done.doubtful:
-        print_error(
-            f"{done.doubtful} rows or records are left that may be of this person; see the note"
-            " above."
-        )
-    if done.left:
-        print_error(
-            f"{done.left} rows or records are left in files that a run may be about to commit:"
-            " repeat this when the run has ended."
-        )
-    elif done.before and done.after and not done.doubtful:
-        print_line(
-            f"Found before: {done.before.found} rows and {done.before.told} records, among"
-            f" {_evidence_counts(done.before)}."
-        )
-        print_line(
-            f"Proof: {_evidence_counts(done.after)} were read afterwards, none has such a row."
-        )
-    _print_record_failure(done)
-
-
-def _evidence_counts(evidence: Evidence) -> str:
-    return (
-        f"{evidence.rows:,} rows in {evidence.files:,} Parquet files and {evidence.records:,}"
-        " records of governance"
-    )
 
 
 def rewrapped_keys(count: int, as_json: bool) -> None:
@@ -240,8 +228,40 @@ def rewrapped_keys(count: int, as_json: bool) -> None:
         )
 
 
-def verify_result(result: VerifyResult) -> None:
-    """Prints the figures of each table, then what was read, and the faulty rows and files."""
+def tables_to_repair(result: VerifyResult) -> None:
+    """Prints which tables `bronze verify --repair` would load again."""
+    tables = [row.table for row in result.tables if row.status == "differs"]
+    names = names_of(tables) if tables else "nothing: no table differs"
+    print_line(f"--repair would reload {names}")
+
+
+def verify_result(result: VerifyResult, quiet: bool = False) -> None:
+    """Prints the figures of each table, then what was read, and the faulty rows and files; if quiet
+    only those.
+    """
+    if not quiet:
+        _print_verify_figures(result)
+    for row in result.tables:
+        _print_faults(row)
+    print_failures({row.table: row.error for row in result.tables})
+    print_record_failure(result)
+
+
+def _print_faults(row: VerifiedTable) -> None:
+    if row.stray_files:
+        strays = f"{row.stray_files:,} files ({size(row.stray_bytes)})"
+        print_line(f"{row.table}: {strays} in its folder are unknown to its log")
+    for file in row.files:
+        print_line(f"{row.table}: file {file.file} {file.what} ({file.rows:,} rows)")
+    for faulty in row.rows:
+        what = f" ({faulty.what})" if faulty.what else ""
+        print_line(f"{row.table}: {faulty.fault} {faulty.key}{what} {faulty.file}".rstrip())
+    hidden = row.missing + row.extra + row.different + row.altered - len(row.rows)
+    if row.rows and hidden > 0:
+        print_line(f"{row.table}: and {hidden:,} more")
+
+
+def _print_verify_figures(result: VerifyResult) -> None:
     names = ("source", "Bronze", "files", "missing", "extra", "different", "altered", "bad files")
     rows = []
     for row in result.tables:
@@ -252,22 +272,7 @@ def verify_result(result: VerifyResult) -> None:
         rows.append([*cells, f"{row.seconds:.1f}", _version(row.version)])
     print_figures(("Bronze table", "status", *names, "s", "v"), rows)
     print_line(_basis(result))
-    for row in result.tables:
-        for note in row.notes:
-            print_line(f"{row.table}: {note}")
-        if row.stray_files:
-            strays = f"{row.stray_files:,} files ({size(row.stray_bytes)})"
-            print_line(f"{row.table}: {strays} in its folder are unknown to its log")
-        for file in row.files:
-            print_line(f"{row.table}: file {file.file} {file.what} ({file.rows:,} rows)")
-        for faulty in row.rows:
-            what = f" ({faulty.what})" if faulty.what else ""
-            print_line(f"{row.table}: {faulty.fault} {faulty.key}{what} {faulty.file}".rstrip())
-        hidden = row.missing + row.extra + row.different + row.altered - len(row.rows)
-        if row.rows and hidden > 0:
-            print_line(f"{row.table}: and {hidden:,} more")
-    _print_errors({row.table: row.error for row in result.tables})
-    _print_record_failure(result)
+    print_notes((row.table, note) for row in result.tables for note in row.notes)
 
 
 def _basis(result: VerifyResult) -> str:

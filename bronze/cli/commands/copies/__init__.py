@@ -1,0 +1,1 @@
+"""The commands about copies of the lake."""

@@ -1,0 +1,131 @@
+"""What `bronze check` prints: the verdict, problems, warnings, then the tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from bronze.cli.output import print_error, print_line, print_styled, print_table, size
+from bronze.cli.screens.failure_groups import print_failures, print_notes
+from bronze.tables.naming import short_name
+
+if TYPE_CHECKING:
+    from bronze.api.check import CheckReport, TableReport
+
+MOST_TABLES = 25
+_HOW = "`bronze check TABLE` shows the columns of a table, -v those of all."
+
+
+def check(report: CheckReport, detailed: bool) -> None:
+    """Prints the report; each table with its columns if ``detailed``."""
+    _print_verdict(report)
+    for problem in report.missing:
+        print_error(problem.message, problem.hint)
+    print_failures({table.table: table.problem for table in report.tables})
+    for note in report.notes:
+        print_line(f"warning: {note}")
+    print_notes(((table.table, note) for table in report.tables for note in table.notes), "warning")
+    if detailed:
+        for table in report.tables:
+            _print_table(table)
+        return
+    print_notes(
+        ((table.table, limit) for table in report.tables for limit in table.limits), "by design"
+    )
+    if len(report.tables) <= MOST_TABLES:
+        _print_list(report)
+    else:
+        _print_counts(report)
+    print_line(f"\n{_HOW}", "dim")
+
+
+def _print_verdict(report: CheckReport) -> None:
+    problems, warnings = len(report.problems), report.warnings
+    line = Text(f"{_count(len(report.tables), 'table')}, ")
+    line.append(_count(problems, "problem"), "bold red" if problems else "bold green")
+    line.append(", ").append(_count(warnings, "warning"), "yellow" if warnings else "")
+    print_styled(line)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _print_list(report: CheckReport) -> None:
+    if not report.tables:
+        return
+    schemas = sorted({table.target.partition(".")[0] for table in report.tables})
+    print_line(f"\nBronze tables in {', '.join(schemas)}:")
+    # On a narrow terminal each column that says nothing costs another one.
+    kinds = any(table.kind != "table" for table in report.tables)
+    states = any(table.problem for table in report.tables)
+    names = ["table", "Bronze table", *["kind"] * kinds, "rows", "size", "key"]
+    names += ["state"] * states
+    rows = [_list_row(table, kinds, states) for table in report.tables]
+    print_table(names, rows, right=("rows", "size"))
+
+
+def _list_row(table: TableReport, kinds: bool, states: bool) -> list[str | Text]:
+    state = Text("problem", "bold red") if table.problem else Text("ok", "green")
+    return [
+        table.table,
+        short_name(table.target),
+        *[table.kind] * kinds,
+        _rows(table),
+        size(table.bytes),
+        ", ".join(table.key) or "none",
+        *[state] * states,
+    ]
+
+
+def _print_counts(report: CheckReport) -> None:
+    kinds = Counter(table.kind for table in report.tables)
+    rows = sum(max(table.rows, 0) for table in report.tables)
+    unknown = sum(table.rows < 0 for table in report.tables)
+    keyless = sum(not table.key for table in report.tables)
+    stored = size(sum(table.bytes for table in report.tables))
+    kinds_text = ", ".join(_count(number, kind) for kind, number in kinds.items())
+    never = f"; {unknown:,} never analysed" if unknown else ""
+    print_line(f"\n{kinds_text}: about {rows:,} rows in {stored}{never}; {keyless:,} without a key")
+
+
+def _rows(table: TableReport) -> str:
+    return "not analysed" if table.rows < 0 else f"~{table.rows:,}"
+
+
+def _print_table(table: TableReport) -> None:
+    rows = "never analysed" if table.rows < 0 else f"about {table.rows:,} rows"
+    key = ", ".join(table.key) or "no key"
+    print_line(
+        f"\n{table.table} → {table.target}  ({table.kind}, {rows}, {size(table.bytes)}, {key})",
+        "bold",
+    )
+    if table.columns:
+        columns = [
+            (
+                column.name if column.name == column.target else f"{column.name} → {column.target}",
+                column.source_type,
+                column.delta_type,
+                column.note,
+            )
+            for column in table.columns
+        ]
+        print_table(("column", "PostgreSQL", "Delta", ""), columns, padding=2)
+    if table.rules:
+        print_line(f"  rules: {_rule_counts(table)}")
+    for limit in table.limits:
+        print_line(f"  by design: {limit}")
+
+
+def _rule_counts(table: TableReport) -> str:
+    """How many rules a table has, by their origin."""
+    counts = Counter(rule.origin for rule in table.rules)
+    proven = sum(rule.evaluation == "proven" for rule in table.rules)
+    names = {"config": "of the config", "python": "made in Python", "derived": "derived"}
+    parts = [f"{counts[origin]} {name}" for origin, name in names.items() if counts[origin]]
+    parts += [f"{proven} of them proven by PostgreSQL"] if proven else []
+    untranslated = ", ".join(table.untranslated)
+    checks = f"; left to PostgreSQL alone: {untranslated}" if untranslated else ""
+    return ", ".join(parts) + checks
