@@ -266,6 +266,7 @@ def test_a_stream_loads_and_applies_granted_columns(
     assert leaked(source) == []
 
 
+@pytest.mark.soak
 def test_columns_are_added_and_dropped_by_the_config(source: Source) -> None:
     """A column that is listed later is filled, one that is no longer listed is dropped, and columns
     that the source adds or renames are not loaded.

@@ -389,6 +389,7 @@ def test_a_failed_table_is_retried(source: Source, monkeypatch: pytest.MonkeyPat
     proven(source, given, "t", "u")
 
 
+@pytest.mark.soak
 def test_a_change_larger_than_the_memory_resyncs_its_table(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -334,6 +334,7 @@ def test_a_locked_table_does_not_stop_the_others(
     proven(source, given, "t", "u")
 
 
+@pytest.mark.soak
 def test_a_resync_gives_way_to_a_session_that_alters_the_table(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

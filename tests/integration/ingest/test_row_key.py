@@ -127,6 +127,7 @@ INSERT INTO grandchild SELECT i, 'grand' FROM generate_series(15, 25) i
 """
 
 
+@pytest.mark.soak
 def test_inheriting_tables_that_share_keys_need_tableoid(source: Source) -> None:
     """The tables are named in the error; with tableoid in the key every row lands."""
     source.execute(INHERITING)

@@ -64,6 +64,7 @@ def test_a_paused_table_is_resynced_when_it_comes_back(source: Source) -> None:
         until(lambda: differences(settings) == {})
 
 
+@pytest.mark.soak
 def test_the_slot_of_tables_that_are_all_paused_is_dropped(source: Source) -> None:
     """The server would keep its log for it; the tables are compared when they come back."""
     settings = streamed(source, "live")
@@ -94,6 +95,7 @@ def test_once_catches_up_with_streams(source: Source) -> None:
     assert len(own.landed("public.batch")) == 1
 
 
+@pytest.mark.soak
 def test_a_table_that_is_created_is_kept_too(source: Source) -> None:
     """Without a restart: a new table of the config's selection is loaded."""
     settings = config(source)

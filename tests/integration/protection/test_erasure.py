@@ -100,6 +100,7 @@ def records(source: Source, name: str) -> pl.DataFrame:
     return pl.read_delta(str(source.lake / "governance" / name))
 
 
+@pytest.mark.soak
 def test_any_text_of_a_value_selects_its_row(source: Source) -> None:
     """PostgreSQL reads the text by the column's type: any text of a value erases its row alone."""
     source.execute(SETUP)

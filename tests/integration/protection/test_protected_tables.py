@@ -653,6 +653,7 @@ def test_no_byte_of_an_erased_person_is_left(source: Source, own: dict[str, Any]
         erasure.forget(given, "t", {})
 
 
+@pytest.mark.soak
 def test_erasure_by_a_column_outside_the_key_covers_the_records(source: Source) -> None:
     """Rows may be selected by any column; a file without other rows is removed. A file that a run
     may be about to commit is kept, and counted.

@@ -55,6 +55,7 @@ def failed_over(source: Source, folder: Path) -> tuple[Bronze, int]:
     return after, sum(isinstance(event, Resynced) for event in events)
 
 
+@pytest.mark.soak
 def test_a_slot_that_still_has_the_changes_is_followed(source: Source, tmp_path: Path) -> None:
     """The stream goes on from its position in the copy, without a comparison; the audit log says
     from which generation, and its lost records are no problem but said.
