@@ -13,8 +13,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 # Without kept bytecode each worker, and each process that a test starts, compiles all anew.
 KEPT = {"PYTHONDONTWRITEBYTECODE": None}
-# Of each property a third of its examples: `properties` tries all of them.
-FEW = {**KEPT, "BRONZE_TEST_EFFORT": "0.35"}
+# Of each property a quarter of its examples: `properties` tries all of them.
+FEW = {**KEPT, "BRONZE_TEST_EFFORT": "0.25"}
 # Of each property so many times more examples than otherwise are tried.
 MANY = {**KEPT, "BRONZE_TEST_EFFORT": "10"}
 

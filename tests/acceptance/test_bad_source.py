@@ -206,7 +206,7 @@ def test_one_terminated_reader_is_retried(source: Source) -> None:
     assert len(list(source.table("gated").glob("*.parquet"))) == 1
 
 
-@pytest.mark.parametrize("away", [0.0, 1.0])
+@pytest.mark.parametrize("away", [0.0, pytest.param(1.0, marks=pytest.mark.soak)])
 def test_a_lost_snapshot_restarts_the_run(
     server: Server, source: Source, monkeypatch: pytest.MonkeyPatch, away: float
 ) -> None:

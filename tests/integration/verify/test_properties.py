@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from deltalake import DeltaTable
 
 from bronze.delta import properties
@@ -24,6 +25,7 @@ READ = {
 }
 
 
+@pytest.mark.soak
 def test_unreadable_properties_fail_their_table_alone(source: Source) -> None:
     """Other tables are verified and loaded, and the error names the property."""
     names = {f"t{i}": pair for i, pair in enumerate((p, v) for p in READ for v in READ[p])}

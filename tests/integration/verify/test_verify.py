@@ -849,7 +849,7 @@ def failing_load(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param(failing_removal, False, "LakeUnreachable", marks=pytest.mark.soak),
         (failing_removal, True, "LakeUnreachable"),
-        (failing_plan, False, "SourceUnreachable"),
+        pytest.param(failing_plan, False, "SourceUnreachable", marks=pytest.mark.soak),
         (failing_load, True, "SnapshotLost"),
     ],
 )

@@ -234,7 +234,7 @@ def test_optimize_never_changes_rows(
         pytest.param(40_000, 2**24, marks=pytest.mark.soak),
         (100_000, 2**24),
         pytest.param(400_000, 2**24, marks=pytest.mark.soak),
-        (100_000, 3_000),
+        pytest.param(100_000, 3_000, marks=pytest.mark.soak),
     ],
 )
 def test_groups_larger_than_the_memory_are_sorted_in_files(

@@ -65,7 +65,7 @@ def read(bench: Bench) -> Counter[str]:
     return found
 
 
-@settings(max_examples=examples(40), deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(
     rounds=st.lists(_rounds, min_size=1, max_size=4),
     on_delete=st.sampled_from(["mark", "remove"]),
