@@ -84,7 +84,8 @@ class Bronze:
             SourceError, LakeError: no table could be loaded.
             Stopped: before the tables were known.
         """
-        from bronze.api import backup, progress, recorded
+        from bronze.api import backup, recorded
+        from bronze.api.display import progress
 
         with progress.shown_in_notebook(notify) as show:
             done = recorded.run(
@@ -122,7 +123,8 @@ class Bronze:
             ConfigError: the config or a name is wrong.
             SourceError, LakeError: it cannot begin, or cannot go on.
         """
-        from bronze.api import progress, recorded
+        from bronze.api import recorded
+        from bronze.api.display import progress
 
         with progress.shown_in_notebook(copied) as show:
             return recorded.follow(
@@ -412,7 +414,8 @@ class Bronze:
             SourceError, LakeError: no table could be verified.
             Stopped: before the tables were known.
         """
-        from bronze.api import progress, recorded
+        from bronze.api import recorded
+        from bronze.api.display import progress
 
         with progress.shown_in_notebook(notify) as show:
             return recorded.verify(

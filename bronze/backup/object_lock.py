@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bronze.delta.storage import client
+from bronze.delta.storage.object_lock import s3_client
 from bronze.errors import ConfigError, LakeError, LakeUnreachable
 from bronze.model.locations import Place
 
@@ -29,7 +30,7 @@ class ObjectLock:
         """
         self._copy, self._seconds = copy, seconds
         self._bucket = urlsplit(copy.url).netloc
-        self._client = _client(copy)
+        self._client = s3_client(copy)
 
     def check(self) -> None:
         """Checks that the bucket can lock objects.
@@ -103,25 +104,3 @@ class ObjectLock:
                 f"The copy at {self._copy.url} cannot be reached: {type(error).__name__}.",
                 hint="Check root and the endpoint under [backup], and the network.",
             ) from None
-
-
-def _client(copy: Place) -> Any:
-    try:
-        import boto3
-        from botocore.config import Config
-    except ImportError as error:
-        raise ConfigError(
-            f"[backup] lock needs the package {error.name}.", hint="pip install 'bronze[aws]'"
-        ) from None
-    options = {
-        name.lower().removeprefix("aws_"): value for name, value in client.options(copy).items()
-    }
-    return boto3.client(
-        "s3",
-        endpoint_url=options.get("endpoint_url") or options.get("endpoint"),
-        region_name=options.get("region") or options.get("default_region"),
-        aws_access_key_id=options.get("access_key_id"),
-        aws_secret_access_key=options.get("secret_access_key"),
-        aws_session_token=options.get("session_token") or options.get("token"),
-        config=Config(connect_timeout=10, read_timeout=60, retries={"max_attempts": 4}),
-    )

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import typer
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 from bronze.errors import BronzeError
 from bronze.model.results import Failure
 from bronze.printable import VisibleFormatter, visible, visible_json

@@ -16,10 +16,10 @@ import typer
 from bronze.cli.commands import begin, load, maintain, operate, protect, service, trust
 from bronze.cli.commands.copies import backup, restore
 from bronze.cli.commands.deploy import deploy
-from bronze.cli.commands.groups import BEGIN, LOAD, OPERATE, RECOVER, TRUST, add
 from bronze.cli.commands.register import register
 from bronze.cli.commands.status import status
 from bronze.cli.commands.validate import validate
+from bronze.cli.groups import BEGIN, LOAD, OPERATE, RECOVER, TRUST, add
 from bronze.version import VERSION
 
 app = typer.Typer(

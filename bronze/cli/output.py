@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bronze.api.log_lines import LOG
-from bronze.api.progress import STDERR
+from bronze.api.display.log_lines import LOG
+from bronze.api.display.progress import STDERR
 from bronze.printable import visible, visible_json
 
 # A value or a name may contain a word between colons, which is not the code of an emoji.

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 
 import bronze
-from bronze.api import progress
+from bronze.api.display import progress
 from bronze.cli import output
 from bronze.cli.screens import results
 from bronze.demo import inventory, server

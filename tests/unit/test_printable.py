@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.api import progress
+from bronze.api.display import progress
 from bronze.cli import output
 from bronze.cli.screens import results, revealed
 from bronze.config import loading

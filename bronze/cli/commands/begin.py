@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli.commands.options import AsJson, Config, Tables
 from bronze.cli.failures import exit_codes
+from bronze.cli.options import AsJson, Config, Tables
 from bronze.dsn import dsn_of_environment
 from bronze.errors import ConfigError
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bronze.cli.commands.options import (
+from bronze.cli.failures import exit_codes, stop_on_signals
+from bronze.cli.options import (
     AsJson,
     Config,
     DryRun,
@@ -20,7 +21,6 @@ from bronze.cli.commands.options import (
     confirm,
     set_log,
 )
-from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run(
 ) -> None:
     """Load tables from PostgreSQL into the lake from one snapshot."""
     import bronze
-    from bronze.api import progress
+    from bronze.api.display import progress
     from bronze.cli import output
     from bronze.cli.screens import results
 
@@ -83,7 +83,7 @@ def stream(
 ) -> None:
     """Apply the changes of tables whose pattern is "streaming", within seconds."""
     import bronze
-    from bronze.api import progress
+    from bronze.api.display import progress
     from bronze.cli import output
     from bronze.cli.screens import results
 

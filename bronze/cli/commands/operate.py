@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bronze.cli.commands.groups import epilog
-from bronze.cli.commands.options import AsJson, Config
 from bronze.cli.failures import exit_codes
+from bronze.cli.groups import epilog
+from bronze.cli.options import AsJson, Config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

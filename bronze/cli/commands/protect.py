@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli.commands.groups import epilog
-from bronze.cli.commands.options import AsJson, Config, DryRun, Tables, Yes, confirm
 from bronze.cli.failures import exit_codes
+from bronze.cli.groups import epilog
+from bronze.cli.options import AsJson, Config, DryRun, Tables, Yes, confirm
 from bronze.errors import ConfigError
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bronze.cli.commands.options import AsJson, Config, LogFormat, LogFormats, Quiet, set_log
 from bronze.cli.failures import INTERRUPTED, exit_codes, stop_on_signals
+from bronze.cli.options import AsJson, Config, LogFormat, LogFormats, Quiet, set_log
 
 if TYPE_CHECKING:
     from bronze.governance.tables.controls import Action, ControlRecord

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli.commands.options import AsJson, Config
 from bronze.cli.failures import exit_codes
+from bronze.cli.options import AsJson, Config
 
 
 def status(

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli.commands.options import (
+from bronze.cli.failures import exit_codes, stop_on_signals
+from bronze.cli.options import (
     AsJson,
     Config,
     DryRun,
@@ -19,7 +20,6 @@ from bronze.cli.commands.options import (
     confirm,
     set_log,
 )
-from bronze.cli.failures import exit_codes, stop_on_signals
 
 
 def verify(
@@ -52,7 +52,7 @@ def verify(
 ) -> None:
     """Prove that Bronze equals the source, or name the rows that differ."""
     import bronze
-    from bronze.api import progress
+    from bronze.api.display import progress
     from bronze.cli import output
     from bronze.cli.screens import results
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 from bronze.cli.output import print_error, print_hint, print_line
 
 if TYPE_CHECKING:

@@ -140,23 +140,11 @@ def _request(place: Place, what: str, work: Any) -> Any:
     Raises:
         AlreadyExistsError, ConfigError, LakeError, LakeUnreachable: see `create_locked`.
     """
+    s3 = s3_client(place)
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError:
-        raise ConfigError(
-            "A lock on S3 needs the package boto3, which is not installed.",
-            hint="pip install 'bronze[aws]'",
-        ) from None
-    options = {name.removeprefix("aws_"): value for name, value in client.options(place).items()}
-    arguments = {
-        name: next((options[key] for key in keys if key in options), None)
-        for name, keys in _NAMES.items()
-    }
-    config = Config(connect_timeout=10, read_timeout=30, retries={"max_attempts": 5})
-    try:
-        return work(boto3.client("s3", config=config, **arguments))
+        return work(s3)
     except ClientError as error:
         raise _s3_error(place, what, error) from None
     except BotoCoreError as error:
@@ -164,6 +152,31 @@ def _request(place: Place, what: str, work: Any) -> Any:
             f"The store at {place.url} could not be {what}: {type(error).__name__}.",
             hint="Check the address, the region, the credentials and the network.",
         ) from None
+
+
+def s3_client(place: Place) -> Any:
+    """A client of boto3 for the store of a place, with its options.
+
+    Raises:
+        ConfigError: boto3 is not installed.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError:
+        raise ConfigError(
+            "A lock on S3 needs the package boto3, which is not installed.",
+            hint="pip install 'bronze[aws]'",
+        ) from None
+    options = {
+        name.lower().removeprefix("aws_"): value for name, value in client.options(place).items()
+    }
+    arguments = {
+        name: next((options[key] for key in keys if key in options), None)
+        for name, keys in _NAMES.items()
+    }
+    config = Config(connect_timeout=10, read_timeout=60, retries={"max_attempts": 5})
+    return boto3.client("s3", config=config, **arguments)
 
 
 def _s3_error(place: Place, what: str, error: Any) -> Exception:

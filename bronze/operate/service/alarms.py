@@ -14,7 +14,7 @@ import urllib.request
 from concurrent.futures import Future
 from datetime import timedelta
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 from bronze.operate import controls
 from bronze.operate.alerts import deadline
 from bronze.operate.alerts.alerting import Advisors, Alerting

@@ -10,7 +10,7 @@ import threading
 import time
 from datetime import timedelta
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 from bronze.backup import copy
 from bronze.backup.results import BackupResult
 from bronze.config.settings import Settings

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 from bronze.governance.run_log import Cause
 from bronze.governance.tables.runs import Command
 from bronze.model.results import Failure

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 from bronze.errors import BronzeError
 from bronze.governance import actor, run_log
 from bronze.governance.tables.controls import ControlRecord

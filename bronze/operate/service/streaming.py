@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 from bronze.operate.breaker import Outcome
 from bronze.operate.service import streams
 from bronze.operate.service.board import Board

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import uniform
 
-from bronze.api import progress, recorded
-from bronze.api.log_lines import LOG
+from bronze.api import recorded
+from bronze.api.display import progress
+from bronze.api.display.log_lines import LOG
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.execution.memory_shares import Share

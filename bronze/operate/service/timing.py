@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 
 JUMP = timedelta(seconds=60)
 """By how much the clocks have to differ from one look to the next to call it a jump."""

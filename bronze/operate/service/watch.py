@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 from bronze.backup.recovery import drill
 from bronze.config.settings import Settings
 from bronze.delta.log import State

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
-from bronze.api import progress, recorded
-from bronze.api.log_lines import LOG
+from bronze.api import recorded
+from bronze.api.display import progress
+from bronze.api.display.log_lines import LOG
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.execution.memory_shares import MemoryShares, Share

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bronze.cli.commands import groups, options
+from bronze.cli import groups, options
 from bronze.cli.main import app
 from bronze.dsn import dsn_of_environment
 from bronze.errors import ConfigError
@@ -122,7 +122,7 @@ def test_only_terminals_are_asked(
         questions.append(question)
         return answer
 
-    monkeypatch.setattr("bronze.cli.commands.options.typer.confirm", confirm)
+    monkeypatch.setattr("bronze.cli.options.typer.confirm", confirm)
     monkeypatch.setattr("sys.stdin.isatty", lambda: terminal, raising=False)
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
     refusal = nullcontext() if done else pytest.raises(typer.Exit)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bronze.cli.commands.options import AsJson, Config
 from bronze.cli.failures import exit_codes, stop_on_signals
+from bronze.cli.options import AsJson, Config
 
 if TYPE_CHECKING:
     from bronze.backup.manifest import Manifest

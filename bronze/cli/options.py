@@ -49,7 +49,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 
 def set_log(log_format: LogFormats, quiet: bool = False, verbose: bool = False) -> None:
     """Sets which lines of the log this process writes, and how."""
-    from bronze.api.log_lines import LOG
+    from bronze.api.display.log_lines import LOG
 
     LOG.format = "json" if log_format is LogFormats.JSON else "text"
     LOG.level = "warning" if quiet else "debug" if verbose else "info"

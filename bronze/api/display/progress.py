@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from bronze.api.log_lines import LOG
+from bronze.api.display.log_lines import LOG
 from bronze.errors import Stopped
 from bronze.model.events import (
     BatchApplied,
@@ -51,7 +51,7 @@ def progress(
     if quiet:
         yield LoadProgress(lambda _: None, lambda _: None)
     elif STDERR.is_terminal and not STDERR.is_dumb_terminal:
-        from bronze.api.run_display import RunDisplay, live
+        from bronze.api.display.run_display import RunDisplay, live
 
         display = RunDisplay(phase, verifying)
         with live(display, STDERR):

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bronze.api import progress
-from bronze.api.log_lines import LOG
+from bronze.api.display import progress
+from bronze.api.display.log_lines import LOG
 from bronze.cli import output
 from bronze.cli.screens import failure_groups
 from bronze.model.events import (
@@ -85,7 +85,7 @@ def test_a_stream_says_what_it_follows_and_that_it_lives(
 ) -> None:
     """From where it begins, its tables, then a line a minute while nothing is committed."""
     now = [0.0]
-    monkeypatch.setattr("bronze.api.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("bronze.api.display.progress.time.monotonic", lambda: now[0])
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     heard = Heard(at, at, ("s.a", "s.b"))
     log = progress.stream_log(False, "slot_1")

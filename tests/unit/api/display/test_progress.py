@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from bronze.api import progress
-from bronze.api.log_lines import LOG
+from bronze.api.display import progress
+from bronze.api.display.log_lines import LOG
 from bronze.model.events import TableFailed, TableLanded, TableProgress
 from bronze.model.results import Failure, TableResult
 

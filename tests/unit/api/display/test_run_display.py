@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bronze.api.run_display import MOST_BARS, RunDisplay
+from bronze.api.display.run_display import MOST_BARS, RunDisplay
 from bronze.model.events import RunPlanned, TableFailed, TableLanded, TableProgress
 from bronze.model.results import Failure, TableResult
 
@@ -16,7 +16,7 @@ from bronze.model.results import Failure, TableResult
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that the display sees."""
     now = [100.0]
-    monkeypatch.setattr("bronze.api.run_display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("bronze.api.display.run_display.time.monotonic", lambda: now[0])
     return now
 
 
