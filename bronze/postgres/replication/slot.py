@@ -203,7 +203,7 @@ def drop(connection: Connection, name: str) -> None:
     if find(connection, name) is None:
         return
     try:
-        connection.execute("SELECT pg_drop_replication_slot(%s)", [name])
+        _drop_when_free(connection, name)
     except pg.UndefinedObject:
         return
     except pg.ObjectInUse as error:
@@ -217,6 +217,21 @@ def drop(connection: Connection, name: str) -> None:
         ) from error
 
 
+def _drop_when_free(connection: Connection, name: str) -> None:
+    """Drops a slot. A walsender ends a moment after its client has gone."""
+    until = time.monotonic() + _LEAVING
+    while True:
+        try:
+            connection.execute("SELECT pg_drop_replication_slot(%s)", [name])
+        except pg.ObjectInUse:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_END_PAUSE)
+        else:
+            return
+
+
+_LEAVING = 2.0
 _ABANDONED = """
 SELECT s.slot_name::text, s.active_pid
 FROM pg_replication_slots s

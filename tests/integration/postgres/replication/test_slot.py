@@ -255,8 +255,22 @@ def test_dropping_a_slot_twice_is_no_error(origin: Origin, name: str) -> None:
         slot.drop(connection, name)
 
 
-def test_a_slot_in_use_is_not_dropped(source: Source, origin: Origin, name: str) -> None:
+def test_a_walsender_that_is_ending_is_waited_for(origin: Origin, name: str) -> None:
+    """A slot whose client has just gone is dropped as soon as the server knows it."""
+    with connect.connect(origin) as connection, sending(origin) as sender:
+        slot.create(sender, name, temporary=True, failover=False)
+        ending = threading.Timer(0.3, sender.close)
+        ending.start()
+        slot.drop(connection, name)
+        ending.join()
+        assert slot.find(connection, name) is None
+
+
+def test_a_slot_in_use_is_not_dropped(
+    source: Source, origin: Origin, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error names the server process that streams from it; the slot stays."""
+    monkeypatch.setattr(slot, "_LEAVING", 0.1)
     source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
     with connect.connect(origin) as connection, sending(origin) as sender:
         slot.create(sender, name, temporary=False, failover=False)
