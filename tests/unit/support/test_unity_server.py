@@ -19,6 +19,9 @@ from deltalake import write_deltalake
 
 from tests.support.unity_server import ADMIN, BRONZE, Unity, unity
 
+# Of the server that other tests use.
+pytestmark = pytest.mark.soak
+
 WAREHOUSE = "0123456789abcdef"
 COLUMN = uc.ColumnInfo(
     name="id",
