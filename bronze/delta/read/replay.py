@@ -325,7 +325,12 @@ def _listed(log: _Log, oldest: int) -> tuple[dict[int, Any], dict[int, Any]]:
             checkpoints[int(match[1])] = found
         elif not _REDUNDANT.fullmatch(name):
             raise _NotSimpleError(f"unknown object {name}")
-    return entries, checkpoints
+    # Not every store lists from an offset.
+    return _since(entries, oldest), _since(checkpoints, oldest)
+
+
+def _since(objects: Mapping[int, Any], oldest: int) -> dict[int, Any]:
+    return {version: found for version, found in objects.items() if version >= oldest}
 
 
 def _identity(found: Mapping[str, Any]) -> tuple[object, ...]:
