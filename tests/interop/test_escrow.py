@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import pytest
@@ -39,6 +40,10 @@ def config(folder: Path, store: Store, bucket: str, **of_audit: Any) -> Settings
     )
 
 
+# One process has one imitated S3, whose locked objects stay.
+LOCKED = f"locked-{uuid4().hex[:8]}"
+
+
 @contextmanager
 def bucket_with_lock() -> Iterator[tuple[Store, Any]]:
     """An S3 with a bucket that has Object Lock, and its client."""
@@ -50,7 +55,7 @@ def bucket_with_lock() -> Iterator[tuple[Store, Any]]:
             aws_secret_access_key="word",
             region_name="us-east-1",
         )
-        s3.create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)
+        s3.create_bucket(Bucket=LOCKED, ObjectLockEnabledForBucket=True)
         client.forget()
         yield store, s3
 
@@ -60,18 +65,18 @@ def test_heads_on_s3_are_locked_and_stay_after_a_deletion(tmp_path: Path) -> Non
     marker hides no head from the proof.
     """
     with bucket_with_lock() as (store, s3):
-        settings = config(tmp_path, store, "s3://locked/audit")
+        settings = config(tmp_path, store, f"s3://{LOCKED}/audit")
         audit.record(settings, "reveal", "public.t", "succeeded")
         assert audit_proof.report(settings, verify=True).problems == ()
         heads.put_newest(settings)
-        (version,) = s3.list_object_versions(Bucket="locked")["Versions"]
+        (version,) = s3.list_object_versions(Bucket=LOCKED)["Versions"]
         key, number = version["Key"], version["VersionId"]
-        kept = s3.head_object(Bucket="locked", Key=key)
+        kept = s3.head_object(Bucket=LOCKED, Key=key)
         assert kept["ObjectLockMode"] == "COMPLIANCE"
         assert 29 <= (kept["ObjectLockRetainUntilDate"] - version["LastModified"]).days <= 30
         with pytest.raises(ClientError, match="AccessDenied"):
-            s3.delete_object(Bucket="locked", Key=key, VersionId=number)
-        s3.delete_object(Bucket="locked", Key=key)
+            s3.delete_object(Bucket=LOCKED, Key=key, VersionId=number)
+        s3.delete_object(Bucket=LOCKED, Key=key)
         report = audit_proof.report(settings, verify=True)
         assert report.escrowed == 2
         (problem,) = report.problems

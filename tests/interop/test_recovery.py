@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -32,8 +33,10 @@ def test_a_lake_on_azure_is_recovered_from_s3(source: Source, tmp_path: Path) ->
     )
     client.forget()
     with object_store.azure(tmp_path, command) as azure, object_store.s3() as s3:
+        # One process has one imitated S3.
+        root = f"{s3.root}/{uuid4().hex}"
         tables = {"t": {"protect": {"mail": "encrypt"}}}
-        backup = {"root": f"{s3.root}/copy", "options": s3.options}
+        backup = {"root": f"{root}/copy", "options": s3.options}
         lake = {"root": f"{azure.root}/lake", "options": azure.options}
         opened = Bronze(source.settings(lake=lake, backup=backup, tables=tables))
         assert opened.run().exit_code == 0
@@ -41,20 +44,20 @@ def test_a_lake_on_azure_is_recovered_from_s3(source: Source, tmp_path: Path) ->
         assert (drilled.exit_code, drilled.record.rows) == (0, 100_000)
         assert drilled.record.decrypted == "bronze.bz_t.mail"
         assert opened.config.copy_root
-        bucket = opened.config.with_lake_at(f"{s3.root}/").lake_root
+        bucket = opened.config.with_lake_at(f"{root}/").lake_root
         assert set(store.folders(bucket)) == {"copy"}
 
-        result = opened.restore(f"{s3.root}/new")
+        result = opened.restore(f"{root}/new")
         assert result.exit_code == 0
         with pytest.raises(ConfigError, match="is not empty"):
-            opened.restore(f"{s3.root}/new")
-        restored = Bronze(opened.config.with_lake_at(f"{s3.root}/new"))
+            opened.restore(f"{root}/new")
+        restored = Bronze(opened.config.with_lake_at(f"{root}/new"))
         assert restored.verify(at_rest=True).exit_code == 0
         assert audit_proof.report(restored.config, verify=True).problems == ()
 
         takeover.forget()
         after = Bronze(
-            source.settings(lake={"root": f"{s3.root}/copy", "options": s3.options}, tables=tables)
+            source.settings(lake={"root": f"{root}/copy", "options": s3.options}, tables=tables)
         )
         source.execute("DELETE FROM t WHERE id > 99000")
         assert after.run().exit_code == 0
