@@ -118,10 +118,6 @@ class Transfer:
             self._continued = pl.concat(parts).unique(["table", "path"])
         return self._continued
 
-    def forget_table(self, table: str) -> None:
-        """Has what passes that were killed have copied of a table not count."""
-        self._continued = self.continued.filter(pl.col("table") != table)
-
     def finish(self) -> None:
         """Deletes the notes: the manifest has all."""
         store.delete(self._copy, self._noted)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bronze.config.fields import is_secret_option
 from bronze.errors import ConfigError
 from bronze.secrets import variables
 
@@ -34,7 +35,6 @@ _SECRETS = {
     ("web", "operator"),
     ("web", "viewer"),
 }
-_SECRET_OPTION = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _spelling(section: Mapping[str, Any], part: str) -> str:
 
 
 def _is_secret(path: Sequence[str]) -> bool:
-    is_option = list(path[:2]) == ["lake", "options"] and bool(_SECRET_OPTION.search(path[-1]))
+    is_option = list(path[:2]) == ["lake", "options"] and is_secret_option(path[-1])
     return is_option or (path[0], path[-1]) in _SECRETS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -96,3 +97,26 @@ class SecretName(Section):
 
     secret: str
     provider: Provider | None = None
+
+
+def secrets_named(value: object) -> Iterator[SecretName]:
+    """All secrets that a part of the config names."""
+    if isinstance(value, SecretName):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from secrets_named(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from secrets_named(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from secrets_named(part)
+
+
+_SECRET_OPTION = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
+
+
+def is_secret_option(option: str) -> bool:
+    """Whether the name of an object store option says that its value is a secret."""
+    return bool(_SECRET_OPTION.search(option))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bronze.config.settings import Settings, is_secret_option
+from bronze.config.fields import is_secret_option
+from bronze.config.settings import Settings
 from bronze.dsn import parse_dsn
 
 _DIGITS = 16

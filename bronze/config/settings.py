@@ -34,6 +34,7 @@ from bronze.config.fields import (
     Seconds,
     SecretName,
     Section,
+    is_secret_option,
     to_seconds,
 )
 from bronze.config.protection import MASTER_KEY
@@ -46,7 +47,6 @@ from bronze.model.locations import Auth, Origin, Place, Secret, Vended, Workspac
 from bronze.model.quality import ResolvedRule
 from bronze.model.schedule import Schedule
 
-_SECRET = re.compile(r"key|secret|token|password|credential|sas", re.IGNORECASE)
 MINIMUM_MEMORY = 512 * 10**6
 GOVERNANCE = "governance"
 """The schema of the governance tables; the folder of that name in the lake."""
@@ -581,11 +581,6 @@ def _auth(source: SourceSettings) -> Auth | None:
     if isinstance(source.auth, CommandAuth):
         return Auth("command", source.auth.command)
     return Auth(source.auth) if source.auth else None
-
-
-def is_secret_option(option: str) -> bool:
-    """Whether the name of an object store option says that its value is a secret."""
-    return bool(_SECRET.search(option))
 
 
 def _has_password(conninfo: str, name: str) -> bool:

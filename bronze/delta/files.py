@@ -303,22 +303,15 @@ def row_counts(parquet: pq.ParquetFile) -> list[int]:
     return [int(n) for n in np.array(counts, np.int64) - np.diff(bounds)]
 
 
-def stored_numbers(parquet: pq.ParquetFile, rows: _Numbers) -> _Numbers:
-    """The numbers in the file, deleted rows counted, of rows by their numbers among the others."""
-    deleted = _deleted_rows(parquet)
-    if deleted is None:
-        return rows
-    kept = np.delete(np.arange(parquet.metadata.num_rows), deleted)
-    return np.asarray(kept[rows], np.int64)
-
-
 def all_deleted(parquet: pq.ParquetFile, rows: _Numbers) -> _Numbers:
     """The numbers in the file of all deleted rows, once some more are deleted, by their numbers
     among the others.
     """
     deleted = _deleted_rows(parquet)
-    more = stored_numbers(parquet, rows)
-    return more if deleted is None else np.union1d(deleted, more)
+    if deleted is None:
+        return rows
+    kept = np.delete(np.arange(parquet.metadata.num_rows), deleted)
+    return np.union1d(deleted, kept[rows])
 
 
 def _deleted_rows(parquet: pq.ParquetFile) -> _Numbers | None:

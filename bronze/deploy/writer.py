@@ -15,9 +15,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from pydantic import BaseModel
-
-from bronze.config.fields import SecretName
+from bronze.config.fields import secrets_named
 from bronze.config.protection import MASTER_KEY
 from bronze.config.settings import Settings
 from bronze.deploy import jobs
@@ -184,7 +182,7 @@ def _extras(settings: Settings) -> set[str]:
 
 
 def _providers(settings: Settings) -> set[str]:
-    named = {name.provider or settings.secrets.provider for name in _secrets(settings)}
+    named = {name.provider or settings.secrets.provider for name in secrets_named(settings)}
     return {settings.secrets.provider, *named}
 
 
@@ -192,24 +190,9 @@ def secret_names(settings: Settings) -> tuple[str, ...]:
     """The environment variables that the config needs, sorted; their values are not read."""
     names = {
         name.secret
-        for name in _secrets(settings)
+        for name in secrets_named(settings)
         if (name.provider or settings.secrets.provider) == "env"
     }
     if settings.protection.key is None and any(t.protect for t in settings.tables.values()):
         names.add(MASTER_KEY)
     return tuple(sorted(names))
-
-
-def _secrets(value: object) -> Iterator[SecretName]:
-    """All secrets that a section of the config names."""
-    if isinstance(value, SecretName):
-        yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _secrets(getattr(value, name))
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _secrets(inner)
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from _secrets(inner)

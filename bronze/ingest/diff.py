@@ -172,7 +172,6 @@ def edit_table(plan: Plan, stamp: RowStamp, difference: Difference, state: State
     deleted = sum(m.deleted for m in merged)
     replaced = [m.old for m in changed]
     vector_file, marked = _write_vectors(plan, changed)
-    failpoint.reach("marked")
     quiet = _unchanged_rewrites(merged)
     return Edit(
         Change("MERGE", added, replaced, feed, quiet=quiet, marked=marked),

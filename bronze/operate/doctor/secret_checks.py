@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from pydantic import BaseModel
-
 from bronze import secrets
-from bronze.config.fields import SecretName
+from bronze.config.fields import SecretName, secrets_named
 from bronze.config.settings import Settings
 from bronze.model.locations import Secret
 from bronze.operate.doctor.examination import Check, Verdict, ok
@@ -24,7 +22,7 @@ _STORES = {
 
 def checks(settings: Settings) -> list[Check]:
     """A check of each secret that the config names, and of the master key if tables need it."""
-    named = list(_names(settings))
+    named = list(secrets_named(settings))
     masters = set(_master_names(settings))
     found = [
         _check(name.secret, partial(settings.secret, name), name in masters)
@@ -34,21 +32,6 @@ def checks(settings: Settings) -> list[Check]:
         default = settings.masters[0]
         found.append(_check(default.name, lambda: default, is_master=True))
     return found
-
-
-def _names(value: object) -> Iterator[SecretName]:
-    """All names of secrets in a part of the config."""
-    if isinstance(value, SecretName):
-        yield value
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _names(getattr(value, name))
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _names(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _names(part)
 
 
 def _master_names(settings: Settings) -> Iterator[SecretName]:

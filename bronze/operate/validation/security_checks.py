@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bronze.api.check import CheckReport
-from bronze.config.settings import Settings, is_secret_option
+from bronze.config.fields import is_secret_option
+from bronze.config.settings import Settings
 from bronze.dsn import parse_dsn
 from bronze.errors import BronzeError, ConfigError
 from bronze.governance import audit_proof
