@@ -305,6 +305,7 @@ KEYS = {
 }
 
 
+@pytest.mark.soak
 def test_rows_are_matched_by_keys_of_any_type(source: Source) -> None:
     """A changed row is different rather than missing and extra, whatever the type of its key."""
     names = {f"t{number}": kind for number, kind in enumerate(KEYS)}
@@ -686,6 +687,7 @@ def test_altered_rows_deleted_in_the_source_are_removed_and_reported(source: Sou
     assert left.height == 49
 
 
+@pytest.mark.soak
 def test_deleted_rows_from_before_a_widening_are_not_altered(source: Source) -> None:
     """They keep the checksum of their narrower values."""
     settings = loaded(source)
@@ -881,7 +883,7 @@ def test_a_failed_repair_reports_what_it_did(
     assert differences(settings) == {}
 
 
-@pytest.mark.parametrize("at_rest", [True, False])
+@pytest.mark.parametrize("at_rest", [pytest.param(True, marks=pytest.mark.soak), False])
 def test_a_file_without_the_rows_of_the_log_is_replaced(source: Source, at_rest: bool) -> None:
     """No rows are left to rewrite: the file is removed, and its rows are loaded again."""
     settings = loaded(source)
