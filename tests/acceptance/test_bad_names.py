@@ -564,10 +564,7 @@ def test_the_column_of_a_history_is_reserved(source: Source) -> None:
 WORKING_NAMES = ("row", "line", "source", "file", "part", "at", "key", "deleted", "live", "order")
 
 
-@pytest.mark.parametrize(
-    "own",
-    [{}, pytest.param({"history": True}, marks=pytest.mark.soak), {"pattern": "streaming"}],
-)
+@pytest.mark.parametrize("own", [{}, {"history": True}, {"pattern": "streaming"}])
 def test_keys_may_have_any_name(source: Source, own: dict[str, Any]) -> None:
     """Names that bronze could use for itself while it compares, merges and repairs are free."""
     names = [sql.Identifier(name) for name in WORKING_NAMES]

@@ -305,7 +305,6 @@ KEYS = {
 }
 
 
-@pytest.mark.soak
 def test_rows_are_matched_by_keys_of_any_type(source: Source) -> None:
     """A changed row is different rather than missing and extra, whatever the type of its key."""
     names = {f"t{number}": kind for number, kind in enumerate(KEYS)}
@@ -687,7 +686,6 @@ def test_altered_rows_deleted_in_the_source_are_removed_and_reported(source: Sou
     assert left.height == 49
 
 
-@pytest.mark.soak
 def test_deleted_rows_from_before_a_widening_are_not_altered(source: Source) -> None:
     """They keep the checksum of their narrower values."""
     settings = loaded(source)

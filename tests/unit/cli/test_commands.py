@@ -155,14 +155,7 @@ def test_a_wrong_config_is_an_error_before_large_imports(tmp_path: Path) -> None
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        pytest.param(["runbook"], marks=pytest.mark.soak),
-        pytest.param(["now", "--hlp"], marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["runbook"], ["now", "--hlp"]])
 def test_no_variable_makes_a_terminal_of_a_file(arguments: list[str]) -> None:
     """Help, output and errors have no codes of terminals, although rich is asked for them."""
     done = subprocess.run(

@@ -314,7 +314,6 @@ def test_a_renamed_key_is_split_by_its_source_name(source: Source) -> None:
     assert result.tables[0].files > 1
 
 
-@pytest.mark.soak
 def test_many_small_splits_load_every_row_once(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
