@@ -1,4 +1,4 @@
-"""The page of the requirement names only what exists: files, tests, commands, keys of bronze.toml."""
+"""The page of the requirement names only what exists: files, tests, commands, keys, figures."""
 
 from __future__ import annotations
 
