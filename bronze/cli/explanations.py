@@ -29,15 +29,13 @@ class FrequentMessage:
 class Explanation:
     """What a kind of error means.
 
-    ``name`` is the word for the command, ``kind`` the name in results and documents. ``retries``
-    says whether bronze itself tries again, ``retry`` in words whether somebody should. ``runbooks``
-    are the kinds of alerts that it may raise in the service.
+    ``name`` is the word for the command, ``kind`` the name in results and documents. ``retry`` says
+    whether it helps to try again. ``runbooks`` are kinds of alerts that the service may raise.
     """
 
     name: str
     kind: str
     exit_code: int
-    retries: bool
     meaning: str
     causes: tuple[str, ...]
     steps: tuple[str, ...]
@@ -69,7 +67,6 @@ def explanations() -> Mapping[str, Explanation]:
             name=name,
             kind=kind,
             exit_code=error("").exit_code if error else text["exit_code"],
-            retries=bool(error and error.retry),
             meaning=text["meaning"],
             causes=tuple(text["causes"]),
             steps=tuple(text["steps"]),

@@ -102,7 +102,10 @@ def json_schema() -> dict[str, Any]:
             section.pop("required", None)
     for name, section in sections.items():
         for schema_of_key in properties_of(section).values():
-            _write_default(schema_of_key, sections if name != "Settings" else {})
+            if name == "Settings":
+                # The defaults of a section are those of its keys.
+                schema_of_key.pop("default", None)
+            _write_default(schema_of_key, sections)
     hidden = [name for name, field in Settings.model_fields.items() if field.exclude]
     top = sections.pop("Settings")
     properties = {key: value for key, value in top["properties"].items() if key not in hidden}
