@@ -12,8 +12,9 @@ from bronze.cli.main import app
 from reference.markdown import code, document, table
 
 _INTRODUCTION = """\
-`bronze COMMAND --help` prints the same. Tables are named as `orders` or `shop.orders`. With `--json` a
-command prints one JSON document on stdout, errors included. [Exit codes](exit-codes.md) say how it ended."""
+`bronze COMMAND --help` prints the same. Tables are named as `orders` or `shop.orders`. With
+`--json` a command prints one JSON document on stdout, errors included. [Exit
+codes](exit-codes.md) say how it ended."""
 
 
 def page() -> str:

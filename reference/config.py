@@ -9,15 +9,17 @@ from bronze.config.json_schema import SectionText, json_schema, properties_of, t
 from reference.markdown import code, document, table, toml
 
 _INTRODUCTION = """\
-Every key that `bronze.toml` may have. [settings.md](settings.md) has a whole file with comments.
+Every key that `bronze.toml` may have. [settings.md](settings.md) has a whole file with
+comments.
 
-An unknown key is an error. A duration is written as `"30s"`, `"5m"`, `"2h"` or `"30d"` (a number is
-seconds), a size as `"500MB"` or `"2GiB"`. A text may name environment variables, `"${NAME}"`, and a
-variable `BRONZE_SECTION__KEY` replaces the value of a key: `BRONZE_RUN__MEMORY=2GB`.
+An unknown key is an error. A duration is written as `"30s"`, `"5m"`, `"2h"` or `"30d"` (a
+number is seconds), a size as `"500MB"` or `"2GiB"`. A text may name environment variables,
+`"${NAME}"`, and a variable `BRONZE_SECTION__KEY` replaces the value of a key:
+`BRONZE_RUN__MEMORY=2GB`.
 
-`bronze schema --out bronze.schema.json` writes the JSON schema of all this. Editors with TOML support
-(Even Better TOML, taplo) complete and check the keys, if the first line of `bronze.toml` is
-`#:schema ./bronze.schema.json`."""
+`bronze schema --out bronze.schema.json` writes the JSON schema of all this. Editors with TOML
+support (Even Better TOML, taplo) complete and check the keys, if the first line of
+`bronze.toml` is `#:schema ./bronze.schema.json`."""
 
 _NO_DEFAULT = "–"
 _BOUNDS = {

@@ -11,8 +11,9 @@ from bronze.governance import tables as package
 from reference.markdown import code, document, plain, table
 
 _INTRODUCTION = """\
-The lake has tables about its own tables: `<root>/governance/<name>`. They are Delta tables like all
-others, appended to by every command. Times are UTC. A Bronze table is named as `schema.bz_table`."""
+The lake has tables about its own tables: `<root>/governance/<name>`. They are Delta tables like
+all others, appended to by every command. Times are UTC. A Bronze table is named as
+`schema.bz_table`."""
 
 
 def modules() -> Iterator[Any]:

@@ -9,12 +9,14 @@ from pathlib import Path
 _SUMMARY = """\
 # bronze
 
-> PostgreSQL tables become Delta Lake Bronze tables: every row once, every value exact, all tables from one
-> snapshot, from one Python process, without Spark. Batch loads and streaming by logical replication, with
-> quality rules, protection of personal data, lineage, an audit log, and proof by hashes.
+> PostgreSQL tables become Delta Lake Bronze tables: every row once, every value exact, all
+> tables from one snapshot, from one Python process, without Spark. Batch loads and streaming
+> by logical replication, with quality rules, protection of personal data, lineage, an audit
+> log, and proof by hashes.
 
-Install: `pip install bronze`. First steps: `bronze init DSN`, `bronze check`, `bronze run`, `bronze verify`.
-`bronze COMMAND --help` and `bronze explain KIND` work offline. Paths are relative to this file."""
+Install: `pip install bronze`. First steps: `bronze init DSN`, `bronze check`, `bronze run`,
+`bronze verify`. `bronze COMMAND --help` and `bronze explain KIND` work offline. Paths are
+relative to this file."""
 
 _FOLDERS = {
     "": "Start",

@@ -12,9 +12,8 @@ GENERATED = "<!-- Written by `python -m reference`: change what it is made from.
 
 def document(title: str, *parts: str) -> str:
     """A page: its title and its parts, with an empty line between them."""
-    return "\n\n".join(
-        [f"# {title}", *(part.strip() for part in parts if part.strip()), GENERATED, ""]
-    )
+    shown = [part.strip() for part in parts if part.strip()]
+    return "\n\n".join([f"# {title}", *shown, f"{GENERATED}\n"])
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

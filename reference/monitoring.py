@@ -13,18 +13,17 @@ from reference.markdown import code, document, table
 from tests.support import views
 
 _INTRODUCTION = """\
-What the service tells to others. [metrics.md](metrics.md) defines what the five metrics mean, and when a
-table is late."""
+What the service tells to others. [metrics.md](metrics.md) defines what the five metrics mean,
+and when a table is late."""
 
 
 def page() -> str:
     """The page."""
     view = views.night(datetime(2026, 5, 1, 3, tzinfo=UTC))
-    assert view.live is not None
     drill = DrillFacts(at=view.now, passed=True, recovery=1.0, lost=0.0)
     metrics = [
         (code(one.name), one.documentation, ", ".join(code(label) for label in one._labelnames))
-        for one in families(replace(view, live=replace(view.live, drill=drill)))
+        for one in families(replace(view, live=view.live and replace(view.live, drill=drill)))
     ]
     kinds = [
         (code(kind.name), kind.level, kind.scenario, kind.by_itself) for kind in KINDS.values()
@@ -37,8 +36,8 @@ def page() -> str:
         "Monitoring",
         _INTRODUCTION,
         "## Metrics for Prometheus",
-        "At `/metrics` of the dashboard ([web] listen); what is unknown is left out. Besides these there"
-        " are the usual ones of the process (`process_…`) and of Python (`python_…`).",
+        "At `/metrics` of the dashboard ([web] listen); what is unknown is left out. Besides these"
+        " there are the usual ones of the process (`process_…`) and of Python (`python_…`).",
         table(("metric", "meaning", "labels"), metrics),
         "## Kinds of alerts",
         "`bronze runbook KIND` has the steps. Of the five metrics, `[alerts]` sets the level.",

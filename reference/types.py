@@ -9,27 +9,28 @@ from bronze.postgres.catalog.types import SourceType, TypeOptions, column_contra
 from reference.markdown import code, document, table
 
 _INTRODUCTION = """\
-Every value of every PostgreSQL type arrives as PostgreSQL has it. A value that Delta cannot hold is
-*rejected*: it is NULL in the Bronze table, and `governance.rejected_values` has PostgreSQL's own text
-of it. Nothing is rounded, and nothing becomes NULL silently. `bronze check TABLE` says what each column
-of a table becomes."""
+Every value of every PostgreSQL type arrives as PostgreSQL has it. A value that Delta cannot
+hold is *rejected*: it is NULL in the Bronze table, and `governance.rejected_values` has
+PostgreSQL's own text of it. Nothing is rounded, and nothing becomes NULL silently. `bronze
+check TABLE` says what each column of a table becomes."""
 
 _NOTES = """\
 - A domain is as its base type.
-- `arrays = "string"` makes arrays PostgreSQL's text; `timestamps = "timestamp"` reads a timestamp
-  without time zone as UTC; `decimals = { ratio = "decimal(38,10)" }` is for numeric without precision,
-  and rejects values that do not fit.
-- In a database in `SQL_ASCII`, texts that are not UTF-8 are rejected, and kept in the form of a bytea.
-- Whole numbers and floats become wider with the source (see [schema changes](../how-to/schema-changes.md))."""
+- `arrays = "string"` makes arrays PostgreSQL's text; `timestamps = "timestamp"` reads a
+  timestamp without time zone as UTC; `decimals = { ratio = "decimal(38,10)" }` is for numeric
+  without precision, and rejects values that do not fit.
+- In a database in `SQL_ASCII`, texts that are not UTF-8 are rejected, and kept in the form of a
+  bytea.
+- Whole numbers and floats become wider with the source (see [schema
+  changes](../how-to/schema-changes.md))."""
 
 _DECIMAL = 4
 """What typmods of numeric are larger by."""
 
 
 def _numeric(precision: int, scale: int) -> SourceType:
-    return SourceType(
-        "numeric", (precision << 16 | scale) + _DECIMAL, f"numeric({precision},{scale})"
-    )
+    typmod = (precision << 16 | scale) + _DECIMAL
+    return SourceType("numeric", typmod, f"numeric({precision},{scale})")
 
 
 def _array(element: SourceType) -> SourceType:
