@@ -14,6 +14,7 @@ The scheduler and each worker need `bronze` installed; the scheduler never unpic
 
 from __future__ import annotations
 
+import logging
 import platform
 import threading
 from collections import Counter
@@ -61,9 +62,14 @@ def connected(address: str, memory: int) -> Iterator[Executor]:
             "The engine dask:// needs the package distributed.",
             hint="pip install 'bronze[dask]', here and on the workers.",
         ) from None
+    # What happens is said by errors, not by tracebacks on standard error.
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         client: Any = Client(f"tcp://{address}", timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
     except OSError as error:
+        logger.setLevel(level)
         raise ConfigError(
             f"The Dask scheduler at {address} does not answer: {error_text(error)}.",
             hint="Check [run] engine.",
@@ -74,6 +80,7 @@ def connected(address: str, memory: int) -> Iterator[Executor]:
         yield cluster
     finally:
         cluster.shutdown()
+        logger.setLevel(level)
 
 
 class Cluster(Executor):

@@ -15,6 +15,12 @@ from pathlib import Path
 PATIENCE = 30.0
 
 
+def plain_environment() -> dict[str, str]:
+    """The environment of this process; modules are found as here, in whatever folder."""
+    paths = [str(Path(path).absolute()) for path in sys.path if path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 @dataclass
 class Cluster:
     """Processes of a cluster, by name: "scheduler" and those of the workers.
@@ -86,7 +92,7 @@ class Cluster:
                 cwd=away,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.environment, **(environment or {})},
+                env={**plain_environment(), **self.environment, **(environment or {})},
             )
 
     def _wait(self, name: str, words: str) -> None:
