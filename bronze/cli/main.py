@@ -15,7 +15,8 @@ import typer
 
 from bronze.cli.commands import begin, load, maintain, operate, protect, reference, service, trust
 from bronze.cli.commands.copies import backup, restore
-from bronze.cli.commands.deploy import deploy
+from bronze.cli.commands.integrations.dbt import dbt_rules, dbt_sources
+from bronze.cli.commands.integrations.deploy import deploy
 from bronze.cli.commands.register import register
 from bronze.cli.commands.status import status
 from bronze.cli.commands.validate import validate
@@ -101,6 +102,8 @@ add(app, OPERATE, service.run_now, "bronze now orders", name="now")
 add(app, OPERATE, maintain.maintain, "bronze maintain", columns=_MAINTAINED)
 add(app, OPERATE, register, "bronze register orders")
 add(app, OPERATE, deploy, "bronze deploy kubernetes --out deploy")
+add(app, OPERATE, dbt_sources, "bronze dbt-sources -o models/sources.yml")
+add(app, OPERATE, dbt_rules, "bronze dbt-rules models/schema.yml")
 add(app, RECOVER, backup.backup, "bronze backup --verify --sample 5%")
 add(app, RECOVER, restore.restore, "bronze restore --at 12h --to s3://lake/restored")
 add(app, RECOVER, restore.drill, "bronze drill")

@@ -78,6 +78,12 @@ def print_markdown(text: str) -> None:
     _out.print(Markdown(text))
 
 
+def print_document(text: str) -> None:
+    """Prints the text of a file: elsewhere than on a terminal as it is."""
+    for line in text.splitlines():
+        print(visible(line) if _out.is_terminal else line)
+
+
 def is_terminal() -> bool:
     """Whether stdout is a terminal."""
     return _out.is_terminal
