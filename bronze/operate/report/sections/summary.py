@@ -107,7 +107,7 @@ def alerts(material: Material) -> Safe | None:
                     "since ",
                     words.time(alert.condition.since, material.zone, material.now),
                     f", {alert.by or 'somebody'} sees to it" if alert.acknowledged else None,
-                    class_="facts",
+                    class_="sub",
                 ),
                 class_="what",
             ),
