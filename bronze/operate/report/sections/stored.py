@@ -117,7 +117,7 @@ def _skipped(state: State, by: Sequence[str]) -> tuple[str, float | None]:
 
 
 def skipped_share(stored: Sequence[StoredFile], column: str) -> float | None:
-    """The share of bytes in files whose bounds exclude a value: the mean for the values at the bounds
+    """The share of bytes in files whose bounds exclude a value: the mean for values at the bounds
     of the files, each of which counts by its bytes. None where a file has no bounds.
     """
     lows, highs = _bounds(stored, "low", column), _bounds(stored, "high", column)
