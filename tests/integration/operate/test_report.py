@@ -27,10 +27,10 @@ def config(source: Source, tmp_path: Path) -> Path:
     path = tmp_path / "bronze.toml"
     path.write_text(f"""
 [source]
-name = "test"
+name = "shop"
 dsn = "{source.dsn}"
 [lake]
-root = "{source.root}"
+root = "{source.lake}"
 [[tables.orders.rules]]
 name = "good words"
 column = "word"
