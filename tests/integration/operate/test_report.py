@@ -78,7 +78,7 @@ def test_the_command_writes_a_file_or_standard_output(config: Path, tmp_path: Pa
     one = runner.invoke(app, ["report", "orders", "-c", str(config), "-o", "-"])
     assert one.stdout.startswith("<!doctype html>")
     assert "public.orders" in one.stdout
-    assert "odd" not in one.stdout
+    assert "odd&lt;" not in one.stdout
     wrong = runner.invoke(app, ["report", "nothing", "-c", str(config), "-o", str(out)])
     assert wrong.exit_code == 2
     assert "There is no table nothing" in wrong.output
