@@ -94,7 +94,7 @@ def records(begin: datetime, rows: dict[str, Rows]) -> Records:
         )
         for name, names in _NAMES.items()
     }
-    return Records(begin=begin, **frames)
+    return Records(begin=begin, **cast(dict[str, Any], frames))
 
 
 def _add(rows: dict[str, Rows], table: TableView, number: int, now: datetime, days: int) -> None:
