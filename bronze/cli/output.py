@@ -15,6 +15,7 @@ from rich.text import Text
 
 from bronze.api.display.log_lines import LOG
 from bronze.api.display.progress import STDERR
+from bronze.cli.explanations import command_for
 from bronze.printable import visible, visible_json
 
 # A value or a name may contain a word between colons, which is not the code of an emoji.
@@ -41,6 +42,12 @@ def print_hint(text: str) -> None:
     """Prints what belongs to an error below it, on stderr."""
     if text:
         _line(STDERR, f"  {text}", None)
+
+
+def print_explain(kinds: Iterable[str]) -> None:
+    """Prints the commands that explain kinds of errors, on stderr, each once."""
+    if commands := list(dict.fromkeys(map(command_for, kinds))):
+        _line(STDERR, f"  {'; '.join(commands)}", "dim")
 
 
 def print_styled(text: Text) -> None:
