@@ -27,7 +27,7 @@ def parts(source: Source, monkeypatch: pytest.MonkeyPatch) -> Source:
     """A table of 18 partitions, of which each is large enough to be read by itself: one has other
     columns before, one is partitioned again, one is in another schema, one is empty.
     """
-    monkeypatch.setattr(splits, "_FEW_RANGES", 0)
+    monkeypatch.setattr(splits, "_PART_OF_SPLIT", 100)
     monkeypatch.setattr(budget, "PACKED_SPLIT", 2**16)
     monkeypatch.setattr(budget, "LARGEST_FILE", 2**18)
     source.execute(

@@ -36,7 +36,7 @@ def pages_of(group: SplitGroup) -> list[tuple[str, int, int]]:
 
 @given(
     heaps=st.lists(st.integers(0, 400), min_size=17, max_size=20).filter(
-        lambda heaps: sum(heaps) > 33 * 20
+        lambda heaps: sum(heaps) > 10 * 20
     ),
     step=st.integers(1, 20),
     largest=st.integers(1, 500),
