@@ -107,7 +107,8 @@ def _clustering(context: TableContext, contract: ColumnContract, shape: Shape) -
     kinds = dict(shape.columns)
     if not by or any(kinds[name].name not in SORTABLE for name in by):
         return None
-    return Clustering(by, file_size, budget.cluster_memory(context.run.memory, context.readers))
+    memory = budget.cluster_memory(context.run.memory, context.readers_of_process)
+    return Clustering(by, file_size, memory)
 
 
 def row_size_limits(
@@ -130,7 +131,7 @@ def row_size_limits(
     named = () if any(column.protect for column in key.columns) else key.columns
     key_parts = [f"{statement.literal(column.name)}::text, {column.text}" for column in named]
     parts = context.settings.memory_parts
-    heaviest = budget.largest_row(context.run.memory, context.readers, parts)
+    heaviest = budget.largest_row(context.run.memory, context.readers_of_process, parts)
     return RowSizeLimits(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
@@ -165,13 +166,14 @@ def grouped_splits(
     relation = context.target.relation
     whole = splits.size_of(relation)
     largest, most = budget.largest_file(whole, largest, rounds), _largest_split(context)
-    per_split, _ = budget.split_and_file(whole, memory, context.readers, most, units, largest)
+    each = budget.reader_memory(memory, context.readers_of_process)
+    per_split, _ = budget.split_and_file(whole, each, context.readers, most, units, largest)
     by_pages = context.snapshot.name is not None and splits.by_pages(
         relation, context.snapshot.version, key
     )
     parts = [] if by_pages else _splits(context, per_split * factor, key)
     total = splits.total_of(relation) if by_pages else sum(part.size for part in parts)
-    _, per_file = budget.split_and_file(total, memory, context.readers, most, units, largest)
+    _, per_file = budget.split_and_file(total, each, context.readers, most, units, largest)
     if by_pages:
         return splits.page_groups(relation, per_split * factor, per_file * factor)
     groups = splits.group_splits(parts, per_file * factor)
@@ -327,7 +329,7 @@ _NO_BOUNDS = (
 
 def _single_split(context: TableContext) -> Split:
     # Without a shared snapshot only one statement sees one state.
-    relation, memory = context.target.relation, context.run.memory // context.readers
+    relation, memory = context.target.relation, context.run.memory // context.readers_of_process
     size = splits.size_of(relation)
     needed = size * budget.GROWTH
     if needed > memory:
