@@ -73,7 +73,7 @@ def test_a_worker_process_that_is_killed_leaves_the_table(source: Source, tmp_pa
     before = files(source), version(source)
     processes = config(source, engine="processes")
     kind, message, hint = maintained(tmp_path, processes, BRONZE_FAILPOINT="file")
-    assert (kind, "A worker process was killed" in message) == ("EngineLost", True)
+    assert (kind, "A worker process was killed" in message) == ("EngineLost", True), message
     assert "memory" in hint
     assert (files(source), version(source)) == before
     assert maintained(tmp_path, processes) == []
