@@ -509,3 +509,20 @@ def test_a_missing_scheduler_is_a_config_error(
     ):
         pass
     assert "engine" in caught.value.hint
+
+
+def test_the_driver_keeps_what_a_task_makes_of_its_result() -> None:
+    """What is large in a result is merged at once, before the other results come."""
+    seen: list[int] = []
+
+    def absorb(result: int) -> int:
+        seen.append(result)
+        return -result
+
+    def workflow() -> executors.Workflow[list[int]]:
+        return (yield [Task(abs, number, "t", absorb=absorb) for number in (1, 2)])
+
+    with ThreadPoolExecutor(1) as pool:
+        (kept,) = executors.drive(pool, [workflow()], 1)
+    assert kept == [-1, -2]
+    assert seen == [1, 2]
