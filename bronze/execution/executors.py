@@ -114,13 +114,15 @@ class Task:
     """A task for any worker: a function of a module, its argument, and the table it belongs to.
 
     With ``here`` it runs in a thread of this process at once, whatever the limit: it waits for the
-    lake, and neither reads the source nor takes memory.
+    lake, and neither reads the source nor takes memory. ``absorb`` is called with its result, in
+    the driver's thread; what it returns is the result that is kept.
     """
 
     work: Callable[[Any], Any]
     given: Any
     table: str
     here: bool = False
+    absorb: Callable[[Any], Any] | None = None
 
 
 Workflow = Generator[Sequence[Task], list[Any], T]
@@ -299,6 +301,8 @@ class _Driver(Generic[T]):
             stage.error = stage.error or outcome
             stage.unfinished -= _withdraw(self.waiting, number)
         else:
+            if task.absorb:
+                outcome = task.absorb(outcome)
             stage.results[place] = outcome
             self.notify(number, outcome)
         if not stage.unfinished:

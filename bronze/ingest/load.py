@@ -153,7 +153,8 @@ def _read(table: TableRun, plan: Plan) -> Workflow[list[UnitResult]]:
     Raises:
         SnapshotLost: the rows may be incomplete.
     """
-    results = yield [Task(read_unit, unit, table.target.label) for unit in plan.units]
+    absorb, label = diff.SeenMasks(plan.units).absorb, table.target.label
+    results = yield [Task(read_unit, unit, label, absorb=absorb) for unit in plan.units]
     table.snapshot.check_alive()
     return results
 

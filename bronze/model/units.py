@@ -308,6 +308,6 @@ class UnitResult:
     files: tuple[WrittenFile, ...] = ()
     frame: Any = field(default=None, repr=False)
     rejected: tuple[RejectedValue, ...] = ()
-    seen: bytes = field(default=b"", repr=False)
+    seen: bytes | memoryview = field(default=b"", repr=False)
     sum: int = 0
     findings: Findings = NO_FINDINGS

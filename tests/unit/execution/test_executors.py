@@ -532,3 +532,20 @@ def test_a_pool_that_is_broken_is_an_error_of_each_table() -> None:
     found = list(drive(Broken(), [catching(abs, [1, 2]), catching(abs, [3])], 1))
     assert [type(error) for error in found] == [EngineLost, EngineLost]
     assert f"killed while table {TABLE} was worked on" in str(found[0])
+
+
+def test_the_driver_keeps_what_a_task_makes_of_its_result() -> None:
+    """What is large in a result is merged at once, before the other results come."""
+    seen: list[int] = []
+
+    def absorb(result: int) -> int:
+        seen.append(result)
+        return -result
+
+    def workflow() -> executors.Workflow[list[int]]:
+        return (yield [Task(abs, number, "t", absorb=absorb) for number in (1, 2)])
+
+    with ThreadPoolExecutor(1) as pool:
+        (kept,) = executors.drive(pool, [workflow()], 1)
+    assert kept == [-1, -2]
+    assert seen == [1, 2]
