@@ -1,4 +1,4 @@
-"""The configs of docs/clouds.md, word for word but for hosts, against emulators on loopback."""
+"""The configs of docs/how-to/clouds.md, word for word but for hosts, against emulators."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.support.unity_server import Unity, unity
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
-PAGE = Path(__file__).parents[2] / "docs" / "clouds.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "clouds.md"
 MASTER = base64.b64encode(b"k" * 32).decode()
 _KEPT = (azure.credential, azure.client, aws._client, google._session)
 _PREFIXES = ("AZURE_", "IDENTITY_", "MSI_", "DATABRICKS_", "GOOGLE_", "AWS_")
@@ -51,7 +51,7 @@ _PREFIXES = ("AZURE_", "IDENTITY_", "MSI_", "DATABRICKS_", "GOOGLE_", "AWS_")
 def config_of(name: str) -> str:
     """The config under a heading of the page."""
     match = re.search(rf"^## {name}$.*?^```toml$(.*?)^```$", PAGE.read_text(), re.M | re.S)
-    assert match, f"docs/clouds.md has no config for {name}"
+    assert match, f"docs/how-to/clouds.md has no config for {name}"
     return match[1]
 
 

@@ -282,8 +282,8 @@ def test_an_upload_that_is_given_up_is_aborted(lake: Store) -> None:
 def test_the_configs_of_the_documentation_work_as_they_stand(
     lake: Store, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each with the emulator's address, bucket and keys: `docs/stores.md`."""
-    text = Path("docs/stores.md").read_text()
+    """Each with the emulator's address, bucket and keys: `docs/reference/stores.md`."""
+    text = Path("docs/reference/stores.md").read_text()
     configs = [tomllib.loads(part) for part in re.findall("```toml\n(.*?)```", text, re.DOTALL)]
     scheme = lake.root.partition("://")[0]
     (config,) = (one["lake"] for one in configs if one["lake"]["root"].startswith(scheme))

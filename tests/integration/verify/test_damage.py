@@ -1,6 +1,6 @@
 """Damage to Bronze tables: what each verification finds, and what repairs and runs make of it.
 
-`BRONZE_DOCS=write` writes the results into the table in docs/proof.md.
+`BRONZE_DOCS=write` writes the results into the table in docs/explanation/proof.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bronze.verify.results import VerifiedTable
 from tests.conftest import Source
 from tests.support.content import differences
 
-DOCS = Path(__file__).parents[3] / "docs" / "proof.md"
+DOCS = Path(__file__).parents[3] / "docs" / "explanation" / "proof.md"
 MASTER = base64.b64encode(bytes(range(32))).decode()
 BEGIN, END = "<!-- made by tests/integration/verify/test_damage.py -->\n", "<!-- end -->\n"
 SEVEN = pl.col("id") == 7
@@ -423,7 +423,7 @@ HEAD = ("damage", "`verify`", "`--trust-hashes`", "`--at-rest`", "`--repair`", "
 def test_each_damage_is_found_and_repaired_as_documented(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table in docs/proof.md has the results of verifications, repairs and runs."""
+    """The table in docs/explanation/proof.md has the results of verifications, repairs and runs."""
     monkeypatch.setenv("BRONZE_MASTER_KEY", MASTER)
     lines = [HEAD, ("---",) * len(HEAD), *matrix(source)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -237,7 +237,7 @@ def test_domains_that_cannot_be_read_are_an_error(place: Place, text: str) -> No
 
 
 def test_deltalake_and_polars_refuse_to_write(place: Place) -> None:
-    """Once this fails, the README and `bronze check` need not warn of it any more."""
+    """Once this fails, docs/explanation/layout.md and `bronze check` need not warn of it."""
     put(place, rows(50))
     improve(place)
     with pytest.raises(DeltaError, match=r"[Cc]luster|[Dd]omain"):
