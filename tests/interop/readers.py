@@ -43,7 +43,7 @@ def by_query(folder: str, question: str, key: int) -> Any:
 
 
 def by_polars(folder: str, question: str, key: int) -> Any:
-    """polars."""
+    """Polars."""
     import polars as pl
 
     lazy = pl.scan_delta(folder)

@@ -131,7 +131,7 @@ def verdict(python: str, engine: str, table: Made, question: str) -> str:
     script = str(Path(__file__).with_name("readers.py"))
     command = [python, script, engine, str(table.folder), question, str(key)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode < 0:
+    if done.returncode < 0 or (done.returncode == 0 and not done.stdout.strip()):
         return "ends the process"
     if done.returncode:
         return "refuses"
