@@ -1,8 +1,9 @@
-"""One engine reads one table, in a process of its own: ``python -m tests.interop.readers``.
+"""One engine reads tables, in a process of its own: ``python tests/interop/readers.py ENGINE``.
 
-It gets the engine's name, the folder of a table with the columns ``id`` and ``name``, a question,
-and a key; and prints JSON: rows as ``[id, name]``, a count, or changes as ``[kind, id]``. Nothing
-but the engine is imported, so that any interpreter can run this file.
+Each line of its input is a JSON array: the folder of a table with the columns ``id`` and ``name``,
+a question, and a key. Each answer is a line ``= JSON``: rows as ``[id, name]``, a count, changes as
+``[kind, id]``, or null after an error. Nothing but the engine is imported, so that any interpreter
+can run this file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +72,9 @@ def by_duckdb(folder: str, question: str, key: int) -> Any:
 
 def by_chdb(folder: str, question: str, key: int) -> Any:
     """ClickHouse."""
-    import chdb
     import pyarrow as pa
 
-    root = os.path.dirname(folder)  # noqa: PTH120 - it opens nothing outside
-    os.chdir(root)
-    connection = chdb.connect(f":memory:?user_files_path={root}")
+    connection = _clickhouse(str(Path(folder).parent))
 
     def ask(query: str) -> Any:
         found = connection.query(query.replace("count(*)", "count()"), "ArrowStream").bytes()
@@ -86,14 +85,7 @@ def by_chdb(folder: str, question: str, key: int) -> Any:
 
 def by_sail(folder: str, question: str, key: int) -> Any:
     """Sail, by the protocol of Spark Connect."""
-    from pysail.spark import SparkConnectServer
-    from pyspark.sql import SparkSession
-
-    server = SparkConnectServer("127.0.0.1", 0)
-    server.start()
-    port = server.listening_address[1]
-    session = SparkSession.builder.remote(f"sc://127.0.0.1:{port}").getOrCreate()
-    reader = session.read.format("delta")
+    reader = _sail().read.format("delta")
     if question == "feed":
         reader = reader.option("readChangeFeed", "true").option("startingVersion", "0")
         return _changes(reader.load(folder).toArrow())
@@ -148,6 +140,26 @@ ENGINES: Mapping[str, tuple[Engine, tuple[str, ...], str]] = {
 """What each engine can be asked, and the package whose version is told."""
 
 
+@cache
+def _clickhouse(root: str) -> Any:
+    import chdb
+
+    os.chdir(root)  # it opens nothing outside
+    return chdb.connect(f":memory:?user_files_path={root}")
+
+
+@cache
+def _sail() -> Any:
+    from pysail.spark import SparkConnectServer
+    from pyspark.sql import SparkSession
+
+    server = SparkConnectServer("127.0.0.1", 0)
+    server.start()
+    return SparkSession.builder.remote(
+        f"sc://127.0.0.1:{server.listening_address[1]}"
+    ).getOrCreate()
+
+
 def _by_sql(ask: Callable[[str], Any], table: str, question: str, key: int) -> Any:
     if question == "count":
         return ask(f"SELECT count(*) FROM {table}")[0][0].as_py()
@@ -175,8 +187,20 @@ def _changes(table: Any) -> list[list[Any]]:
     return sorted([kind, number] for kind, number in pairs)
 
 
-if __name__ == "__main__":
-    name, table_folder, asked, wanted = sys.argv[1:]
-    print("\n" + json.dumps(ENGINES[name][0](table_folder, asked, int(wanted))), flush=True)
+def main() -> None:
+    """Answers line by line; after an answer the process may end by the next question."""
+    read = ENGINES[sys.argv[1]][0]
+    for line in sys.stdin:
+        folder, question, key = json.loads(line)
+        try:
+            answer = read(folder, question, key)
+        except Exception as error:
+            print(error, file=sys.stderr)
+            answer = None
+        print("\n=", json.dumps(answer), flush=True)
     # Servers inside of the process would keep it alive.
     os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
