@@ -50,14 +50,13 @@ def follower(server: Server, template: str, tmp_path: Path) -> Iterator[Follower
     home, folder = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     folder.mkdir()
-    names = {name: f"{name}_{abs(hash(tmp_path)) % 10**9}" for name in DATABASES}
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        for name in names.values():
+        for name in DATABASES:
             create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
             admin.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
-        sources = {name: server.dsn(made) for name, made in names.items()}
+        sources = {name: server.dsn(name) for name in DATABASES}
         yield Follower(folder, sources, environment(home))
-        for name in names.values():
+        for name in DATABASES:
             without_slots(admin, name)
             drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
             admin.execute(drop.format(sql.Identifier(name)))
