@@ -221,7 +221,7 @@ def measured(contestant: str, folder: Path, source: Path) -> dict[str, float] | 
     """One contestant on a fresh copy of the table (hard links: nobody changes a file)."""
     copy = folder.with_name("copy")
     shutil.rmtree(copy, ignore_errors=True)
-    subprocess.run(["cp", "-al", str(folder), str(copy)], check=True)  # noqa: S607
+    subprocess.run(["cp", "-al", str(folder), str(copy)], check=True)
     command = [sys.executable, "-m", "benchmarks.merge", "--child", contestant, copy, source]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     shutil.rmtree(copy)

@@ -15,7 +15,7 @@ from bronze.demo import inventory, server
 
 SCHEMA = "bench"
 # Keeps what PostgreSQL does on its own out of the measured time.
-_SETTINGS = {
+SETTINGS = {
     "autovacuum": "off",
     "fsync": "off",
     "full_page_writes": "off",
@@ -36,11 +36,12 @@ def running(rows: Mapping[str, int]) -> Iterator[tuple[str, Path]]:
     """
     with tempfile.TemporaryDirectory(prefix="bronze-bench-") as name:
         folder = Path(name)
-        with server.running(folder / "postgres", settings=_SETTINGS) as started:
-            yield _fill(started.dsn(), rows), folder
+        with server.running(folder / "postgres", settings=SETTINGS) as started:
+            yield fill(started.dsn(), rows), folder
 
 
-def _fill(server_dsn: str, rows: Mapping[str, int]) -> str:
+def fill(server_dsn: str, rows: Mapping[str, int]) -> str:
+    """Makes the tables of `running`; returns the DSN of their database."""
     most = max((count for name, count in rows.items() if not name.startswith("wide")), default=1)
     full, least = inventory.SIZES["order_details"]
     dsn = inventory.create(server_dsn, scale=min(max(most, least), full) / full)

@@ -22,6 +22,7 @@
     │       └── Overtaken      a run with a later state did     retried  exit 1
     ├── CatalogError           Unity Catalog refuses something           exit 1
     │   └── CatalogUnreachable it does not answer                retried  exit 3
+    ├── EngineLost             the Dask cluster was lost            retried  exit 3
     ├── Mismatch               source and Bronze table differ            exit 1
     ├── QualityRefused         the quality is below the config's limits  exit 1
     └── Stopped                the command was asked to stop             exit 130
@@ -180,6 +181,12 @@ class CatalogError(BronzeError):
 
 class CatalogUnreachable(CatalogError):
     """Unity Catalog does not answer."""
+
+    retry = True
+
+
+class EngineLost(BronzeError):
+    """The Dask scheduler, or all of its workers, were lost during the work."""
 
     retry = True
 

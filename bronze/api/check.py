@@ -345,7 +345,8 @@ def _assignment(
     current = selection.with_relation(current, relation)
     origin = checked.source.origin
     stamp = RowStamp("0", datetime.now(UTC), origin.name, target.settings.method)
-    readers = budget.readers(settings.run.memory, settings.run.workers, checked.source.slots)
+    run = settings.run
+    readers = budget.readers(run.memory, run.workers, checked.source.slots, run.engine)
     given = TableContext(current, checked.snapshot, origin, stamp, settings, readers)
     return replace(given, target=_with_published_columns(given))
 

@@ -193,6 +193,35 @@ class Bronze:
             self.config, tables, upgrade=upgrade, pool=pool, notify=show, stop=stop
         )
 
+    def dbt_sources(self, tables: Sequence[str] = (), *, ask: bool = True) -> str:
+        """The text of dbt's ``sources.yml`` for the Bronze tables of the lake: columns with types,
+        comments of PostgreSQL, freshness by the ``sla``, and rules as data tests.
+
+        Args:
+            tables: which tables; none means all in the lake.
+            ask: whether PostgreSQL is asked for comments; what is in the lake needs no source.
+
+        Raises:
+            ConfigError: there is no such table, or PyYAML is not installed.
+            LakeError: the lake or one of the tables cannot be read.
+        """
+        from bronze.api.dbt import sources
+        from bronze.governance.audit import refuse_newer_lake
+
+        refuse_newer_lake(self.config)
+        return sources.sources_text(self.config, tables, ask=ask)
+
+    def dbt_rules(self, path: str | Path) -> str:
+        """The data tests in a schema file of dbt, as rules in the TOML of a config; what bronze has
+        no rule for is named in comments.
+
+        Raises:
+            ConfigError: the file cannot be read, or PyYAML is not installed.
+        """
+        from bronze.api.dbt import rules_text
+
+        return rules_text.rules_text(Path(path), self.config)
+
     def tables(self) -> tuple[str, ...]:
         """The names of the Bronze tables in the lake, sorted, without the governance tables.
 

@@ -91,10 +91,10 @@ def _heading(survey: DatabaseSurvey) -> str:
 def _source(dsn: str, name: str, survey: DatabaseSurvey) -> str:
     keywords = parse_dsn(dsn, name)
     secrets = _secret_keywords(keywords)
-    shown = [_string(schema) for schema in survey.schemas]
+    shown = [toml_string(schema) for schema in survey.schemas]
     lines = [
         "[source]",
-        f"name = {_string(name)}",
+        f"name = {toml_string(name)}",
         *_connection(dsn, keywords, secrets),
         f"schema = {shown[0] if len(shown) == 1 else _list(shown)}",
         *_exclusion_lines(survey),
@@ -116,7 +116,7 @@ def _connection(dsn: str, keywords: Mapping[str, str], secrets: Collection[str])
             f" {DSN_VARIABLE} to it.",
             f'dsn = {{ secret = "{DSN_VARIABLE}" }}',
         ]
-    lines = [f"dsn = {_string(_without_secrets(dsn, keywords, secrets))}"]
+    lines = [f"dsn = {toml_string(_without_secrets(dsn, keywords, secrets))}"]
     if secrets:
         return [
             *lines,
@@ -148,7 +148,7 @@ def _exclusion_lines(survey: DatabaseSurvey) -> list[str]:
         lines.append(f"Left out: {reason.message} {reason.hint}")
     lines = [_comment(line).rstrip() for line in lines]
     if excluded := (*survey.left_out, *survey.excluded):
-        patterns = dict.fromkeys(_string(_pattern(s.relation.name)) for s in excluded)
+        patterns = dict.fromkeys(toml_string(_pattern(s.relation.name)) for s in excluded)
         lines.append(f"exclude = {_list(patterns)}")
     return lines
 
@@ -186,7 +186,7 @@ def _lake(survey: DatabaseSurvey) -> str:
         (
             "[lake]",
             'root = "./lake"   # relative to this file; or abfss://…, s3://…, gs://…',
-            f"schema = {_string(f'{word}_bronze')}",
+            f"schema = {toml_string(f'{word}_bronze')}",
             "",
         )
     )
@@ -248,7 +248,7 @@ def _tables(source: str, survey: DatabaseSurvey) -> str:
         if key and (settings or not many):
             comments = [_comment(remark).rstrip() for remark in remarks]
             protection = _protection(surveyed)
-            section = [f"[tables.{_key(key)}]", *comments, *settings, *protection, ""]
+            section = [f"[tables.{toml_key(key)}]", *comments, *settings, *protection, ""]
             sections.append("\n".join(section))
         else:
             lines.append(f"# {_name_in_comment(relation.label)}: {'; '.join(remarks)}")
@@ -293,13 +293,13 @@ def _settings(surveyed: Survey, target: str | None) -> list[str]:
     lines = ["priority = 1   # its rows change often"] if surveyed.hot else []
     if target:
         lines.append(
-            f"target = {_string(target)}   # another table would also become"
+            f"target = {toml_string(target)}   # another table would also become"
             f" {table_name(relation.name)}"
         )
     if unreadable := [a.name for a in relation.attributes if not a.readable]:
         names = ", ".join(map(_name_in_comment, unreadable))
         lines.append(_comment(f"Left out, because this role may not read it: {names}").rstrip())
-        columns = [_string(a.name) for a in relation.attributes if a.readable]
+        columns = [toml_string(a.name) for a in relation.attributes if a.readable]
         lines.append(f"columns = {_list(columns)}")
     return [*lines, *_renames(relation)]
 
@@ -314,7 +314,7 @@ def _renames(relation: Relation) -> list[str]:
         _comment(f"{_name_in_comment(name)} is renamed: {reason}").rstrip()
         for name, reason in name_faults(names, _BRONZE_COLUMNS).items()
     ]
-    pairs = [f"{_key(name)} = {_string(new)}" for name, new in renamed.items()]
+    pairs = [f"{toml_key(name)} = {toml_string(new)}" for name, new in renamed.items()]
     inline = f"rename = {{ {', '.join(pairs)} }}"
     return [*reasons, *([inline] if len(inline) <= _WIDTH else [f"rename.{p}" for p in pairs])]
 
@@ -322,7 +322,7 @@ def _renames(relation: Relation) -> list[str]:
 def _protection(surveyed: Survey) -> list[str]:
     """The lines that would protect personal data, as comments."""
     methods = selection.protections(_personal(surveyed), surveyed.relation.key)
-    pairs = [f"{_key(name)} = {_string(method)}" for name, method in methods.items()]
+    pairs = [f"{toml_key(name)} = {toml_string(method)}" for name, method in methods.items()]
     inline = f"# protect = {{ {', '.join(pairs)} }}"
     return [inline] if pairs and len(inline) <= _WIDTH else [f"# protect.{pair}" for pair in pairs]
 
@@ -378,19 +378,19 @@ def _comment(*paragraphs: str) -> str:
 
 def _name_in_comment(name: str) -> str:
     """A name as comments show it: quoted if it has special characters."""
-    return name if _PLAIN_NAME.fullmatch(name) else _string(name)
+    return name if _PLAIN_NAME.fullmatch(name) else toml_string(name)
 
 
 def _list(values: Iterable[str]) -> str:
     return f"[{', '.join(values)}]"
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
     """A TOML key."""
-    return name if _BARE_KEY.fullmatch(name) else _string(name)
+    return name if _BARE_KEY.fullmatch(name) else toml_string(name)
 
 
-def _string(value: str) -> str:
+def toml_string(value: str) -> str:
     """A TOML string. JSON's escapes are valid TOML, but TOML has to escape more characters."""
     quoted = json.dumps(value, ensure_ascii=False)
     return "".join(c if c.isprintable() else _escape(c) for c in quoted)

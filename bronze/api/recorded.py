@@ -15,6 +15,7 @@ from threading import Event as Stop
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bronze.api import drift, run_records
+from bronze.api.traces import spans
 from bronze.backup.recovery import takeover
 from bronze.config.settings import Settings
 from bronze.errors import BronzeError, ConfigError, Stopped
@@ -24,7 +25,7 @@ from bronze.execution.permits import Permits
 from bronze.governance import audit
 from bronze.governance.audit import Event
 from bronze.governance.run_log import Cause, RunLog
-from bronze.model.events import LoadEvent, RunPlanned, StreamEvent, TableLanded
+from bronze.model.events import LoadEvent, Notice, RunPlanned, StreamEvent, TableLanded
 from bronze.model.results import (
     EXIT_CODES,
     LateRecord,
@@ -91,10 +92,12 @@ def run(
         def remember(event: LoadEvent) -> None:
             if isinstance(event, TableLanded):
                 log.note(run_records.of_loaded(event.result))
+            trace.note(event)
             notify(event)
 
         def record_plan(table_runs: Sequence[TableRun]) -> None:
             run_records.plan(log, table_runs)
+            trace.plan(len(table_runs))
             planned(run_records.plan_event(table_runs))
 
         with shared_permits.sharing(permits):
@@ -108,8 +111,12 @@ def run(
                 stop=stop,
             )
 
-    logged = run_records.logged(settings, "run", cause, work, run_records.of_loaded)
-    done = run_and_record(settings, "run", tables, logged, events)
+    notes: list[str] = []
+    with spans.run_trace(notes) as trace:
+        logged = run_records.logged(settings, "run", cause, work, run_records.of_loaded)
+        done = run_and_record(settings, "run", tables, logged, events)
+        trace.end(done)
+    done = replace(done, notes=(*done.notes, *notes))
     if not any(catalog.after_runs for catalog in settings.catalog.values()):
         return done
     from bronze.api import registration
@@ -140,6 +147,9 @@ def follow(
             # If the lake cannot be written, the stream itself reports it and waits.
             with suppress(BronzeError):
                 audit.record_events(settings, started)
+            for note in trace.notes:
+                notify(Notice(note))
+        trace.note(event)
         notify(event)
 
     def events(done: StreamResult) -> list[Event]:
@@ -163,7 +173,8 @@ def follow(
             copied=copied,
         )
 
-    return run_and_record(settings, "stream", tables, work, events)
+    with spans.stream_trace() as trace:
+        return run_and_record(settings, "stream", tables, work, events)
 
 
 def drop(settings: Settings, tables: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 import typer
 
 from bronze.api.display.log_lines import LOG
+from bronze.cli.explanations import BUG, command_for
 from bronze.errors import BronzeError
 from bronze.model.results import Failure
 from bronze.printable import VisibleFormatter, visible, visible_json
@@ -36,7 +37,7 @@ def exit_codes(as_json: bool) -> Iterator[None]:
         yield
     except BronzeError as error:
         _print_document(as_json, error.failure())
-        _print_error(f"Error: {error.message}", error.hint)
+        _print_error(f"Error: {error.message}", error.hint, command_for(type(error).__name__))
         raise typer.Exit(error.exit_code) from None
     except typer.Exit:
         raise
@@ -44,7 +45,9 @@ def exit_codes(as_json: bool) -> Iterator[None]:
         if _DEBUG in os.environ:
             raise
         _print_document(as_json, Failure(type(error).__name__, "A fault inside bronze.", _REPORT))
-        _print_error(f"Error: {type(error).__name__} inside bronze. {_REPORT}")
+        _print_error(
+            f"Error: {type(error).__name__} inside bronze. {_REPORT}", "", command_for(BUG)
+        )
         raise typer.Exit(_BUG) from None
     except BaseException as error:
         # polars raises a panic for an interrupt during a query.
@@ -84,17 +87,20 @@ def _log_visibly() -> None:
 
 def _print_document(as_json: bool, failure: Failure) -> None:
     if as_json:
-        print(visible_json(json.dumps({"error": asdict(failure)}, ensure_ascii=False)))
+        document = {**asdict(failure), "explain": command_for(failure.kind)}
+        print(visible_json(json.dumps({"error": document}, ensure_ascii=False)))
 
 
-def _print_error(message: str, hint: str = "") -> None:
+def _print_error(message: str, hint: str, explain: str) -> None:
     """Without `bronze.cli.output`, as its imports may be what failed."""
     if LOG.format == "json":
-        LOG.error(message, **({"hint": hint} if hint else {}))
+        LOG.error(message, **({"hint": hint} if hint else {}), explain=explain)
         return
     typer.secho(visible(message), fg=typer.colors.RED, err=True)
     if hint:
         typer.echo(f"  {visible(hint)}", err=True)
+    if "bronze explain" not in hint:
+        typer.secho(f"  {explain}", dim=True, err=True)
 
 
 def _interrupt(*_: object) -> None:

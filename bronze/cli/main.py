@@ -13,9 +13,10 @@ from typing import Annotated
 
 import typer
 
-from bronze.cli.commands import begin, load, maintain, operate, protect, service, trust
+from bronze.cli.commands import begin, load, maintain, operate, protect, reference, service, trust
 from bronze.cli.commands.copies import backup, restore
-from bronze.cli.commands.deploy import deploy
+from bronze.cli.commands.integrations.dbt import dbt_rules, dbt_sources
+from bronze.cli.commands.integrations.deploy import deploy
 from bronze.cli.commands.register import register
 from bronze.cli.commands.status import status
 from bronze.cli.commands.validate import validate
@@ -82,6 +83,7 @@ _MAINTAINED = (
 add(app, BEGIN, begin.demo, "bronze demo --keep")
 add(app, BEGIN, begin.init, "bronze init postgresql://reader@db.example.com:5432/shop")
 add(app, BEGIN, begin.check, "bronze check orders")
+add(app, BEGIN, reference.schema, "bronze schema --out bronze.schema.json")
 add(app, LOAD, load.run, "bronze run orders customers", columns=_ROWS)
 add(app, LOAD, load.stream, "bronze stream --until-caught-up", columns=_ROWS)
 add(app, LOAD, service.serve, "bronze serve")
@@ -100,10 +102,13 @@ add(app, OPERATE, service.run_now, "bronze now orders", name="now")
 add(app, OPERATE, maintain.maintain, "bronze maintain", columns=_MAINTAINED)
 add(app, OPERATE, register, "bronze register orders")
 add(app, OPERATE, deploy, "bronze deploy kubernetes --out deploy")
+add(app, OPERATE, dbt_sources, "bronze dbt-sources -o models/sources.yml")
+add(app, OPERATE, dbt_rules, "bronze dbt-rules models/schema.yml")
 add(app, RECOVER, backup.backup, "bronze backup --verify --sample 5%")
 add(app, RECOVER, restore.restore, "bronze restore --at 12h --to s3://lake/restored")
 add(app, RECOVER, restore.drill, "bronze drill")
 add(app, RECOVER, operate.doctor, "bronze doctor source lake")
+add(app, RECOVER, reference.explain, "bronze explain source_busy")
 add(app, RECOVER, operate.runbook, "bronze runbook table_failed")
 add(app, RECOVER, service.reset, "bronze reset orders")
 

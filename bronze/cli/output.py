@@ -15,6 +15,7 @@ from rich.text import Text
 
 from bronze.api.display.log_lines import LOG
 from bronze.api.display.progress import STDERR
+from bronze.cli.explanations import command_for
 from bronze.printable import visible, visible_json
 
 # A value or a name may contain a word between colons, which is not the code of an emoji.
@@ -43,6 +44,12 @@ def print_hint(text: str) -> None:
         _line(STDERR, f"  {text}", None)
 
 
+def print_explain(kinds: Iterable[str]) -> None:
+    """Prints the commands that explain kinds of errors, on stderr, each once."""
+    if commands := list(dict.fromkeys(map(command_for, kinds))):
+        _line(STDERR, f"  {'; '.join(commands)}", "dim")
+
+
 def print_styled(text: Text) -> None:
     """Prints a line that has styles, and is visible already."""
     _out.print(text, soft_wrap=True)
@@ -69,6 +76,12 @@ def print_markdown(text: str) -> None:
     from rich.markdown import Markdown
 
     _out.print(Markdown(text))
+
+
+def print_document(text: str) -> None:
+    """Prints the text of a file: elsewhere than on a terminal as it is."""
+    for line in text.splitlines():
+        print(visible(line) if _out.is_terminal else line)
 
 
 def is_terminal() -> bool:

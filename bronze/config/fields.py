@@ -39,7 +39,8 @@ def matching(pattern: str, what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _to_bytes(value: object) -> object:
+def to_bytes(value: object) -> object:
+    """Bytes, from a size such as "500MB" or "2GiB"; other values stay as they are."""
     if isinstance(value, str):
         match = _SIZE.match(value)
         if not match:
@@ -49,7 +50,8 @@ def _to_bytes(value: object) -> object:
     return value
 
 
-def _to_decimal(value: object) -> object:
+def to_decimal(value: object) -> object:
+    """Precision and scale, from a text such as "decimal(38,10)"."""
     match = _DECIMAL.match(str(value))
     if not match:
         raise ValueError('a decimal type looks like "decimal(38,10)"')
@@ -65,14 +67,15 @@ def _check_root(root: str) -> str:
     return root
 
 
-def _to_list(value: object) -> object:
+def to_list(value: object) -> object:
+    """A list of one text; other values stay as they are."""
     return [value] if isinstance(value, str) else value
 
 
 LakeRoot = Annotated[str, AfterValidator(_check_root)]
 Seconds = Annotated[int, Field(ge=0), BeforeValidator(to_seconds)]
-Bytes = Annotated[int, BeforeValidator(_to_bytes)]
-Decimal = Annotated[tuple[int, int], BeforeValidator(_to_decimal)]
+Bytes = Annotated[int, BeforeValidator(to_bytes)]
+Decimal = Annotated[tuple[int, int], BeforeValidator(to_decimal)]
 Provider = Literal[
     "env",
     "file",
@@ -81,7 +84,7 @@ Provider = Literal[
     "aws-secrets-manager",
     "google-secret-manager",
 ]
-NameList = Annotated[tuple[str, ...], BeforeValidator(_to_list)]
+NameList = Annotated[tuple[str, ...], BeforeValidator(to_list)]
 
 
 class Section(BaseModel):

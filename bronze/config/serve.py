@@ -47,11 +47,12 @@ def _check_continuous(text: str) -> str:
 ContinuousText = Annotated[str, AfterValidator(_check_continuous)]
 
 
-def _to_none(value: object) -> object:
+def to_none(value: object) -> object:
+    """None for a text that is empty."""
     return None if value == "" else value
 
 
-NeverText = Annotated[DueText | None, BeforeValidator(_to_none)]
+NeverText = Annotated[DueText | None, BeforeValidator(to_none)]
 
 
 class ScheduleSettings(Section):

@@ -15,7 +15,8 @@ from bronze.model.schedule import parse_schedule
 from bronze.model.stamp import IngestionMethod
 
 
-def _from_bool(value: object) -> object:
+def from_bool(value: object) -> object:
+    """``true`` as settings that are all the default, ``false`` as none."""
     if isinstance(value, bool):
         return {} if value else None
     return value
@@ -57,7 +58,7 @@ class TableSettings(Section):
     arrays: Literal["array", "string"] = "array"
     timestamps: Literal["timestamp_ntz", "timestamp"] = "timestamp_ntz"
     protect: Mapping[str, ColumnProtection] = {}
-    anomalies: Annotated[AnomalySettings | None, BeforeValidator(_from_bool)] = None
+    anomalies: Annotated[AnomalySettings | None, BeforeValidator(from_bool)] = None
     sla: Annotated[int, Field(ge=1), BeforeValidator(to_seconds)] | None = None
     rules: tuple[RuleSettings, ...] = ()
     quality: QualitySettings = QualitySettings()

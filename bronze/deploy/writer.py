@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -31,11 +31,16 @@ TARGETS = (
     "azure-devops",
     "github",
     "gitlab",
+    "airflow",
+    "dagster",
+    "prefect",
+    "grafana",
 )
 MAPPED = 240 * 10**6
 """Bytes of mapped files of libraries, which [run] memory does not count and a limit of a container
 may.
 """
+_PORT = 8080
 _SUFFIX = ".template"
 _NEXT = "NEXT"
 _VALUE = re.compile(r"@([A-Z_]+)@")
@@ -136,6 +141,12 @@ def _flow(values: tuple[str, ...]) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
+def _python_list(rows: Sequence[object]) -> str:
+    """A list in Python, a row a line; JSON's texts are Python's, too."""
+    lines = "".join(f"    {json.dumps(row, ensure_ascii=False)},\n" for row in rows)
+    return f"[\n{lines}]"
+
+
 def _fill(text: str, values: Mapping[str, str]) -> str:
     # What is no value of ours, such as the folder, stays for later.
     return _VALUE.sub(lambda match: values.get(match[1], match[0]), text)
@@ -152,12 +163,14 @@ def _values(settings: Settings, scheduled: tuple[Job, ...]) -> dict[str, str]:
         "EXTRAS": ",".join(sorted(_extras(settings))),
         "MEMORY_MB": str(-(-memory // 2**20)),
         "LIMIT_MB": str(-(-(memory + MAPPED) // 2**20)),
+        "PORT": str(settings.web.address[1] if settings.web.listen else _PORT),
         "TIMEZONE": settings.serve.timezone,
         "GRACE": str(settings.serve.grace + 15),
         "SCOPE": settings.secrets.scope or "bronze",
         "SECRET_LINES": "\n".join(f"{name}=" for name in names) or "# The config names no secret.",
         "SECRET_NAMES": ", ".join(names) or "none",
         "JOB_FILES": "\n".join(job_files),
+        "JOBS": _python_list([[job.name, job.cron, list(job.arguments)] for job in scheduled]),
         "AZURE_ENV": _environment(names, 14, "$({})"),
         "GITHUB_ENV": _environment(names, 10, "${{{{ secrets.{} }}}}"),
     }

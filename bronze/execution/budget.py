@@ -1,8 +1,9 @@
 """The memory budget of a run: how many readers run at once, and what each may take.
 
 All sizes are in bytes. ``memory`` is the limit of the whole process; where it does several works at
-once, that of one work, as if it were alone (`bronze.execution.memory_shares`). ``readers`` is the
-number of tasks that read at once.
+once, that of one work, as if it were alone (`bronze.execution.memory_shares`). On a Dask cluster it
+is the limit of each worker, and of the driver. ``readers`` is the number of tasks that read at once
+in one process.
 """
 
 from __future__ import annotations
@@ -61,9 +62,28 @@ _VERSION = 100
 _NAMED_ROW = 300
 
 
-def readers(memory: int, workers: int, slots: int) -> int:
-    """How many units run at once, by the workers, the slots of the source and the memory."""
-    return max(1, min(workers, slots, (memory - LIBRARIES) // _MOST))
+def readers(memory: int, workers: int, slots: int, engine: str = "threads") -> int:
+    """How many units run at once, by the workers, the slots of the source and the memory, which
+    they share unless each worker of a cluster has its own.
+    """
+    most = workers if engine.startswith("dask:") else most_readers(memory)
+    return max(1, min(workers, slots, most))
+
+
+def most_readers(memory: int) -> int:
+    """How many units may run at once in one process."""
+    return max(1, (memory - LIBRARIES) // _MOST)
+
+
+def worker_memory(memory: int, threads: int) -> int:
+    """What a worker of a cluster takes at most that runs so many units at once: as many parts of
+    the memory, and the indexes of fingerprints, which its units share.
+    """
+    shared = INDEXES * _for_known_rows(memory)
+    rest = memory - _base(memory) - shared
+    return (
+        _base(memory) + shared + rest * min(threads, most_readers(memory)) // most_readers(memory)
+    )
 
 
 def rewrite_memory(memory: int, workers: int) -> int:
@@ -152,21 +172,25 @@ def cluster_memory(memory: int, readers: int) -> int:
     return (memory - _BASE) // readers - _READER
 
 
+def reader_memory(memory: int, readers: int) -> int:
+    """What a reader may take for its split, of so many in the same process."""
+    return (memory - _base(memory)) // readers - _READER
+
+
 def split_and_file(
     whole: int,
-    memory: int,
+    each: int,
     readers: int,
     most: int,
     units: int = UNITS_OF_COMPARISON,
     largest_file: int = LARGEST_FILE,
 ) -> tuple[int, int]:
     """The bytes of the source in a split (at most ``most``) and in a file (at most
-    ``largest_file``), for a table of ``whole`` bytes.
+    ``largest_file``), for a table of ``whole`` bytes; ``each`` is the `reader_memory`.
 
     All files have about the same size, and their number is a multiple of the number of readers, at
     least ``units`` times as many, so that all readers have work until the end.
     """
-    each = (memory - _base(memory)) // readers - _READER
     largest = max(2**20, min(most, each // GROWTH))
     if whole <= largest:
         return largest, largest_file

@@ -21,11 +21,10 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from bronze import stopping
-from bronze.errors import BronzeError, ConfigError, LakeUnreachable, SourceBusy
-from bronze.execution import permits
+from bronze.errors import BronzeError, LakeUnreachable, SourceBusy
+from bronze.execution import cluster, permits
 from bronze.execution.parcel import Parcel
 from bronze.execution.permits import Claim, Permits
-from bronze.library_errors import error_text
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +42,17 @@ _HERE = 8
 
 
 @contextmanager
-def executor(engine: str, workers: int) -> Iterator[Executor]:
+def executor(engine: str, workers: int, memory: int = 10**9) -> Iterator[Executor]:
     """The executor of a config's ``engine``: "threads", "processes" or "dask://host:port".
 
+    Args:
+        engine: the engine.
+        workers: how many tasks run at once.
+        memory: what each process of a cluster may take, in bytes.
+
     Raises:
-        ConfigError: Dask is not installed, or its scheduler does not answer.
+        ConfigError: Dask is not installed, or the cluster cannot be used: see
+            `bronze.execution.cluster`.
     """
     if engine == "threads":
         with ThreadPoolExecutor(workers, thread_name_prefix="bronze") as pool:
@@ -63,8 +68,8 @@ def executor(engine: str, workers: int) -> Iterator[Executor]:
         with ProcessPoolExecutor(workers, context, _begin, (flag,)) as processes:
             yield processes
     else:
-        with _dask(engine.removeprefix("dask://")) as cluster:
-            yield cluster
+        with cluster.connected(engine.removeprefix("dask://"), memory) as workers_of_cluster:
+            yield workers_of_cluster
 
 
 @dataclass(eq=False)
@@ -95,26 +100,6 @@ def _begin(stop: Any) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, name="bronze parent", daemon=True).start()
-
-
-@contextmanager
-def _dask(address: str) -> Iterator[Executor]:
-    try:
-        from distributed import Client
-    except ImportError:
-        raise ConfigError(
-            "The engine dask:// needs the package distributed.",
-            hint="pip install 'bronze[dask]', here and on the workers.",
-        ) from None
-    try:
-        client: Any = Client(f"tcp://{address}", timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
-    except OSError as error:
-        raise ConfigError(
-            f"The Dask scheduler at {address} does not answer: {error_text(error)}.",
-            hint="Check [run] engine.",
-        ) from None
-    with client, client.get_executor() as cluster:
-        yield cluster
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,23 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
-from collections import ChainMap
-from collections.abc import Callable
+import zlib
+from collections import ChainMap, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import polars as pl
 
 T = TypeVar("T")
+
+# A value of so many items or bytes is sent once for all tasks that have it.
+_SHARED_ITEMS = 256
+_SHARED_BYTES = 2**18
+# So many of them are known at a time: they stay in memory meanwhile.
+_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -60,3 +69,76 @@ def _series_of(data: bytes) -> pl.Series:
 _TABLE: Any = ChainMap(
     {pl.DataFrame: _reduce_frame, pl.Series: _reduce_series}, copyreg.dispatch_table
 )
+
+
+class Packing:
+    """Packs values that have large parts in common, such as the files of a table in each of its
+    units. A part is given to ``share``, packed, when it is met first; what that returns stands for
+    the part from then on.
+    """
+
+    def __init__(self, share: Callable[[bytes], Any]) -> None:
+        self._share = share
+        # By the id of a part, which is kept so that no other object gets this id.
+        self._known: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
+
+    def pack(self, value: Any) -> tuple[bytes, list[Any]]:
+        """The value without the parts that it shares with others, and what stands for these."""
+        shared: dict[int, tuple[int, Any]] = {}
+
+        def persistent_id(part: Any) -> int | None:
+            if not _is_large(part):
+                return None
+            if id(part) not in shared:
+                shared[id(part)] = len(shared), self._stand_in(part)
+            return shared[id(part)][0]
+
+        data = _dump(value, persistent_id)
+        return data, [stand_in for _, stand_in in shared.values()]
+
+    def _stand_in(self, part: Any) -> Any:
+        if id(part) in self._known:
+            self._known.move_to_end(id(part))
+        else:
+            data = zlib.compress(_dump(part, lambda _: None), 1)
+            self._known[id(part)] = part, self._share(data)
+            if len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        return self._known[id(part)][1]
+
+
+def unpack(data: bytes, shared: Sequence[bytes]) -> Any:
+    """A value that was packed by `Packing`, with the shared parts as these were packed."""
+    unpickler: Any = pickle.Unpickler(io.BytesIO(data))  # noqa: S301 - our own bytes
+    unpickler.persistent_load = lambda number: _part(shared[number])
+    return unpickler.load()
+
+
+@lru_cache(_KEPT // 4)
+def _part(data: bytes) -> Any:
+    # All tasks of a worker have the same object, which takes memory once.
+    return pickle.loads(zlib.decompress(data))  # noqa: S301 - our own bytes
+
+
+def forget_parts() -> None:
+    """Frees the shared parts that `unpack` has kept."""
+    _part.cache_clear()
+
+
+def _is_large(part: Any) -> bool:
+    if isinstance(part, tuple):
+        return len(part) >= _SHARED_ITEMS
+    if isinstance(part, pl.DataFrame):
+        return part.estimated_size() >= _SHARED_BYTES
+    if isinstance(part, np.ndarray):
+        return part.nbytes >= _SHARED_BYTES
+    return isinstance(part, bytes) and len(part) >= _SHARED_BYTES
+
+
+def _dump(value: Any, persistent_id: Callable[[Any], int | None]) -> bytes:
+    out = io.BytesIO()
+    pickler: Any = pickle.Pickler(out, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = _TABLE
+    pickler.persistent_id = persistent_id
+    pickler.dump(value)
+    return out.getvalue()

@@ -6,10 +6,20 @@ import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+_all: WeakSet[SharedBuilds[Any, Any]] = WeakSet()
+
+
+def drop_all() -> None:
+    """Frees all values that are kept in this process."""
+    for builds in list(_all):
+        builds.drop(lambda _: True)
 
 
 @dataclass
@@ -42,6 +52,7 @@ class SharedBuilds(Generic[K, V]):
         # In the order of their use: the first one is dropped first.
         self._kept: dict[K, V] = {}
         self._builds: dict[K, _Build[V]] = {}
+        _all.add(self)
 
     def get(self, key: K) -> V:
         """The value of a key: kept, or built by this thread or another one.

@@ -24,6 +24,7 @@ from bronze.delta.storage import client
 from bronze.errors import (
     BronzeError,
     CommitConflict,
+    EngineLost,
     Mismatch,
     QualityRefused,
     SnapshotLost,
@@ -86,6 +87,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
     Raises:
         SnapshotLost: the connection to the source was lost, and with it the snapshot that all
             tables share.
+        EngineLost: the cluster that works for all tables was lost.
     """
     table.begin()
     if stopping.is_requested():
@@ -114,7 +116,7 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         discard(table.target.place, table.stamp.batch_id)
         return stopped_result(table)
     except BronzeError as error:
-        if isinstance(error, SnapshotLost):
+        if isinstance(error, SnapshotLost | EngineLost):
             raise
         if error.retry and not isinstance(error, CommitConflict) and not table.snapshot.alive():
             raise SnapshotLost(

@@ -338,7 +338,8 @@ def plan_tables(
     ``adjust`` may change a table, as the snapshot shows it, before it is planned; ``doubting`` is
     as in `bronze.ingest.plan.plan_table`.
     """
-    readers = budget.readers(settings.run.memory, settings.run.workers, slots)
+    run = settings.run
+    readers = budget.readers(run.memory, run.workers, slots, run.engine)
     now = datetime.now(UTC)
     relations = {relation.oid: relation for relation in snapshot.relations}
     config = fingerprint.fingerprint_of(fingerprint.imprint(settings))
@@ -528,7 +529,8 @@ def worker_pool(
     settings: Settings, pool: Executor | None, limit: int, origins: Collection[Origin]
 ) -> Iterator[Executor]:
     """The executor of the units. An error inside the block cancels the running queries first."""
-    context = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
+    run = settings.run
+    context = nullcontext(pool) if pool else executors.executor(run.engine, limit, run.memory)
     with context as workers:
         try:
             yield workers

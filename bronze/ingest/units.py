@@ -107,7 +107,8 @@ def _clustering(context: TableContext, contract: ColumnContract, shape: Shape) -
     kinds = dict(shape.columns)
     if not by or any(kinds[name].name not in SORTABLE for name in by):
         return None
-    return Clustering(by, file_size, budget.cluster_memory(context.run.memory, context.readers))
+    memory = budget.cluster_memory(context.run.memory, context.readers_of_process)
+    return Clustering(by, file_size, memory)
 
 
 def scattered(group: Sequence[Split]) -> list[Split]:
@@ -139,7 +140,7 @@ def row_size_limits(
     named = () if any(column.protect for column in key.columns) else key.columns
     key_parts = [f"{statement.literal(column.name)}::text, {column.text}" for column in named]
     parts = context.settings.memory_parts
-    heaviest = budget.largest_row(context.run.memory, context.readers, parts)
+    heaviest = budget.largest_row(context.run.memory, context.readers_of_process, parts)
     return RowSizeLimits(
         table=statement.quoted(relation.schema, relation.name),
         weight=weight,
@@ -168,10 +169,11 @@ def grouped_splits(
     """
     whole = splits.size_of(context.target.relation)
     most = _largest_split(context)
-    per_split, _ = budget.split_and_file(whole, memory, context.readers, most, units, largest)
+    each = budget.reader_memory(memory, context.readers_of_process)
+    per_split, _ = budget.split_and_file(whole, each, context.readers, most, units, largest)
     parts = _splits(context, per_split, key)
     sizes = sum(part.size for part in parts)
-    _, per_file = budget.split_and_file(sizes, memory, context.readers, most, units, largest)
+    _, per_file = budget.split_and_file(sizes, each, context.readers, most, units, largest)
     return splits.group_splits(parts, per_file)
 
 
@@ -192,7 +194,9 @@ def key_units(
     """The units, numbered from ``start``, that find the keys that the source still has."""
     per_split, per_file = budget.split_and_file(
         splits.size_of(context.target.relation),
-        budget.beside_known_rows(context.run.memory),
+        budget.reader_memory(
+            budget.beside_known_rows(context.run.memory), context.readers_of_process
+        ),
         context.readers,
         _largest_split(context),
     )
@@ -332,7 +336,7 @@ _NO_BOUNDS = (
 
 def _single_split(context: TableContext) -> Split:
     # Without a shared snapshot only one statement sees one state.
-    relation, memory = context.target.relation, context.run.memory // context.readers
+    relation, memory = context.target.relation, context.run.memory // context.readers_of_process
     size = splits.size_of(relation)
     needed = size * budget.GROWTH
     if needed > memory:

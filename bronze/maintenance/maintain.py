@@ -90,8 +90,8 @@ def _maintain_tables(
     chosen = lake.find(settings, _in_lake(settings), tables)
     planned([RunTable(table.source, table.label, table.target) for table in chosen])
     run = settings.run
-    limit = budget.readers(run.memory, run.workers, run.workers)
-    context = nullcontext(pool) if pool else executors.executor(settings.run.engine, limit)
+    limit = budget.readers(run.memory, run.workers, run.workers, run.engine)
+    context = nullcontext(pool) if pool else executors.executor(run.engine, limit, run.memory)
     results = []
     with context as running:
         workflows = [_maintain_table(settings, table, upgrade) for table in chosen]

@@ -23,6 +23,7 @@ EXIT_CODES: Mapping[str, int] = {
     "SnapshotLost": 3,
     "LakeUnreachable": 3,
     "CatalogUnreachable": 3,
+    "EngineLost": 3,
     "Stopped": 130,
 }
 """What a command exits with after an error of a kind; 1 after all others."""

@@ -98,12 +98,19 @@ class Schedule:
 
     def shortest_interval(self, now: datetime) -> timedelta:
         """The shortest time between the next eight due times."""
+        return min(self._intervals(now, 8))
+
+    def longest_interval(self, now: datetime) -> timedelta:
+        """The longest time between the next thirty-two due times."""
+        return max(self._intervals(now, 32))
+
+    def _intervals(self, now: datetime, count: int) -> list[timedelta]:
         if self.seconds:
-            return timedelta(seconds=self.seconds)
+            return [timedelta(seconds=self.seconds)]
         times = [self.after(now)]
-        while len(times) < 8:
+        while len(times) < count:
             times.append(self.after(times[-1]))
-        return min(later - due for due, later in pairwise(times))
+        return [later - due for due, later in pairwise(times)]
 
     def _from(self, moment: datetime) -> Iterator[datetime]:
         return (due.astimezone(UTC) for due in self._cron(moment, reverse=False))

@@ -10,6 +10,7 @@ import psycopg
 
 from bronze.config.settings import RunSettings, Settings
 from bronze.errors import BronzeError
+from bronze.execution import budget
 from bronze.model.locations import Origin
 from bronze.model.stamp import RowStamp
 from bronze.postgres.catalog import constraints
@@ -25,7 +26,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TableContext:
-    """The context of one table in a run, which all its units share."""
+    """The context of one table in a run, which all its units share; ``readers`` of them are
+    processed at once, in one process or in several.
+    """
 
     target: Target
     snapshot: Snapshot
@@ -38,6 +41,11 @@ class TableContext:
     def run(self) -> RunSettings:
         """How the run works."""
         return self.settings.run
+
+    @property
+    def readers_of_process(self) -> int:
+        """How many units share the memory of a process."""
+        return min(self.readers, budget.most_readers(self.run.memory))
 
 
 def ask_source(context: TableContext, question: Any) -> Any:

@@ -36,7 +36,7 @@ def verify_at_rest(
 ) -> list[VerifiedTable]:
     """The result of each table; see `bronze.verify.verify.verify`."""
     run = settings.run
-    limit = budget.readers(run.memory, run.workers, run.workers)
+    limit = budget.readers(run.memory, run.workers, run.workers, run.engine)
     sizes = [_size(table) for table in tables]
     rows_read, bytes_read = [0] * len(tables), [0] * len(tables)
 

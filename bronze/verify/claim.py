@@ -264,7 +264,8 @@ def _claim(
     target: Target,
 ) -> Claim:
     stamp = RowStamp("0", datetime.now(UTC), source.origin.name, target.settings.method)
-    readers = budget.readers(settings.run.memory, settings.run.workers, source.slots)
+    run = settings.run
+    readers = budget.readers(run.memory, run.workers, source.slots, run.engine)
     context = TableContext(target, snapshot, source.origin, stamp, settings, readers)
     try:
         relation = pipeline.relation_in_snapshot(target, snapshot, relations)

@@ -33,6 +33,8 @@ def toml(value: object) -> str:
     """A value in TOML; its strings are those of JSON."""
     if isinstance(value, Mapping):
         return f"{{ {', '.join(f'{toml(k)} = {toml(v)}' for k, v in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
     return json.dumps(value, ensure_ascii=False)
 
 

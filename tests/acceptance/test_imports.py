@@ -25,6 +25,7 @@ _RARE = {
     "connectorx",
     "IPython",
     "openlineage",
+    "opentelemetry",
     "rich.live",
     "rich.progress",
     "scipy",

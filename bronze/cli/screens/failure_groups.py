@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bronze.api.display.log_lines import LOG
-from bronze.cli.output import print_error, print_hint, print_line
+from bronze.cli.output import print_error, print_explain, print_hint, print_line
 
 if TYPE_CHECKING:
     from bronze.model.results import Failure
@@ -91,6 +91,7 @@ def print_failures(errors: Mapping[str, Failure | None]) -> None:
             print_error(f"{len(group.tables):,} tables failed: {group.message}")
             print_hint(f"tables: {names_of(group.tables)}")
             print_hint(group.hint)
+    print_explain(error.kind for table, error in errors.items() if error and table not in stopped)
     if stopped:
         print_error(
             f"Stopped before the end: {names_of(stopped)}.",

@@ -39,6 +39,33 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("bronze_version", DeltaType("string")),
     ("recorded_timestamp", DeltaType("timestamp")),
 )
+MEANINGS = {
+    "alert_id": "One opening of an alert, by which channels know its messages.",
+    "kind": "The kind of alert, such as table_failed.",
+    "subject": 'What it is about: a table, a source, a channel; "" is the service.',
+    "level": "warning or critical.",
+    "state": "open, acknowledged or resolved; before it opens, pending.",
+    "description": "What is wrong, in one sentence.",
+    "since_timestamp": "Since when it is wrong.",
+    "opened_timestamp": "When the alert opened; NULL if it has not yet.",
+    "acknowledged_timestamp": "When somebody acknowledged it; NULL if nobody has.",
+    "acknowledged_by": "Who acknowledged it.",
+    "resolved_timestamp": "When it was resolved; NULL if it is not.",
+    "recurring": "Whether it comes and goes.",
+    "step": "How many steps of the path of channels were told.",
+    "told_timestamp": "When the last channel was told; NULL if none was.",
+    "effects": "How many other alerts it explains.",
+    "hold_seconds": "For how many seconds it has to be absent before it is resolved.",
+    "causes": "The alerts that would explain it, as a JSON list.",
+    "owed": "The messages that are still to be sent, as a JSON list.",
+    "heard": "The channels that may know of it, as a JSON list.",
+    "receipts": "What was sent, and what the channels answered, as a JSON list.",
+    "host": "The machine of the service.",
+    "bronze_version": "The version of bronze that wrote it.",
+    "recorded_timestamp": "When the record was written. The latest of a kind and subject counts.",
+}
+"""What each column has."""
+
 NAME = "alerts"
 _POLARS = {
     "string": pl.String(),

@@ -37,6 +37,24 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("previous_hash", DeltaType("string")),
     ("record_hash", DeltaType("string")),
 )
+MEANINGS = {
+    "sequence": "The number of the record, from 1 without gaps.",
+    "recorded_timestamp": "When the record was written.",
+    "actor": "The user of the operating system.",
+    "identity": "The identity in the cloud, if there is one.",
+    "host": "The machine.",
+    "action": "What was done: run, stream, verify, reveal, forget, …",
+    "subject": "What it was done to: a table, a config, a key.",
+    "result": "How it ended, in a word.",
+    "details": "More about it, as a JSON object; never a value of a row.",
+    "batch_id": "The run or batch of it, if any.",
+    "bronze_version": "The version of bronze that wrote it.",
+    "key_id": 'The id of the key that sealed the record, "" without a key.',
+    "previous_hash": "The hash of the record before it.",
+    "record_hash": "SHA-256 (with a key: HMAC-SHA256) over the previous hash and all other fields.",
+}
+"""What each column has."""
+
 NAME = "audit_log"
 FIRST = "0" * 64
 """The hash before the first record."""

@@ -28,6 +28,19 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("reason", DeltaType("string")),
     ("details", DeltaType("string")),
 )
+MEANINGS = {
+    "control_id": "The id of the request.",
+    "requested_timestamp": "When it was asked; it holds from then on.",
+    "actor": "Who asked.",
+    "host": "The machine.",
+    "action": "acknowledge, silence, pause, resume, now or reset.",
+    "subject": "The table, or kind:subject of alerts, with patterns in a silence.",
+    "until_timestamp": "When it ends; NULL if it does not by itself.",
+    "reason": "Why, in the words of who asked.",
+    "details": "More about it, as a JSON object.",
+}
+"""What each column has."""
+
 NAME = "controls"
 _POLARS = {"string": pl.String(), "timestamp": pl.Datetime("us", "UTC")}
 SCHEMA = {name: _POLARS[kind.name] for name, kind in COLUMNS}

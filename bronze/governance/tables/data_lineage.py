@@ -42,6 +42,35 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("status", DeltaType("string")),
     ("error_kind", DeltaType("string")),
 )
+MEANINGS = {
+    "lineage_id": "The id that the rows have in their column data_lineage.",
+    "source_system": "The name of the source in the config.",
+    "source_table": "The table in PostgreSQL, schema.table.",
+    "target_system": "The root of the lake.",
+    "target_table": "The Bronze table, schema.name.",
+    "transformation_type": "The table's pattern.",
+    "created_timestamp": "When the record was written. The latest of a lineage_id counts.",
+    "created_by": "Who ran it.",
+    "batch_id": "The run or batch that wrote it, a UUIDv7.",
+    "mode": "How the table was loaded this time: load, compare, changes or stream.",
+    "position": "The position in PostgreSQL's log (LSN) that it shows, as a number.",
+    "snapshot": "The snapshot of the source (xmin:xmax:open transactions); NULL in a stream.",
+    "timeline": "The server and its timeline, in which the position is valid.",
+    "version_before": "The Delta version that it builds on; NULL if it created the table.",
+    "version_after": "The Delta version that it committed; NULL if none.",
+    "rows_read": "Rows, or changes of a stream, that were read.",
+    "inserted": "Rows that are new in the Bronze table.",
+    "updated": "Rows with other values than before.",
+    "deleted": "Rows that the source no longer has.",
+    "rejected": "Values that Delta cannot hold.",
+    "contract_hash": "The hash of the column contract: names and types.",
+    "config_hash": "The hash of the config.",
+    "schema_changes": "Columns that were added, dropped, widened or renamed, as a JSON array.",
+    "status": "landed, unchanged, failed, or streaming while a stream goes on.",
+    "error_kind": 'The kind of the error, "" without one.',
+}
+"""What each column has."""
+
 NAME = "data_lineage"
 
 

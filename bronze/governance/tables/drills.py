@@ -37,6 +37,33 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("host", DeltaType("string")),
     ("bronze_version", DeltaType("string")),
 )
+MEANINGS = {
+    "drill_id": "The id of the drill.",
+    "began_timestamp": "When it began.",
+    "ended_timestamp": "When it ended.",
+    "result": (
+        "passed, too slow (more than rto_seconds), too old (more than rpo_seconds) or failed."
+    ),
+    "message": "Why it has not passed.",
+    "generation": "The generation of the copy that was restored.",
+    "generation_timestamp": "When the generation was made; NULL if there is none.",
+    "recovery_seconds": "Seconds until all was restored, verified and read.",
+    "lost_seconds": "Seconds of changes that the copy lacks.",
+    "rto_seconds": "The limit of recovery_seconds in the config.",
+    "rpo_seconds": "The limit of lost_seconds in the config.",
+    "tables": "Tables that were restored.",
+    "objects": "Objects that were restored.",
+    "bytes": "Their bytes.",
+    "rows": "Rows that were read.",
+    "decrypted": (
+        'The column of which a value was decrypted, "" if the lake has no encrypted value.'
+    ),
+    "actor": "Who ran it.",
+    "host": "The machine.",
+    "bronze_version": "The version of bronze that wrote it.",
+}
+"""What each column has."""
+
 NAME = "drills"
 
 

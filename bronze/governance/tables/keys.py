@@ -24,6 +24,19 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("master_key_id", DeltaType("string")),
     ("created_timestamp", DeltaType("timestamp")),
 )
+MEANINGS = {
+    "key_id": "The id of the data key; protected values begin with it.",
+    "target_table": 'The Bronze table whose column it protects; "" if columns share it.',
+    "column_name": "The column, or the name of a join that columns share.",
+    "purpose": "What it is for: the method, or the table's row hashes.",
+    "wrapped_key": "The key, encrypted by the master key.",
+    "master_key_id": "The id of that master key.",
+    "created_timestamp": (
+        "When it was generated. The latest of a table, column and purpose is for new values."
+    ),
+}
+"""What each column has."""
+
 NAME = "keys"
 
 

@@ -41,6 +41,37 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("passed", DeltaType("boolean")),
     ("examples", DeltaType("string")),
 )
+MEANINGS = {
+    "batch_id": "The run or batch that wrote it, a UUIDv7.",
+    "data_lineage": "The record of the run in governance.data_lineage.",
+    "evaluated_timestamp": "When the figures were made.",
+    "as_of_timestamp": "The moment of the source that was loaded.",
+    "source_system": "The name of the source in the config.",
+    "source_table": "The table in PostgreSQL, schema.table.",
+    "target_table": "The Bronze table, schema.name.",
+    "mode": "How the table was loaded: load, compare, changes or stream.",
+    "landed": "Whether the rows were committed; false if the quality gate stopped them.",
+    "rule": "The name of the rule or check.",
+    "kind": (
+        "The kind of the rule: not_null, unique, range, …; or the check: null_share, duplicates, …"
+    ),
+    "column_name": 'The column, "" for several or the whole table.',
+    "severity": 'low, medium, high or critical; "" for checks.',
+    "origin": "config, python or derived (from PostgreSQL's constraints); check for checks.",
+    "evaluation": (
+        "rows (each row), proven (PostgreSQL enforces it), counted (by PostgreSQL), "
+        "estimated, or none."
+    ),
+    "checked": "Rows (or cells) that were checked; NULL if unknown.",
+    "failed": "Those of them that fail; NULL if unknown.",
+    "share": "failed / checked.",
+    "measured": "The figure that is compared with allowed: a share, seconds, or an average.",
+    "allowed": "The limit of it; NULL if there is none.",
+    "passed": "Whether it is met; NULL if there is no limit.",
+    "examples": "Keys of some rows that fail, as a JSON list; never protected ones.",
+}
+"""What each column has."""
+
 NAME = "quality"
 
 

@@ -24,6 +24,18 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("column_name", DeltaType("string")),
     ("source_text", DeltaType("string")),
 )
+MEANINGS = {
+    "batch_id": "The run or batch that wrote it, a UUIDv7.",
+    "rejected_timestamp": "When the batch was loaded.",
+    "source_system": "The name of the source in the config.",
+    "source_table": "The table in PostgreSQL, schema.table.",
+    "target_table": "The Bronze table, schema.name.",
+    "row_key": "The key of the row, as a JSON object; of a table without a key its hash.",
+    "column_name": "The column whose value is NULL in Bronze instead.",
+    "source_text": "PostgreSQL's own text of the value; of a protected column it is protected too.",
+}
+"""What each column has."""
+
 NAME = "rejected_values"
 
 

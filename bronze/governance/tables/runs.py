@@ -57,6 +57,45 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("bronze_version", DeltaType("string")),
     ("recorded_timestamp", DeltaType("timestamp")),
 )
+MEANINGS = {
+    "run_id": "The run of one command; the latest record of a run and table counts.",
+    "batch_id": (
+        "The batch_id of the rows: a run that began again from a new snapshot has a new one."
+    ),
+    "command": "run, verify or maintain.",
+    "source_system": "The name of the source in the config.",
+    "source_table": 'The table in PostgreSQL, schema.table. "" for what is about all tables.',
+    "target_table": 'The Bronze table, schema.name. "" for what is about all tables.',
+    "pattern": "The table's pattern.",
+    "reason": "What began it: a command, a schedule, or a retry of one.",
+    "attempt": "Which attempt it is, from 1.",
+    "scheduled_timestamp": "The due time of a schedule; NULL for a command.",
+    "began_timestamp": "When it began.",
+    "ended_timestamp": "When the table ended; NULL while it goes on, or if the process died.",
+    "as_of_timestamp": "The moment of the source that the table shows.",
+    "seconds": "Seconds of the table's own work.",
+    "stages": "Seconds by stage, as a JSON object.",
+    "rows_read": "Rows that were read from the source.",
+    "inserted": "Rows that are new in the Bronze table.",
+    "updated": "Rows with other values than before.",
+    "deleted": "Rows that the source no longer has.",
+    "rejected": "Values that Delta cannot hold.",
+    "quarantined": "Rows whose score is below the threshold.",
+    "anomalies": "Rows that are unlike the others.",
+    "score": "The average quality score of the rows that were read, 0 to 100; NULL without rows.",
+    "files": "Files that were written.",
+    "bytes": "Their bytes; of maintenance those that it has rewritten.",
+    "status": "began, landed, unchanged, equal, differs, done, failed or stopped.",
+    "error_kind": 'The kind of the error, as `bronze explain` takes it; "" without one.',
+    "error_message": "What is wrong; of a verification how the table differs.",
+    "error_hint": "What to do about it.",
+    "sqlstate": 'PostgreSQL\'s error code, "" if it is not an error of PostgreSQL.',
+    "host": "The machine.",
+    "bronze_version": "The version of bronze that wrote it.",
+    "recorded_timestamp": "When the record was written.",
+}
+"""What each column has."""
+
 NAME = "runs"
 
 

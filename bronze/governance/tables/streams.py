@@ -37,6 +37,28 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("series", DeltaType("string")),
     ("number", DeltaType("long")),
 )
+MEANINGS = {
+    "stream": "The replication slot.",
+    "source_system": "The name of the source in the config.",
+    "position": "The position in PostgreSQL's log (LSN) that all tables have reached, as a number.",
+    "source_commit_timestamp": (
+        "When the last transaction was committed in the source; NULL for a heartbeat."
+    ),
+    "recorded_timestamp": "When the record was written.",
+    "batch_id": "The run or batch that wrote it, a UUIDv7.",
+    "transactions": "Transactions of the batch.",
+    "changes": "Row changes of the batch.",
+    "lag_bytes": "Bytes of the source's log that are not applied yet.",
+    "lag_seconds": "Seconds from the last commit in the source to this record.",
+    "tables": (
+        "The Delta versions of Bronze tables by their full names, as a JSON object; in a "
+        "series those that have changed. NULL for one that waits."
+    ),
+    "series": "Checkpoints that belong together; NULL in records of earlier releases.",
+    "number": "The number in the series, from 1, which has all tables.",
+}
+"""What each column has."""
+
 NAME = "streams"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ import bronze
 
 NAMES = """
 AuditReport BackupResult Bronze BronzeError CatalogError CatalogUnreachable CheckReport
-CommitConflict Config ConfigError DriftReport DrillResult ErasureResult Failure
+CommitConflict Config ConfigError DriftReport DrillResult EngineLost ErasureResult Failure
 FileDamaged KeyReport LakeError LakeUnreachable MaintainResult MaintainedTable MetadataReport
 Mismatch Overtaken QualityRefused QualityReport RegisterResult RegisteredTable RestoreResult Rule
 RunResult SecretsUnreachable SnapshotLost SnapshotRefused VerifiedCopy

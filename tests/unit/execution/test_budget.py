@@ -37,7 +37,8 @@ def test_splits_fit_into_the_memory_of_a_reader(
     """They are at most 4 MiB if they are packed, at most 12 MiB otherwise, and in a file each."""
     most = budget.largest_split(packed)
     assert most == (4 if packed else 12) * 2**20
-    split, file = budget.split_and_file(whole, memory, readers, most)
+    each = budget.reader_memory(memory, readers)
+    split, file = budget.split_and_file(whole, each, readers, most)
     assert split <= most
     assert split <= max(2**20, memory // readers // budget.GROWTH)
     assert split <= file

@@ -28,6 +28,23 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("model_version", DeltaType("string")),
     ("columns", DeltaType("string")),
 )
+MEANINGS = {
+    "batch_id": "The run or batch that wrote it, a UUIDv7.",
+    "anomaly_timestamp": "When it was found.",
+    "source_system": "The name of the source in the config.",
+    "source_table": "The table in PostgreSQL, schema.table.",
+    "target_table": "The Bronze table, schema.name.",
+    "level": "row or run.",
+    "row_key": "The key of the row, as a JSON object; NULL for a run.",
+    "anomaly_score": (
+        "The score of the row, 0 to 1; of a run how far the measure is from earlier ones."
+    ),
+    "threshold": "The score above which it is an anomaly.",
+    "model_version": "The model in governance.models; NULL for a run.",
+    "columns": "The columns or the measure that cause it, with their contributions, as JSON.",
+}
+"""What each column has."""
+
 NAME = "anomalies"
 ROW, RUN = "row", "run"
 

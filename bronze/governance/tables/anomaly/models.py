@@ -42,6 +42,30 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("sample", DeltaType("int")),
     *((f"tree_{name}", _DOUBLES if name == "threshold" else _INTS) for name in _ARRAYS),
 )
+MEANINGS = {
+    "model_version": "The id of the model.",
+    "trained_timestamp": "When it was trained.",
+    "source_system": "The name of the source in the config.",
+    "source_table": "The table in PostgreSQL, schema.table.",
+    "target_table": "The Bronze table, schema.name.",
+    "reason": "Why it was trained, such as: there was none.",
+    "settings": "The hash of the settings and columns that it was trained by.",
+    "moment": "When it was trained: ages of times are counted from it.",
+    "table_rows": "How many rows the table had.",
+    "seed": "The seed of sample and trees.",
+    "expected": "The share of anomalies in the settings.",
+    "threshold": "The score that only this share of the sample exceeds.",
+    "features": "What is measured of each column, with centre and scale, as JSON.",
+    "sample": "Rows that each tree was made of.",
+    "tree_sizes": "Nodes of each tree.",
+    "tree_feature": "Of each node the feature that it splits by, -1 for a leaf.",
+    "tree_threshold": "Of each node the value that it splits at.",
+    "tree_left": "Of each node the index of its left child.",
+    "tree_right": "Of each node the index of its right child.",
+    "tree_rows": "Of each node the rows of the sample in it.",
+}
+"""What each column has."""
+
 NAME = "models"
 SELECTION = ("trained_timestamp", "source_table", "target_table", "settings", "table_rows")
 """The columns by which a record is selected."""

@@ -31,6 +31,24 @@ COLUMNS: tuple[tuple[str, DeltaType], ...] = (
     ("model_version", DeltaType("string")),
     ("measures", DeltaType("string")),
 )
+MEANINGS = {
+    "batch_id": "The run or batch that wrote it, a UUIDv7.",
+    "profiled_timestamp": "When it was made.",
+    "source_system": "The name of the source in the config.",
+    "source_table": "The table in PostgreSQL, schema.table.",
+    "target_table": "The Bronze table, schema.name.",
+    "scope": (
+        "The rows that it is of: whole (all rows), changes (those that may have changed) or "
+        "stream. Only profiles of the same scope are compared."
+    ),
+    "rows": "Rows of the run.",
+    "scored": "Rows that have an anomaly score.",
+    "anomalies": "Rows that are anomalies.",
+    "model_version": "The model in governance.models; NULL without one.",
+    "measures": "Row count, NULL shares, means and distinct counts by column, as a JSON object.",
+}
+"""What each column has."""
+
 NAME = "profiles"
 
 MIN_ROWS = 50

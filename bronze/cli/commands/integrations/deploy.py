@@ -15,7 +15,8 @@ def deploy(
     target: Annotated[
         str,
         typer.Argument(
-            help="container, kubernetes, systemd, databricks, azure-devops, github or gitlab."
+            help="container, kubernetes, systemd, databricks, azure-devops, github, gitlab,"
+            " airflow, dagster, prefect or grafana."
         ),
     ],
     out: Annotated[

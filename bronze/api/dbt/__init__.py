@@ -1,0 +1,1 @@
+"""What dbt reads of a lake, and what bronze reads of dbt: sources, and rules as data tests."""

@@ -1,0 +1,1 @@
+"""OpenTelemetry: the traces of runs and streams."""

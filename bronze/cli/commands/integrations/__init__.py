@@ -1,0 +1,1 @@
+"""Commands for the tools around bronze: deployments, and dbt."""

@@ -1,0 +1,1 @@
+"""The sections of a report; each makes its part of the page from the material."""
