@@ -107,7 +107,7 @@ class Follower:
 
     def _do(self, block: Block) -> bool:
         text = self._placed(block.text)
-        if block.title and block.kind not in ("sh", "console", "sql"):
+        if block.title:
             self._write(block, text)
         elif block.kind == "sh":
             for code, printed in self._run([text]):
