@@ -110,7 +110,13 @@ def soak(session):
     session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs, env=KEPT)
     if not session.posargs:
         session.run(
-            "pytest", "-m", "not soak and not types and not docs", "--timeout", "1800", "tests/unit", env=MANY
+            "pytest",
+            "-m",
+            "not soak and not types and not docs",
+            "--timeout",
+            "1800",
+            "tests/unit",
+            env=MANY,
         )
 
 

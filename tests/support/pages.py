@@ -169,7 +169,9 @@ class Follower:
             f"(exit $_code)\n{command}\n_code=$?; printf '{_END}%s{_END}' $_code\n"
             for command in commands
         )
-        script = f"_code=0; [ -f .environment ] && . ./.environment\n{body}export -p >.environment\n"
+        script = (
+            f"_code=0; [ -f .environment ] && . ./.environment\n{body}export -p >.environment\n"
+        )
         outcome = subprocess.run(
             ["bash", "-c", script],  # noqa: S607
             cwd=self.folder,
@@ -182,7 +184,9 @@ class Follower:
             check=False,
         )
         parts = outcome.stdout.split(_END)
-        return [(int(code), printed) for printed, code in zip(parts[::2], parts[1::2], strict=False)]
+        return [
+            (int(code), printed) for printed, code in zip(parts[::2], parts[1::2], strict=False)
+        ]
 
 
 def environment(home: Path) -> dict[str, str]:
