@@ -82,6 +82,13 @@ def types(session):
 
 
 @nox.session
+def reference(session):
+    """Writes the pages of docs/ that follow from the code; `-- --check` only compares them."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "reference", *session.posargs)
+
+
+@nox.session
 def imports(session):
     """The direction of imports."""
     session.install("-e", ".", "import-linter>=2.3")

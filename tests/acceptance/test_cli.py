@@ -284,7 +284,6 @@ def prove_interrupted(source: Source, config: Path, output: str, errors: str) ->
     assert pl.read_delta(str(source.table("gated"))).height == 10
 
 
-@pytest.mark.soak
 def test_a_killed_run_leaves_no_visible_files(source: Source) -> None:
     """After SIGKILL no version has a partial table, and the next run lands all."""
     source.execute(GATE)
