@@ -47,10 +47,11 @@ def tests(session):
         "--dist",
         "worksteal",
         "-m",
-        "not interop and not soak and not types",
+        "not interop and not soak and not types and not docs",
         # Each worker would import these as well, and leave them out afterwards.
         "--ignore=tests/interop",
         "--ignore=tests/soak",
+        "--ignore=tests/docs",
         *session.posargs,
         env=FEW,
     )
@@ -104,6 +105,14 @@ def imports(session):
 
 
 @nox.session
+def docs(session):
+    """The site of the documentation in site/, with its links checked, and its pages followed."""
+    session.install("-e", ".[test,docs]")
+    session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("pytest", "-n", "2", "-m", "docs", "tests/docs", *session.posargs, env=KEPT)
+
+
+@nox.session
 def interop(session):
     """The tables read back by independent engines."""
     session.install("-e", ".[interop]")
@@ -117,7 +126,13 @@ def soak(session):
     session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs, env=KEPT)
     if not session.posargs:
         session.run(
-            "pytest", "-m", "not soak and not types", "--timeout", "1800", "tests/unit", env=MANY
+            "pytest",
+            "-m",
+            "not soak and not types and not docs",
+            "--timeout",
+            "1800",
+            "tests/unit",
+            env=MANY,
         )
 
 
