@@ -15,9 +15,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bronze.config import alerts, catalog, document, serve
+from bronze.config import document
 from bronze.config.document import Document
 from bronze.config.fields import SecretName
+from bronze.config.sections import alerts, catalog, serve
 from bronze.config.sections.alerts import AlertSettings
 from bronze.config.sections.audit import AuditSettings, LineageSettings
 from bronze.config.sections.backup import BackupSettings
