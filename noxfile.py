@@ -57,6 +57,15 @@ def tests(session):
     )
 
 
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def pythons(session):
+    """The wheel's demo and the unit tests, on each Python that is on the PATH."""
+    session.install(".[test]")
+    session.run("bronze", "demo", "--dir", session.create_tmp(), "--scale", "0.005", silent=True)
+    marks = "not soak and not types"
+    session.run("pytest", "-n", "2", "-m", marks, "tests/unit", *session.posargs, env=FEW)
+
+
 @nox.session
 def properties(session):
     """The tests of properties, each with all of its examples."""

@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.runs", description=__doc__)
     parser.add_argument("folder", type=Path, help="an empty folder with room for the tables")
     parser.add_argument("--rows", type=int, default=20_000_000)
-    parser.add_argument("--small-rows", type=int, default=2_000_000, help="of one worker alone")
+    parser.add_argument("--small-rows", type=int, default=2_000_000, help="of a single worker")
     parser.add_argument("--narrow-rows", type=int, default=0)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--delays", type=float, nargs="*", default=[0.002, 0.02])
@@ -122,6 +122,8 @@ def main() -> None:
 
     with stage(given.folder, rows, given.workers, first) as made:
         print("ready", flush=True)
+        for fault in given.faults:
+            note(fault, FAULTS[fault](made, fault, "small", given.workers))
         for delay in given.delays:
             made.network.tell(f"delay {delay}")
             for table in rows:
@@ -131,9 +133,6 @@ def main() -> None:
                 note(name, asdict(figures))
                 if table != "small":
                     note(f"{name}-verify", asdict(verify(made, folder)))
-        made.network.tell(f"delay {first}")
-        for fault in given.faults:
-            note(fault, FAULTS[fault](made, fault, "large", given.workers))
     shutil.rmtree(given.folder)
 
 

@@ -214,10 +214,11 @@ def stage(folder: Path, rows: Mapping[str, int], workers: int, delay: float) -> 
 
 
 def _start_store(folder: Path) -> subprocess.Popen[bytes]:
-    """Starts an imitated S3 with the bucket ``lake``, whose objects are in files of the folder."""
-    (folder / "objects").mkdir()
-    server = [sys.executable, "-m", "moto.server", "-H", LAKE, "-p", str(STORE_PORT)]
-    environment = {**dask_cluster.plain_environment(), "TMPDIR": str(folder / "objects")}
+    """Starts the store, see `benchmarks.scale.store`; its bucket is ``lake``."""
+    (folder / "store").mkdir()
+    module = [sys.executable, "-m", "benchmarks.scale.store", LAKE, str(STORE_PORT)]
+    server = [*module, str(folder / "store")]
+    environment = dask_cluster.plain_environment()
     with (folder / "store.log").open("wb") as log:
         store = subprocess.Popen(
             [*inside("lake"), *server], stdout=log, stderr=log, env=environment

@@ -29,7 +29,7 @@ from bronze.ingest.plan import Plan
 from bronze.ingest.worker import FileMerge, merge_file
 from bronze.model.files import DeletionVector, StoredFile, WrittenFile
 from bronze.model.stamp import RowStamp
-from bronze.model.units import KnownRows, UnitResult
+from bronze.model.units import KnownRows, Unit, UnitResult
 from bronze.rows.fingerprint import Fingerprints
 from bronze.tables import known_rows
 
@@ -133,6 +133,31 @@ def _is_first_share(plan: Plan, result: UnitResult) -> bool:
     return known is not None and known.share == 0
 
 
+class SeenMasks:
+    """Which fingerprints of a table any of its ``units`` saw, as the results come in.
+
+    Each result has a bit for each fingerprint of its share of the table: all together would take
+    more memory than the table's index, many times over.
+    """
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self._units = units
+        self._masks: dict[tuple[str, ...], dict[int, npt.NDArray[np.uint8]]] = {}
+
+    def absorb(self, result: UnitResult) -> UnitResult:
+        """The result; of those with the same share, the first one has what all of them saw."""
+        known = self._units[result.unit].known
+        if known is None or not result.seen:
+            return result
+        masks = self._masks.setdefault(known.key, {})
+        mask = np.frombuffer(result.seen, np.uint8)
+        if known.share in masks:
+            masks[known.share] |= mask
+            return replace(result, seen=b"")
+        masks[known.share] = mask.copy()
+        return replace(result, seen=masks[known.share].data)
+
+
 def _seen_masks(
     plan: Plan, results: Sequence[UnitResult]
 ) -> dict[KnownRows, npt.NDArray[np.uint8]]:
@@ -142,7 +167,10 @@ def _seen_masks(
         known = plan.units[result.unit].known
         if known is not None:
             mask = np.frombuffer(result.seen, np.uint8)
-            masks[known] = masks[known] | mask if known in masks else mask
+            if not len(masks.get(known, ())):
+                masks[known] = mask
+            elif len(mask):
+                masks[known] = masks[known] | mask
     return masks
 
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from bronze import portion
 from bronze.execution.executors import Task, drive
-from bronze.execution.parcel import Parcel
+from bronze.execution.parcel import Packing, Parcel, forget_parts, unpack
 from tests.support.sent import Sent
 
 FRAME = pl.DataFrame(
@@ -80,3 +80,27 @@ def test_arguments_and_results_are_sent_as_parcels(monkeypatch: Any) -> None:
         ((one, other),) = drive(threads, [course()], 1)
     assert one is job
     assert other is job
+
+
+def test_parts_that_values_have_in_common_are_sent_once() -> None:
+    """A long tuple, a large frame and long bytes go once for all values that have them, and whoever
+    unpacks these has one object.
+    """
+    files = tuple(f"{number}.parquet" for number in range(1000))
+    text = b"x" * 2**19
+    rows = pl.DataFrame({"a": range(100_000)})
+    sent: list[bytes] = []
+
+    def share(data: bytes) -> bytes:
+        sent.append(data)
+        return data
+
+    packing = Packing(share)
+    packed = [packing.pack((number, files, [rows], text, "few")) for number in range(3)]
+    assert len(sent) == 3
+    assert max(len(data) for data, _ in packed) < 200
+    values = [unpack(data, shared) for data, shared in packed]
+    assert [value[0] for value in values] == [0, 1, 2]
+    assert all(value[1] == files and value[2][0].equals(rows) for value in values)
+    assert values[0][1] is values[2][1]
+    forget_parts()
