@@ -70,7 +70,9 @@ def calibrate(found: Mapping[str, Any], heap: float) -> Costs:
     workers, wall = sorted(_of_workers(run["cpu"])), run["wall"]
     # The two least have had nothing to do.
     idle = sum(workers[:2]) / 2 / wall
-    fresh = sum(spent > 2 * idle * wall for spent in workers)
+    # In the first of all runs workers import what they need.
+    is_first = next(iter(found["runs"])) == CALIBRATION
+    fresh = sum(spent > 2 * idle * wall for spent in workers) if is_first else 0
     files, size = _files(large["said"])
     return Costs(
         source=run["cpu"]["source"] / rows,
@@ -92,11 +94,13 @@ def _files(said: str) -> tuple[int, int]:
     return int(words["files"]), int(words["bytes"])
 
 
-def cpu(costs: Costs, rows: int, workers: int, wall: float) -> dict[str, float]:
-    """CPU seconds by machine of a load of so many rows that takes ``wall`` seconds."""
+def cpu(costs: Costs, rows: int, workers: int, wall: float, fresh: int) -> dict[str, float]:
+    """CPU seconds by machine of a load of so many rows that takes ``wall`` seconds, where so many
+    workers are ``fresh``.
+    """
     return {
         "source": costs.source * rows,
-        "workers": costs.worker * rows + (costs.idle * wall + WARM_UP) * workers,
+        "workers": costs.worker * rows + costs.idle * wall * workers + WARM_UP * fresh,
         "store": costs.store * rows,
         "router": costs.network * rows,
         "scheduler": costs.idle * wall,
@@ -112,9 +116,11 @@ def check(found: Mapping[str, Any], costs: Costs, cores: int) -> None:
             continue
         wall = run["wall"]
         left = cores - run["others"] / wall
+        is_first = next(iter(found["runs"])) == CALIBRATION
+        fresh = found["workers"] if is_first and name == CHECKED[0] else 0
         predicted = wall
         for _ in range(50):
-            used = cpu(costs, rows, found["workers"], predicted)
+            used = cpu(costs, rows, found["workers"], predicted, fresh)
             predicted = sum(used.values()) / left
         measured = {**run["cpu"], "workers": sum(_of_workers(run["cpu"]))}
         print(f"{name}: {wall:.0f} s measured, {predicted:.0f} s by the model", end=" ")
