@@ -47,13 +47,23 @@ def tests(session):
         "--dist",
         "worksteal",
         "-m",
-        "not interop and not soak and not types",
+        "not interop and not soak and not types and not docs",
         # Each worker would import these as well, and leave them out afterwards.
         "--ignore=tests/interop",
         "--ignore=tests/soak",
+        "--ignore=tests/docs",
         *session.posargs,
         env=FEW,
     )
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def pythons(session):
+    """The wheel's demo and the unit tests, on each Python that is on the PATH."""
+    session.install(".[test]")
+    session.run("bronze", "demo", "--dir", session.create_tmp(), "--scale", "0.005", silent=True)
+    marks = "not soak and not types"
+    session.run("pytest", "-n", "2", "-m", marks, "tests/unit", *session.posargs, env=FEW)
 
 
 @nox.session
@@ -81,10 +91,25 @@ def types(session):
 
 
 @nox.session
+def reference(session):
+    """Writes the pages of docs/ that follow from the code; `-- --check` only compares them."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "reference", *session.posargs)
+
+
+@nox.session
 def imports(session):
     """The direction of imports."""
     session.install("-e", ".", "import-linter>=2.3")
     session.run("lint-imports")
+
+
+@nox.session
+def docs(session):
+    """The site of the documentation in site/, with its links checked, and its pages followed."""
+    session.install("-e", ".[test,docs]")
+    session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("pytest", "-n", "2", "-m", "docs", "tests/docs", *session.posargs, env=KEPT)
 
 
 @nox.session
@@ -101,7 +126,13 @@ def soak(session):
     session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs, env=KEPT)
     if not session.posargs:
         session.run(
-            "pytest", "-m", "not soak and not types", "--timeout", "1800", "tests/unit", env=MANY
+            "pytest",
+            "-m",
+            "not soak and not types and not docs",
+            "--timeout",
+            "1800",
+            "tests/unit",
+            env=MANY,
         )
 
 

@@ -7,7 +7,8 @@ the total of one of the last thousand orders (``--random`` updates any order). T
 ``catchup``: the stream is stopped, transactions of ``--changes`` row changes are committed, and the
 stream is timed until it has caught up. ``rates``: transactions are committed at a steady rate; the
 latency of each is the time until the record of the batch that it landed in is there. Several
-``--rows`` show what the tables' size costs.
+``--rows`` show what the tables' size costs. With ``--vectors without with`` each is measured twice,
+on tables of their own: as by default, and with ``deletion_vectors = true``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +73,9 @@ ANALYZE orders, order_details;
 class Shop:
     """The source, its lake, and the stream between them."""
 
-    def __init__(self, folder: Path, dsn: str, rows: int, reach: int, memory: str) -> None:
+    def __init__(
+        self, folder: Path, dsn: str, rows: int, reach: int, memory: str, vectors: bool
+    ) -> None:
         self.dsn, self.lake = dsn, folder / "lake"
         # Three details to an order.
         self.next, self.reach = max(rows // 4, 1000), reach
@@ -93,8 +97,10 @@ class Shop:
             memory = "{memory}"
             [tables.orders]
             pattern = "streaming"
+            deletion_vectors = {str(vectors).lower()}
             [tables.order_details]
             pattern = "streaming"
+            deletion_vectors = {str(vectors).lower()}
             """
         )
 
@@ -224,7 +230,9 @@ def _until(true: Callable[[], bool], patience: float = 600) -> None:
 
 
 @contextmanager
-def shop(rows: int, reach: int, memory: str, **settings: str) -> Iterator[Shop]:
+def shop(
+    rows: int, reach: int, memory: str, vectors: bool = False, **settings: str
+) -> Iterator[Shop]:
     """A source with about ``rows`` rows in two tables."""
     fast = {"fsync": "off", "synchronous_commit": "off", "max_wal_size": "8GB", **settings}
     with (
@@ -232,7 +240,7 @@ def shop(rows: int, reach: int, memory: str, **settings: str) -> Iterator[Shop]:
         tempfile.TemporaryDirectory(prefix="bronze-lake-") as lake,
         running(Path(data) / "data", settings=fast) as server,
     ):
-        yield Shop(Path(lake), server.dsn(), rows, reach, memory)
+        yield Shop(Path(lake), server.dsn(), rows, reach, memory, vectors)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -245,10 +253,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--random", action="store_true", help="update any order")
     parser.add_argument("--memory", default="1GB")
+    parser.add_argument(
+        "--vectors",
+        nargs="+",
+        choices=("without", "with"),
+        default=["without"],
+        help="deletion vectors, or both one after the other",
+    )
     given = parser.parse_args(arguments)
     console = Console()
-    for rows in given.rows:
-        with shop(rows, 0 if given.random else 1000, given.memory) as one:
+    for rows, vectors in product(given.rows, given.vectors):
+        with shop(rows, 0 if given.random else 1000, given.memory, vectors == "with") as one:
+            console.print(f"{vectors} deletion vectors:")
             seconds, peak, _ = one.caught_up()
             console.print(f"{rows:,} rows copied in {seconds:.1f} s, peak {peak / 1e6:.0f} MB")
             if given.what == "catchup":

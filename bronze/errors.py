@@ -22,7 +22,7 @@
     │       └── Overtaken      a run with a later state did     retried  exit 1
     ├── CatalogError           Unity Catalog refuses something           exit 1
     │   └── CatalogUnreachable it does not answer                retried  exit 3
-    ├── EngineLost             the Dask cluster was lost            retried  exit 3
+    ├── EngineLost             workers of the engine were lost      retried  exit 3
     ├── Mismatch               source and Bronze table differ            exit 1
     ├── QualityRefused         the quality is below the config's limits  exit 1
     └── Stopped                the command was asked to stop             exit 130
@@ -186,7 +186,7 @@ class CatalogUnreachable(CatalogError):
 
 
 class EngineLost(BronzeError):
-    """The Dask scheduler, or all of its workers, were lost during the work."""
+    """The workers of the engine were lost during the work, or the scheduler of a Dask cluster."""
 
     retry = True
 

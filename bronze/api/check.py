@@ -40,7 +40,7 @@ from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal
 from bronze.postgres.connection import capacity, connect, parameters, translation
-from bronze.postgres.copy import rows_reader, snapshot
+from bronze.postgres.copy import rows_reader
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import slot
 from bronze.quality import rules, set_rules
@@ -50,8 +50,8 @@ from bronze.tables.context import TableContext, constraints_of, streamed_columns
 _REJECTS = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
 _AS_TEXT = "PostgreSQL's text"
 _STANDBY = (
-    "is a standby: each table is read from a snapshot of its own, a cursor column needs an overlap,"
-    " and nothing can be streamed"
+    "is a standby: a cursor column needs an overlap, nothing can be streamed, and it cancels reads"
+    " that hold up its replay for longer than max_standby_streaming_delay"
 )
 _PROTECTED = {
     "encrypt": "encrypted with AES-256-GCM",
@@ -184,15 +184,14 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
 class _CheckedSource:
     """A source, its snapshot, and the problems that concern all of its tables.
 
-    ``no_shared_snapshot`` is why a run cannot read its tables from one snapshot, ``no_stream`` why
-    none of them can be streamed, ``limits`` are limits of connections that are too low, with hints.
-    ``unfit`` says, by table, why it cannot be streamed; ``streamed`` are the others with their
-    keys. ``relations`` and ``personal`` (the columns that look personal) are by oid.
+    ``no_stream`` is why none of them can be streamed, ``limits`` are limits of connections that are
+    too low, with hints. ``unfit`` says, by table, why it cannot be streamed; ``streamed`` are the
+    others with their keys. ``relations`` and ``personal`` (the columns that look personal) are by
+    oid.
     """
 
     source: OpenSource
     snapshot: Snapshot
-    no_shared_snapshot: BronzeError | None
     no_stream: BronzeError | None
     limits: Sequence[tuple[str, str]]
     unfit: Mapping[str, TableRefused]
@@ -203,13 +202,13 @@ class _CheckedSource:
     @property
     def problems(self) -> list[BronzeError]:
         """The problems of the source itself."""
-        errors = [error for error in (self.no_shared_snapshot, self.no_stream) if error]
+        errors = [self.no_stream] if self.no_stream else []
         return [*errors, *(SourceRefused(what, hint=hint) for what, hint in self.limits)]
 
     @property
     def notes(self) -> list[str]:
-        """A note on a standby from which tables can be read one by one."""
-        if not self.snapshot.since.standby or self.no_shared_snapshot:
+        """A note on what a standby cannot do."""
+        if not self.snapshot.since.standby:
             return []
         return [f"{parameters.address(self.source.origin)} {_STANDBY}"]
 
@@ -239,16 +238,13 @@ def _check_source(
         surveys = survey.survey_relations(connection, [target.relation for target in targets])
     if len(streamed) < len(targets):
         rows_reader.check_reachable(source.origin)
-    consistency = settings.source[name].consistency
-    standby = snapshot.open_transactions(connection).standby and consistency == "run"
     # A stream gets its snapshot from its slot, so a check of streamed tables needs none to share.
-    per_table = standby or len(streamed) == len(targets)
-    mode: Consistency = "per-table" if per_table else consistency
+    per_table = len(streamed) == len(targets)
+    mode: Consistency = "per-table" if per_table else settings.source[name].consistency
     shared = source.take_snapshot(settings, targets, stack, mode)
     return _CheckedSource(
         source=source,
         snapshot=shared,
-        no_shared_snapshot=snapshot.standby_error(source.origin) if standby else None,
         no_stream=no_stream,
         limits=limits,
         unfit=unfit,

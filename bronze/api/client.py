@@ -511,6 +511,29 @@ class Bronze:
         refuse_newer_lake(self.config)
         return report.quality(self.config, tables, trend)
 
+    def report(
+        self, path: str | Path = "report.html", tables: Sequence[str] = (), *, days: int = 30
+    ) -> Path:
+        """Writes one page of HTML about tables of the lake: freshness, rows and durations, quality,
+        anomalies, lineage, layout and schema history. The source is not asked.
+
+        Args:
+            path: the file; an earlier report is replaced, another file is not.
+            tables: which tables; all that are known if none.
+            days: how many days of records the page has.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ConfigError: there is no such table, or the file cannot be written.
+            LakeError: the lake cannot be read.
+        """
+        from bronze.operate.report import page
+
+        page.write(Path(path), page.report(self.config, tables, days=days))
+        return Path(path)
+
     def check(self, tables: Sequence[str] = ()) -> CheckReport:
         """Says what a run would do with each table and column, and what prevents it.
 

@@ -18,7 +18,7 @@ from bronze.cli.commands.copies import backup, restore
 from bronze.cli.commands.integrations.dbt import dbt_rules, dbt_sources
 from bronze.cli.commands.integrations.deploy import deploy
 from bronze.cli.commands.register import register
-from bronze.cli.commands.status import status
+from bronze.cli.commands.status import report, status
 from bronze.cli.commands.validate import validate
 from bronze.cli.groups import BEGIN, LOAD, OPERATE, RECOVER, TRUST, add
 from bronze.version import VERSION
@@ -95,6 +95,7 @@ add(app, TRUST, protect.reveal, "bronze reveal customers --key customer_id=42")
 add(app, TRUST, protect.forget, "bronze forget customers --key customer_id=42 --dry-run")
 app.add_typer(protect.keys_app, name="keys", rich_help_panel=TRUST)
 add(app, OPERATE, status, "bronze status orders")
+add(app, OPERATE, report, "bronze report -o report.html --days 7")
 app.add_typer(operate.alerts_app, name="alerts", rich_help_panel=OPERATE)
 add(app, OPERATE, service.pause, 'bronze pause orders --reason "migration" --until 2h')
 add(app, OPERATE, service.resume, "bronze resume orders")

@@ -112,7 +112,7 @@ def json_schema() -> dict[str, Any]:
     for key in _ONE_OR_SEVERAL:
         several = {name: properties[key].pop(name) for name in ("type", "additionalProperties")}
         properties[key]["anyOf"] = [several["additionalProperties"], several]
-    schema: dict[str, Any] = _with_references(
+    schema: dict[str, Any] = _finished(
         {
             "$schema": GenerateJsonSchema.schema_dialect,
             "$comment": f"of bronze {VERSION}",
@@ -186,12 +186,18 @@ def _with_unit(value: int, units: Mapping[str, int]) -> int | str:
     return value
 
 
-def _with_references(value: Any) -> Any:
+def _finished(value: Any) -> Any:
     if isinstance(value, dict):
         if _PLACEHOLDER in value:
             return {"$ref": f"#/$defs/{value[_PLACEHOLDER]}"}
-        return {key: _with_references(part) for key, part in value.items()}
-    return [_with_references(part) for part in value] if isinstance(value, list) else value
+        made = {key: _finished(part) for key, part in value.items()}
+        if "anyOf" in made and "maxLength" in made:
+            # pydantic takes the limit of a list that may be one text for one of the text.
+            most = made.pop("maxLength")
+            arrays = [part for part in made["anyOf"] if part.get("type") == "array"]
+            arrays[0]["maxItems"] = most
+        return made
+    return [_finished(part) for part in value] if isinstance(value, list) else value
 
 
 def _or_text(schema: JsonSchemaValue, name: str) -> JsonSchemaValue:

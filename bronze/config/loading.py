@@ -127,6 +127,11 @@ def _settings_of(given: Document, name: str) -> Settings:
             f"{name}: {nul} contains a NUL character, which no name, path or password can have.",
             hint="Remove the character from the config.",
         )
+    if hidden := [key for key in _HIDDEN if key in given.values]:
+        raise ConfigError(
+            f"{name}: unknown key {hidden[0]}{_suggestion(hidden[0], Settings)}.",
+            hint="`bronze init` writes a valid config with comments.",
+        )
     normalised = dict(given.values)
     source = normalised.get("source")
     single = isinstance(source, Mapping) and _is_single_source(source)
@@ -215,6 +220,9 @@ def _sentence(problem: Mapping[str, Any], path: list[str], channel: str) -> str:
         )
     return f"{key}: {text}" if key else text
 
+
+# What bronze itself notes beside the sections.
+_HIDDEN = tuple(name for name, field in Settings.model_fields.items() if field.exclude)
 
 _SECRET_KEYS = ("password", "key", "api_key", "token", "operator", "viewer")
 

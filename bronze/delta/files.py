@@ -308,10 +308,19 @@ def all_deleted(parquet: pq.ParquetFile, rows: _Numbers) -> _Numbers:
     among the others.
     """
     deleted = _deleted_rows(parquet)
+    numbers = numbers_in_file(parquet, rows)
+    return numbers if deleted is None else np.union1d(deleted, numbers)
+
+
+def numbers_in_file(parquet: pq.ParquetFile, rows: _Numbers) -> _Numbers:
+    """The numbers of some rows among all rows of the file, by those among the ones that are left
+    by its deletion vector.
+    """
+    deleted = _deleted_rows(parquet)
     if deleted is None:
         return rows
-    kept = np.delete(np.arange(parquet.metadata.num_rows), deleted)
-    return np.union1d(deleted, kept[rows])
+    numbers: _Numbers = np.delete(np.arange(parquet.metadata.num_rows), deleted)[rows]
+    return numbers
 
 
 def _deleted_rows(parquet: pq.ParquetFile) -> _Numbers | None:

@@ -29,6 +29,9 @@ LARGEST_SPLIT = 12 * 2**20
 # as they share a connection. The split that is asked for ahead stays with PostgreSQL.
 PACKED_SPLIT = 4 * 2**20
 LARGEST_FILE = 128 * 2**20
+# The driver keeps a value of each unit and the results of all. Of a table beyond a terabyte, units
+# and files are larger.
+MOST_UNITS = 8192
 # A unit of a clustered load writes a cluster of files, which should be many. It has all its rows in
 # a scratch file, and is read again after a lost connection.
 LARGEST_CLUSTER = 4 * 2**30
@@ -165,6 +168,13 @@ def _base(memory: int) -> int:
 def largest_split(packed: bool) -> int:
     """The most bytes of the source in a split that is read packed, or as rows."""
     return min(PACKED_SPLIT, LARGEST_SPLIT) if packed else LARGEST_SPLIT
+
+
+def largest_file(whole: int, largest: int, rounds: int = 1) -> int:
+    """The most bytes of the source in a file, ``largest`` unless a table of ``whole`` bytes would
+    have too many units; it is read ``rounds`` times.
+    """
+    return max(largest, -(-whole * rounds // MOST_UNITS))
 
 
 def cluster_memory(memory: int, readers: int) -> int:

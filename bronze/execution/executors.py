@@ -14,14 +14,21 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from bronze import stopping
-from bronze.errors import BronzeError, LakeUnreachable, SourceBusy
+from bronze.errors import BronzeError, EngineLost, LakeUnreachable, SourceBusy
 from bronze.execution import cluster, permits
 from bronze.execution.parcel import Parcel
 from bronze.execution.permits import Claim, Permits
@@ -259,10 +266,18 @@ class _Driver(Generic[T]):
                 break
             entry = heapq.heappop(self.waiting)
             task = entry[2]
-            future = self.pool.submit(_perform, task.work, Parcel(task.given), stopping.name())
+            future = self._send(task)
             self.flying[future] = entry
             future.add_done_callback(self._note_end)
         return False
+
+    def _send(self, task: Task) -> Future[Parcel[Any]]:
+        try:
+            return self.pool.submit(_perform, task.work, Parcel(task.given), stopping.name())
+        except BrokenExecutor as error:
+            future: Future[Parcel[Any]] = Future()
+            future.set_exception(error)
+            return future
 
     def _note_end(self, future: Future[Parcel[Any]]) -> None:
         self.ended.put(future)
@@ -370,6 +385,14 @@ def _outcome(future: Future[Parcel[Any]], task: Task) -> Any:
         return future.result().content
     except BronzeError as error:
         return error
+    except BrokenExecutor:
+        return EngineLost(
+            f"A worker process was killed while table {task.table} was worked on.",
+            hint="Most often the machine had too little memory: lower [run] workers, or use the"
+            " engine threads. What had landed before stays, nothing half-written is visible; run"
+            " again.",
+            table=task.table,
+        )
     except Exception as error:  # a bug that concerns one table does not stop the others
         # Only the place is logged, not the message: those of libraries quote values.
         where = "".join(traceback.format_tb(error.__traceback__))

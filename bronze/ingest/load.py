@@ -47,6 +47,7 @@ from bronze.model.locations import Place
 from bronze.model.results import Status, TableResult
 from bronze.model.stamp import RowStamp
 from bronze.model.units import KnownRows, RejectedValue, UnitResult
+from bronze.postgres.connection.translation import STANDBY_HINT
 from bronze.quality import checks
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
@@ -116,6 +117,8 @@ def load_table(settings: Settings, table: TableRun) -> Workflow[TableResult]:
         discard(table.target.place, table.stamp.batch_id)
         return stopped_result(table)
     except BronzeError as error:
+        if isinstance(error, SnapshotLost) and table.snapshot.since.standby:
+            error.hint = error.hint or STANDBY_HINT
         if isinstance(error, SnapshotLost | EngineLost):
             raise
         if error.retry and not isinstance(error, CommitConflict) and not table.snapshot.alive():

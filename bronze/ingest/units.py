@@ -21,6 +21,7 @@ from bronze.model.units import (
     KnownRows,
     RowSizeLimits,
     SourceRead,
+    SplitGroup,
     Unit,
 )
 from bronze.postgres import statement
@@ -75,18 +76,17 @@ def row_units(
     units = budget.UNITS_OF_COMPARISON if merging else budget.UNITS_OF_LOAD
     clustering = None if merging else _clustering(context, contract, shape)
     largest = budget.LARGEST_CLUSTER if clustering else budget.LARGEST_FILE
-    groups = grouped_splits(context, memory, key.source_names, units, largest)
+    groups = grouped_splits(context, memory, key.source_names, units, largest, rounds=len(shares))
     if clustering:
-        groups = [scattered(group) for group in groups]
+        groups = [replace(group, scattered=True) for group in groups]
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     limits = row_size_limits(context, contract.columns, key)
     few = budget.result_bytes(context.run.memory, len(shares) * len(groups))
     work: list[Unit] = []
     for known in shares:
         for group in groups:
-            conditions = [_both(split.where, where) for split in group]
-            read = _source_read(context, contract.columns, conditions, limits)
-            size = sum(split.size for split in group)
+            read = _source_read(context, contract.columns, _restricted(group, where), limits)
+            size = group.size
             number = len(work)
             if merging:
                 work.append(Unit.merge(number, read, rows, size, known, few))
@@ -109,15 +109,6 @@ def _clustering(context: TableContext, contract: ColumnContract, shape: Shape) -
         return None
     memory = budget.cluster_memory(context.run.memory, context.readers_of_process)
     return Clustering(by, file_size, memory)
-
-
-def scattered(group: Sequence[Split]) -> list[Split]:
-    """Splits in an order in which the first ones, however many, are spread over all of them: that
-    of the reversed bits of their numbers (van der Corput).
-    """
-    bits = len(group).bit_length()
-    order = sorted(range(len(group)), key=lambda number: f"{number:0{bits}b}"[::-1])
-    return [group[number] for number in order]
 
 
 def row_size_limits(
@@ -163,18 +154,30 @@ def grouped_splits(
     key: Sequence[str],
     units: int = budget.UNITS_OF_COMPARISON,
     largest: int = budget.LARGEST_FILE,
-) -> list[list[Split]]:
+    factor: int = 1,
+    rounds: int = 1,
+) -> list[SplitGroup]:
     """The splits of a table, in groups for one worker each, of at most ``largest`` bytes: at least
-    ``units`` for each reader. ``key`` has names of source columns.
+    ``units`` for each reader, but no more than `budget.MOST_UNITS`.
+
+    ``key`` has names of source columns. Splits and groups are ``factor`` times as large as whole
+    rows may be; all are read ``rounds`` times.
     """
-    whole = splits.size_of(context.target.relation)
-    most = _largest_split(context)
+    relation = context.target.relation
+    whole = splits.size_of(relation)
+    largest, most = budget.largest_file(whole, largest, rounds), _largest_split(context)
     each = budget.reader_memory(memory, context.readers_of_process)
     per_split, _ = budget.split_and_file(whole, each, context.readers, most, units, largest)
-    parts = _splits(context, per_split, key)
-    sizes = sum(part.size for part in parts)
-    _, per_file = budget.split_and_file(sizes, each, context.readers, most, units, largest)
-    return splits.group_splits(parts, per_file)
+    by_pages = context.snapshot.name is not None and splits.by_pages(
+        relation, context.snapshot.version, key
+    )
+    parts = [] if by_pages else _splits(context, per_split * factor, key)
+    total = splits.total_of(relation) if by_pages else sum(part.size for part in parts)
+    _, per_file = budget.split_and_file(total, each, context.readers, most, units, largest)
+    if by_pages:
+        return splits.page_groups(relation, per_split * factor, per_file * factor)
+    groups = splits.group_splits(parts, per_file * factor)
+    return [splits.condition_group(group) for group in groups]
 
 
 def _largest_split(context: TableContext) -> int:
@@ -192,22 +195,14 @@ def key_units(
     enrichment: Enrichment,
 ) -> list[Unit]:
     """The units, numbered from ``start``, that find the keys that the source still has."""
-    per_split, per_file = budget.split_and_file(
-        splits.size_of(context.target.relation),
-        budget.reader_memory(
-            budget.beside_known_rows(context.run.memory), context.readers_of_process
-        ),
-        context.readers,
-        _largest_split(context),
-    )
-    parts = _splits(context, per_split * _KEYS_FACTOR, key.source_names)
-    groups = splits.group_splits(parts, per_file * _KEYS_FACTOR)
+    memory = budget.beside_known_rows(context.run.memory)
+    groups = grouped_splits(context, memory, key.source_names, factor=_KEYS_FACTOR)
     rows = _bronze_rows(context, contract, shape, key, enrichment)
     work: list[Unit] = []
     for known in _known_rows(context, shape, key.names, key.names, state):
         for group in groups:
-            read = _source_read(context, key.columns, [split.where for split in group])
-            size = sum(split.size for split in group) // _KEYS_FACTOR
+            read = _source_read(context, key.columns, group)
+            size = group.size // _KEYS_FACTOR
             number = start + len(work)
             work.append(Unit.keys(number, read, rows, size, known))
     return work
@@ -216,7 +211,7 @@ def key_units(
 def _source_read(
     context: TableContext,
     columns: tuple[Column, ...],
-    conditions: Sequence[str],
+    group: SplitGroup,
     limits: RowSizeLimits | None = None,
 ) -> SourceRead:
     relation = context.target.relation
@@ -225,7 +220,7 @@ def _source_read(
         origin=context.origin,
         session=context.snapshot.session,
         query=statement.select(columns, statement.quoted(relation.schema, relation.name)),
-        splits=tuple(conditions),
+        splits=group,
         columns=columns,
         row_sizes=limits,
     )
@@ -248,8 +243,8 @@ def _bronze_rows(
     )
 
 
-def _both(split: str, where: str) -> str:
-    return split if where == splits.WHOLE_TABLE else f"{split} AND {where}"
+def _restricted(group: SplitGroup, where: str) -> SplitGroup:
+    return group if where == splits.WHOLE_TABLE else replace(group, where=where)
 
 
 def _known_rows(
@@ -311,8 +306,6 @@ def _splits(context: TableContext, size: int, key: Sequence[str]) -> list[Split]
     snapshot, relation = context.snapshot, context.target.relation
     if snapshot.name is None:
         return [_single_split(context)]
-    if splits.by_pages(relation, snapshot.version, key):
-        return list(splits.page_ranges(relation, size))
 
     def split(holder: Connection) -> list[Split]:
         return splits.splits_of(holder, relation, snapshot.version, size, key)

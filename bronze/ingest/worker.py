@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
+from operator import itemgetter
 
 import numpy as np
 import polars as pl
@@ -37,6 +38,7 @@ from bronze.model.units import (
     Unit,
     UnitResult,
 )
+from bronze.postgres import statement
 from bronze.postgres.copy import reader, row_sizes
 from bronze.protection import key_text, protect
 from bronze.rows import fingerprint
@@ -248,11 +250,26 @@ def _source_rows(
     source: SourceRead, enrichment: Enrichment
 ) -> Generator[tuple[pl.DataFrame, pl.Series], None, None]:
     guarded = enrichment.protection is not None
+    for heap, group in groupby(source.splits, itemgetter(0)):
+        conditions = [condition for _, condition in group]
+        of_heap = _of_heap(source, heap) if heap else source
+        yield from _divided_rows(of_heap, conditions, guarded)
+
+
+def _of_heap(source: SourceRead, heap: str) -> SourceRead:
+    """What reads a partition by itself."""
+    limits = replace(source.row_sizes, table=heap) if source.row_sizes else None
+    return replace(source, query=statement.select(source.columns, heap), row_sizes=limits)
+
+
+def _divided_rows(
+    source: SourceRead, splits: Sequence[str], guarded: bool
+) -> Generator[tuple[pl.DataFrame, pl.Series], None, None]:
     if source.row_sizes is None:
-        yield from _read(source, source.splits, guarded)
+        yield from _read(source, splits, guarded)
         return
     parts = row_sizes.divide_splits(
-        source.origin, source.session, source.row_sizes, source.splits, source.table
+        source.origin, source.session, source.row_sizes, splits, source.table
     )
     for heavy, group in groupby(parts, lambda part: part.heavy):
         conditions = [part.where for part in group]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bronze.model.anomaly import NO_OUTLIERS, NO_PROFILE, Monitoring, Outliers, Profile
 from bronze.model.columns import Column, DeltaType, RowKey
@@ -11,6 +12,8 @@ from bronze.model.files import RowFormat, StoredFile, WrittenFile
 from bronze.model.locations import Destination, Origin, Place
 from bronze.model.protection import TableProtection
 from bronze.model.quality import QualityRules, QualityTotals
+
+T = TypeVar("T")
 
 ACTIVE, QUARANTINED, DELETED = "ACTIVE", "QUARANTINED", "DELETED"
 """The values of record_status: the row is in the source; it is, but its score is below the
@@ -111,20 +114,85 @@ class RowSizeLimits:
     rest: int
 
 
+PAGES = "ctid >= "
+"""The beginning of the condition of a split that is a range of pages."""
+
+
+@dataclass(frozen=True)
+class PageRange:
+    """The pages of a heap from ``low`` to before ``end``, of which ``step`` are read at a time.
+
+    If it is ``open``, the last part also has what comes after ``end``. ``heap`` is the FROM of a
+    partition or child that is read by itself, "" where the table is read as a whole.
+    """
+
+    low: int
+    end: int
+    step: int
+    open: bool
+    heap: str = ""
+
+    def __len__(self) -> int:
+        return max(1, -(-(self.end - self.low) // self.step))
+
+    def conditions(self) -> Iterator[str]:
+        """The conditions of its parts."""
+        for number in range(len(self)):
+            low = self.low + number * self.step
+            high = min(low + self.step, self.end)
+            is_last = number == len(self) - 1
+            below = "" if is_last and self.open else f" AND ctid < '({high},0)'::tid"
+            yield f"{PAGES}'({low},0)'::tid{below}"
+
+
+@dataclass(frozen=True)
+class SplitGroup:
+    """The splits of a table for one worker, of ``size`` bytes in all: ``ranges`` of pages, or
+    ``conditions``. Those of ranges are made where they are read: a table of a terabyte has a
+    quarter of a million.
+
+    With ``scattered``, they come in an order in which the first ones, however many, are spread over
+    all of them. ``where`` is a condition for all of them.
+    """
+
+    size: int
+    conditions: tuple[str, ...] = ()
+    ranges: tuple[PageRange, ...] = ()
+    scattered: bool = False
+    where: str = ""
+
+    def __len__(self) -> int:
+        return len(self.conditions) + sum(map(len, self.ranges))
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """The heap (see `PageRange`) and the condition of each split."""
+        found = [("", condition) for condition in self.conditions]
+        found += [(part.heap, condition) for part in self.ranges for condition in part.conditions()]
+        for heap, condition in scatter(found) if self.scattered else found:
+            yield heap, f"{condition} AND {self.where}" if self.where else condition
+
+
+def scatter(items: Sequence[T]) -> list[T]:
+    """The items in the order of the reversed bits of their numbers (van der Corput)."""
+    bits = len(items).bit_length()
+    order = sorted(range(len(items)), key=lambda number: f"{number:0{bits}b}"[::-1])
+    return [items[number] for number in order]
+
+
 @dataclass(frozen=True)
 class SourceRead:
     """Which rows of a source table a unit reads.
 
-    ``query`` is the SELECT without its WHERE, ``splits`` are conditions; each selects rows
-    that fit into the memory of one worker. ``session`` are the statements that join the snapshot of
-    the run. With ``row_sizes``, splits are divided further where their rows are large.
+    ``query`` is the SELECT without its WHERE; each of ``splits`` selects rows that fit into the
+    memory of one worker. ``session`` are the statements that join the snapshot of the run. With
+    ``row_sizes``, splits are divided further where their rows are large.
     """
 
     table: str
     origin: Origin
     session: tuple[str, ...]
     query: str
-    splits: tuple[str, ...]
+    splits: SplitGroup
     columns: tuple[Column, ...]
     row_sizes: RowSizeLimits | None = None
 

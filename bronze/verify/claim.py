@@ -34,7 +34,7 @@ from bronze.tables import evolution, row_format, selection
 from bronze.tables.context import TableContext, streamed_columns_of
 from bronze.tables.selection import Target
 from bronze.verify import evidence
-from bronze.verify.evidence import SourceTask
+from bronze.verify.evidence import HEAP, SPLIT, SourceTask
 from bronze.verify.results import VerifiedTable
 from bronze.verify.rows import digests
 from bronze.verify.rows.digests import Basis
@@ -130,40 +130,28 @@ class Claim:
         combined = basis is not None and basis.in_postgres
         key_columns = evidence.columns_to_read(self.key, basis)
         readable = basis.readable if basis and computed_here else None
+        keyed = row_hash.keyed_hashes_query(
+            columns, HEAP, SPLIT, self.base, key_columns, combined, readable
+        )
+        packed = keyed
+        if not computed_here:
+            packed = row_hash.packed_hashes_query(columns, HEAP, SPLIT, self.base, combined)
         sums, rows = [], []
         for group in units.grouped_splits(context, context.run.memory, self.key.source_names):
-            keyed = tuple(
-                row_hash.keyed_hashes_query(
-                    columns,
-                    self.quoted_name,
-                    split.where,
-                    self.base,
-                    key_columns,
-                    combined,
-                    readable,
-                )
-                for split in group
-            )
-            packed = keyed
-            if not computed_here:
-                packed = tuple(
-                    row_hash.packed_hashes_query(
-                        columns, self.quoted_name, split.where, self.base, combined
-                    )
-                    for split in group
-                )
             task = SourceTask(
                 origin=context.origin,
                 session=context.snapshot.session,
                 table=self.label,
-                queries=packed,
-                estimate=sum(split.size for split in group),
+                heap=self.quoted_name,
+                query=packed,
+                splits=group,
+                estimate=group.size,
                 key=self.key,
                 protection=self.protection,
                 basis=basis,
             )
             sums.append(task)
-            rows.append(replace(task, queries=keyed))
+            rows.append(replace(task, query=keyed))
         return sums, rows
 
     def position_fields(self) -> dict[str, Any]:

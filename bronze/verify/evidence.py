@@ -22,7 +22,7 @@ from bronze.model.columns import KEY_TEXT, NO_KEY, Column, DeltaType, RowKey
 from bronze.model.files import StoredFile
 from bronze.model.locations import Origin, Place
 from bronze.model.protection import TableProtection
-from bronze.model.units import DELETED, KnownRows
+from bronze.model.units import DELETED, KnownRows, SplitGroup
 from bronze.postgres.copy import reader, rows_reader, server_hashes
 from bronze.protection import key_text, keyring, protect
 from bronze.rows import fingerprint
@@ -33,6 +33,9 @@ from bronze.verify.rows.digests import Basis
 
 _TRIES = 4
 _MAX_DELAY = 8.0
+
+HEAP, SPLIT = "\0heap", "\0split"
+"""What stands in a query for the table and the condition of a split: no SQL has this character."""
 
 HASH, FILE, ROW = "row_hash", "\0file", "\0row"
 """The columns of keyed hashes: the digest; in Bronze also the number of the file, and of the row
@@ -73,23 +76,30 @@ class RowSelection:
 
 @dataclass(frozen=True)
 class SourceTask:
-    """Some splits of a table of the source.
+    """Some splits of a table of the source, whose name in SQL is ``heap``.
 
-    ``queries`` are made by `bronze.postgres.copy.row_hash`: `packed_hashes_query` for bucket sums,
-    `keyed_hashes_query` to fetch rows with their ``key``, and always the latter with a ``basis``
-    that PostgreSQL cannot compute. With ``protection`` the source's values are protected here, as
-    they are in Bronze: PostgreSQL never gets a key.
+    ``query`` is made by `bronze.postgres.copy.row_hash`, of `HEAP` and `SPLIT`:
+    `packed_hashes_query` for bucket sums, `keyed_hashes_query` to fetch rows with their ``key``,
+    and always the latter with a ``basis`` that PostgreSQL cannot compute. With ``protection`` the
+    source's values are protected here, as they are in Bronze: PostgreSQL never gets a key.
     """
 
     origin: Origin
     session: tuple[str, ...]
     table: str
-    queries: tuple[str, ...]
+    heap: str
+    query: str
+    splits: SplitGroup
     estimate: int = 0
     key: RowKey = NO_KEY
     protection: TableProtection | None = None
     selection: RowSelection | None = None
     basis: Basis | None = None
+
+    def queries(self) -> Iterator[str]:
+        """The query of each split."""
+        for heap, condition in self.splits:
+            yield self.query.replace(HEAP, heap or self.heap).replace(SPLIT, condition)
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ def source_sums(task: SourceTask) -> BucketSums:
             buckets.add_to_sums(sums, buckets.digests_of_hashes(rows[HASH]))
         return BucketSums(True, sums, task.estimate)
     key = _hash_key(task)
-    for data in server_hashes.packed_hashes(task.origin, task.session, task.queries, task.table):
+    for data in server_hashes.packed_hashes(task.origin, task.session, task.queries(), task.table):
         hashes = buckets.unpack_digests(data)
         if key and len(hashes):
             keyed = protect.keyed_hashes(buckets.hashes_of_digests(hashes), key)
@@ -175,7 +185,7 @@ def _read_keyed_hashes(task: SourceTask, condition: str) -> Iterator[pl.DataFram
     has_stored = basis is not None and not basis.in_postgres
     columns = (*columns, _PARTIALS) if has_stored else columns
     read_rows = reader.reader_of(task.origin)
-    for query in task.queries:
+    for query in task.queries():
         with closing(
             read_rows(
                 task.origin, task.session, query, (condition,), columns, task.table, bool(key)

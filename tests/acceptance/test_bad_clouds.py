@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from azure.identity import EnvironmentCredential
 
 from bronze import secrets
 from bronze.delta.storage import client
@@ -46,6 +45,7 @@ def nothing_known(s3: Store) -> Iterator[None]:
 @pytest.fixture
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     """A Key Vault with three secrets, of which the identity may not read the second."""
+    from azure.identity import EnvironmentCredential
     from azure.keyvault.secrets import SecretClient
 
     with cloud(tmp_path) as running:

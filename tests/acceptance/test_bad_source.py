@@ -423,27 +423,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
         yield primary, standby
 
 
-def test_a_standby_is_refused_for_consistent_runs(
-    pair: tuple[Server, Server], tmp_path: Path
+@pytest.mark.parametrize("consistency", ["run", "per-table"])
+def test_a_standby_is_read_as_a_primary_is(
+    pair: tuple[Server, Server], tmp_path: Path, consistency: str
 ) -> None:
-    """It cannot export a snapshot: run and check say so, with a hint."""
+    """It exports a snapshot for all readers, or each table is read from a snapshot of its own."""
     source = Source(pair[1].dsn("shop"), tmp_path / "lake")
-    with pytest.raises(SnapshotRefused) as caught:
-        pipeline.run(source.settings())
-    assert check.check(source.settings()).problems[0] == caught.value.failure()
-    assert f"127.0.0.1:{pair[1].port}/shop is a standby" in caught.value.message
-    assert "primary" in caught.value.hint
-    assert 'consistency = "per-table"' in caught.value.hint
-    assert caught.value.exit_code == 2
-    assert not [path for path in source.lake.rglob("*") if path.is_file()]
-
-
-def test_a_standby_is_read_with_consistency_per_table(
-    pair: tuple[Server, Server], tmp_path: Path
-) -> None:
-    """Each table is read from a snapshot of its own."""
-    source = Source(pair[1].dsn("shop"), tmp_path / "lake")
-    result = pipeline.run(source.settings(source={"consistency": "per-table"}))
+    result = pipeline.run(source.settings(source={"consistency": consistency}))
     assert failures(result) == {}
     assert whole(source, "t")
 
@@ -467,16 +453,12 @@ def test_a_cursor_column_on_a_standby_needs_an_overlap(
 
 
 def test_check_reports_the_limits_of_a_standby(pair: tuple[Server, Server], tmp_path: Path) -> None:
-    """No shared snapshot and no stream are problems; without need of them there is a note."""
+    """A stream is a problem; without one there is a note."""
     source = Source(pair[1].dsn("shop"), tmp_path / "lake")
-    (problem,) = check.check(source.settings()).problems
-    assert problem.kind == "SnapshotRefused"
-    assert "is a standby" in problem.message
-    given = source.settings(source={"consistency": "per-table"})
-    found = check.check(given)
+    found = check.check(source.settings())
     assert found.problems == ()
     (note,) = found.notes
-    assert "is a standby: each table is read from a snapshot of its own" in note
+    assert "is a standby: a cursor column needs an overlap" in note
     streamed = source.settings(
         source={"consistency": "per-table"}, tables={"t": {"pattern": "streaming"}}
     )
@@ -492,7 +474,6 @@ def test_a_pooler_for_two_servers_is_refused(
         source = Source(pooler.dsn("shop"), tmp_path / "lake")
         with pytest.raises(SnapshotRefused) as caught:
             pipeline.run(source.settings())
-    said = caught.value.message
-    assert "do not reach the same server" in said or "is a standby" in said
+    assert "do not reach the same server" in caught.value.message
     assert "not through a pooler" in caught.value.hint
     assert not [path for path in source.lake.rglob("*") if path.is_file()]

@@ -58,7 +58,6 @@ class Destination:
     """A tracer, and how its spans leave; ``notes`` are messages for the user."""
 
     tracer: Tracer | None = None
-    provider: TracerProvider | None = None
     parent: Context | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -89,15 +88,15 @@ def destination(*, lasting: bool = False) -> Iterator[Destination]:
     except Exception as error:  # no variable of OpenTelemetry may fail a run
         yield Destination(notes=[f"Traces cannot be sent: {type(error).__name__} of OTEL_*."])
         return
-    with _quiet():
-        provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-        collected = _collect(provider, exporter, lasting)
-        to = Destination(provider.get_tracer("bronze", VERSION), provider, _parent())
-        try:
-            yield to
-        finally:
-            if not _leave(provider, exporter, collected):
-                to.notes.append("Traces were not sent: the receiver of OTEL_* did not take them.")
+    _be_quiet()
+    provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+    collected = _collect(provider, exporter, lasting)
+    to = Destination(provider.get_tracer("bronze", VERSION), _parent())
+    try:
+        yield to
+    finally:
+        if not _leave(provider, exporter, collected):
+            to.notes.append("Traces were not sent: the receiver of OTEL_* did not take them.")
 
 
 def _exporter() -> SpanExporter:
@@ -165,14 +164,8 @@ def _leave(provider: TracerProvider, exporter: SpanExporter, collected: Any) -> 
     return done
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The library logs each attempt; a run says in one note that nothing was sent."""
+def _be_quiet() -> None:
+    """The library would log each attempt; a run says in one note that nothing was sent."""
     log = logging.getLogger("opentelemetry")
-    before = log.level
-    if "BRONZE_DEBUG" not in os.environ:
+    if log.level == logging.NOTSET and "BRONZE_DEBUG" not in os.environ:
         log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(before)

@@ -1,4 +1,4 @@
-"""The command `bronze status`."""
+"""The commands that tell of the lake alone: status and report."""
 
 from __future__ import annotations
 
@@ -33,3 +33,29 @@ def status(
         else:
             StatusPage(found.view, settings.serve.timezone).show(found)
         raise typer.Exit(found.exit_code)
+
+
+def report(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Tables; all that are known if none.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The file to write; - is standard output.")
+    ] = Path("report.html"),
+    days: Annotated[
+        int, typer.Option(min=1, max=3650, help="How many days of runs and quality to show.")
+    ] = 30,
+    config: Config = Path("bronze.toml"),
+) -> None:
+    """Write one page about the lake: freshness, runs, quality, lineage, layout, schema history."""
+    from bronze.cli import output
+    from bronze.config.settings import Settings
+    from bronze.operate.report import page
+
+    with exit_codes(False):
+        html = page.report(Settings.from_file(config), tables or (), days=days)
+        if str(out) == "-":
+            typer.echo(html, nl=False)
+        else:
+            page.write(out, html)
+            output.print_line(f"Wrote {out}: {output.size(len(html.encode()))}.")

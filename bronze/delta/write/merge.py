@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from bronze import portion
 from bronze.delta import files
-from bronze.delta.read import deletion_vectors
+from bronze.delta.read import deletion_vectors, single_rows
 from bronze.delta.write import changes as changing
 from bronze.delta.write import row_edits
 from bronze.delta.write.changes import Changes, RowGroupBuffer, Rows, height, read
@@ -37,6 +37,9 @@ _KEYS_PER_JOIN = 2_000_000
 _SMALLEST_FILE, _MOST_DELETED = 2**20, 0.2
 # Up to this many changed rows of a file, and bytes, are written with those of other files.
 _FEW, _FEW_BYTES = 1_000, 2**20
+
+# The sorted numbers of some rows of a file, and these rows.
+_Held = tuple[Rows, pa.Table]
 
 
 def candidate_files(
@@ -78,11 +81,12 @@ def merge(job: Merge) -> Merged:
         _mask(matches.filter(pl.col(SOURCE) == i)[LINE], height(change))
         for i, change in enumerate(job.changes)
     )
-    edits, revived = _effective_edits(job, parquet, matches)
+    held = _held_rows(job, parquet, matches[ROW].to_numpy())
+    edits, revived = _effective_edits(job, parquet, matches, held)
     if not edits.height and not job.rewrite:
         return Merged(job.file, matched)
     if _can_stay(job, parquet, edits):
-        return _mark(job, parquet, matched, edits, revived)
+        return _mark(job, parquet, matched, edits, revived, held)
     return _rewrite(job, parquet, matched, edits, revived)
 
 
@@ -145,6 +149,7 @@ def _mark(
     matched: tuple[bytes, ...],
     edits: pl.DataFrame,
     revived: int,
+    held: _Held | None,
 ) -> Merged:
     """Deletes the edited rows by a deletion vector, and writes what they are now, or returns it."""
     batch, partition = job.into.stamp.batch_id, job.file.partition
@@ -159,7 +164,7 @@ def _mark(
     ):
         buffer = RowGroupBuffer(kept.append if is_small else output.add)
         feed_buffer = RowGroupBuffer(fed.append if is_small else feed.add)
-        for edited, numbered in _edited_rows(job, parquet, edits):
+        for edited, numbered in _edited_rows(job, parquet, edits, held):
             for rows, few in row_edits.split_by_size(edited, numbered, weights):
                 now = row_edits.apply_edits(job, rows, few, feed_buffer, moved)
                 buffer.add(*([pl.DataFrame(now)] if now.num_rows else []))
@@ -184,10 +189,15 @@ def _mark(
 
 
 def _edited_rows(
-    job: Merge, parquet: pq.ParquetFile, edits: pl.DataFrame
+    job: Merge, parquet: pq.ParquetFile, edits: pl.DataFrame, held: _Held | None
 ) -> Iterator[tuple[pa.Table, pl.DataFrame]]:
     """The rows of the file that are edited, of many row groups at a time, with their edits."""
     numbers = edits[ROW].to_numpy()
+    if held is None or not np.isin(numbers, held[0]).all():
+        held = _held_rows(job, parquet, numbers)
+    if held is not None:
+        yield _numbered([held[1].take(pa.array(np.searchsorted(held[0], numbers)))], edits)
+        return
     rows: list[pa.Table] = []
     first = last = weight = 0
     for start, table in _file_parts(job, parquet, None, _groups_of(parquet, numbers)):
@@ -273,14 +283,19 @@ def _key_batches(job: Merge, changes: Sequence[Changes]) -> Iterator[pl.DataFram
 
 
 def _effective_edits(
-    job: Merge, parquet: pq.ParquetFile, matches: pl.DataFrame
+    job: Merge, parquet: pq.ParquetFile, matches: pl.DataFrame, held: _Held | None
 ) -> tuple[pl.DataFrame, int]:
     """The rows to replace (with change and line) and to delete; how many of them become live."""
     revived = 0
     edits = [pl.DataFrame(schema=EDITS)]
     if matches.height:
         hashes = row_edits.changed_rows(job, matches, ["row_hash"])["row_hash"]
-        old = _stored_rows(job, parquet, matches[ROW], ["row_hash", "record_status"])
+        names = ["row_hash", "record_status"]
+        old = (
+            pl.DataFrame(held[1].select(names))
+            if held is not None
+            else _stored_rows(job, parquet, matches[ROW], names)
+        )
         live = old["record_status"].ne_missing(DELETED)
         live &= old["row_hash"].is_not_null() | job.doubting
         same = (old["row_hash"] == hashes) & live & (not job.doubting)
@@ -337,3 +352,17 @@ def _mask(lines: pl.Series, height: int) -> bytes:
     mask = np.zeros(height, np.bool_)
     mask[lines.to_numpy()] = True
     return np.packbits(mask).tobytes()
+
+
+def _held_rows(job: Merge, parquet: pq.ParquetFile, numbers: Rows) -> _Held | None:
+    """A few rows of the file, which may get a vector; None where its row groups are to be read."""
+    if not job.vectors or not 0 < len(numbers) <= min(_FEW, _FEW_BYTES / _width(parquet)):
+        return None
+    if (np.diff(numbers) <= 0).any():
+        return None
+    first = job.into.key[0]
+    values = _stored_rows(job, parquet, pl.Series(numbers), [first])[first]
+    rows = single_rows.read(
+        job.into.place, job.file, parquet, job.into.columns, numbers, first, values
+    )
+    return None if rows is None else (numbers, rows)

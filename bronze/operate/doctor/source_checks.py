@@ -19,7 +19,6 @@ from bronze.postgres.connection import capacity, connect
 from bronze.postgres.connection.connect import Connection
 from bronze.postgres.connection.parameters import address, parameters
 from bronze.postgres.connection.translation import source_errors
-from bronze.postgres.copy import snapshot
 from bronze.postgres.replication import slot as slots
 from bronze.postgres.replication.slot import Slot
 from bronze.tables import selection
@@ -250,10 +249,6 @@ def _settings_verdict(
 ) -> Verdict:
     for what, hint in capacity.low_connection_limits(connection, origin, streamed):
         return problem(what, hint)
-    consistency = settings.source[origin.name].consistency
-    if consistency == "run" and snapshot.open_transactions(connection).standby:
-        error = snapshot.standby_error(origin)
-        return problem(error.message, error.hint)
     row: Any = connection.execute(_FREE).fetchone()
     free, needed = int(row[0]), capacity.connections_needed(origin, streamed)[0]
     if free < needed:

@@ -15,6 +15,7 @@ from bronze.operate.web.markup.tags import Safe, join, tag
 _HIGH, _STEP = 120.0, 10.0
 _MOST_LABELS = 6
 _EACH_LABELLED = 8
+_FEWEST, _SLOTS = 3, 24
 # The widest bar, as a share of the picture.
 _WIDEST = 1 / 12
 _LADDER = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -177,14 +178,18 @@ def details(title: str, *content: object) -> Safe:
 
 
 def trend(values: Sequence[float], written: Callable[[float], str], says: str) -> Safe:
-    """A small chart of values from the first to the last, with the highest in words.
-
-    One value has no trend: it is a dash.
+    """A small chart of values from the first to the last, with the highest in words. Of few values
+    words say more than a picture.
     """
-    if len(values) < 2:
-        return tag("span", "–", class_="muted")
+    if len(values) < _FEWEST:
+        words = ", then ".join(written(value) for value in values)
+        return tag("span", words or "–", class_="muted")
     top = max(values)
-    picture = charts.bars([Bar(value, written(value)) for value in values], top or 1.0, says)
+    # The bars of few values are as narrow as those of many, and end where now is.
+    bars = [Bar(None, "")] * (_SLOTS - len(values)) + [Bar(v, written(v)) for v in values]
+    picture = charts.bars(
+        bars, top or 1.0, f"{says}: {written(values[0])} to {written(values[-1])}"
+    )
     return tag("span", picture, tag("span", f"up to {written(top)}", class_="sub"), class_="mini")
 
 

@@ -88,7 +88,15 @@ _RUNS = (
 )
 _LINEAGE = (
     *("lineage_id", "source_table", "target_table", "created_timestamp", "batch_id", "mode"),
-    *("version_after", "inserted", "updated", "deleted", "schema_changes", "status"),
+    *(
+        "version_before",
+        "version_after",
+        "inserted",
+        "updated",
+        "deleted",
+        "schema_changes",
+        "status",
+    ),
 )
 _FIGURES = (
     *("batch_id", "evaluated_timestamp", "source_table", "target_table", "rule", "kind"),
@@ -143,7 +151,10 @@ def landings_of(lineage: pl.DataFrame, begin: datetime) -> pl.DataFrame:
 def _changes_of(lineage: pl.DataFrame) -> pl.DataFrame:
     names = ("target_table", "source_table", "version_after", "schema_changes")
     changed = lineage.filter(
-        pl.col("schema_changes") != _NO_CHANGES, pl.col("status") != "failed"
+        pl.col("schema_changes") != _NO_CHANGES,
+        pl.col("status") != "failed",
+        # A table that is made has all of its columns anew.
+        pl.col("version_before").is_not_null(),
     ).sort("created_timestamp")
     once = changed.unique(["lineage_id", "schema_changes"], keep="first", maintain_order=True)
     return once.select(pl.col("created_timestamp").alias("at"), *names)

@@ -63,6 +63,8 @@ class Relation:
             transaction; it is not one of ``keys``.
         keyless: why none of its unique indexes is a key; "" if one is, or there is no index.
         encoding: the database's.
+        leaves: the FROM of each of many heaps, in the order of ``heaps``, if the role may read each
+            by itself; otherwise none.
     """
 
     oid: int
@@ -86,6 +88,7 @@ class Relation:
     deferrable: tuple[str, ...] = ()
     keyless: str = ""
     encoding: str = "UTF8"
+    leaves: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -113,6 +116,9 @@ class Relation:
         return alone and any(set(key) <= set(names) for key in keys if key)
 
 
+# Measured: a range of the parent takes 0.1 ms longer for each heap, and 40 ms to read.
+_MANY_HEAPS = 16
+
 _RELATIONS = f"""
 WITH RECURSIVE tree(root, oid) AS (
     SELECT c.oid, c.oid FROM pg_class c
@@ -137,8 +143,16 @@ WITH RECURSIVE tree(root, oid) AS (
                ::int8 AS rows,
            bool_or(c.relfilenode <> 0 AND c.relfilenode <> pg_relation_filenode(c.oid))
                AS rewritten,
-           array_agg(c.oid::int8) AS parts
+           array_agg(c.oid::int8) AS parts,
+           -- In the order of the heaps: all aggregates see the same one.
+           CASE WHEN count(*) FILTER (WHERE c.relkind IN ('r', 'm')) > {_MANY_HEAPS}
+                     AND bool_and(has_table_privilege(c.oid, 'SELECT')
+                                  AND has_schema_privilege(c.relnamespace, 'USAGE')
+                                  AND NOT c.relrowsecurity)
+                THEN array_agg(format('ONLY %%I.%%I', n.nspname, c.relname))
+                    FILTER (WHERE c.relkind IN ('r', 'm')) END AS leaves
     FROM tree JOIN pg_class c ON c.oid = tree.oid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_class t ON t.oid = c.reltoastrelid LEFT JOIN pg_am am ON am.oid = c.relam
     GROUP BY tree.root
 )
@@ -154,7 +168,8 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        -- A view has no such columns: there the function returns NULL.
        ARRAY(SELECT x.name FROM (VALUES ('ctid', -1), ('xmin', -2)) AS x(name, number)
              WHERE has_column_privilege(c.oid, x.number::int2, 'SELECT')),
-       row_security_active(c.oid), current_setting('server_encoding')
+       row_security_active(c.oid), current_setting('server_encoding'),
+       coalesce(CASE WHEN s.ranged THEN s.leaves END, '{{}}') AS leaves
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
@@ -293,7 +308,7 @@ def _relation(
     definition: Definition = MappingProxyType({}),
 ) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
-    rewritten, parts, whole, system, secured, encoding = rest
+    rewritten, parts, whole, system, secured, encoding, leaves = rest
     keys = [index for index in unique if not index.fault]
     deferrable = [tuple(index.columns) for index in keys if not index.immediate]
     faults = "; ".join(f"its unique index {index.name} {index.fault}" for index in unique)
@@ -319,6 +334,7 @@ def _relation(
         deferrable=deferrable[0] if deferrable else (),
         keyless="" if keys else faults,
         encoding=encoding,
+        leaves=tuple(leaves),
     )
 
 

@@ -101,6 +101,26 @@ def contested_error(table: str) -> TableContested:
     )
 
 
+_RECOVERY_CONFLICT = "due to conflict with recovery"
+STANDBY_HINT = (
+    "Set hot_standby_feedback = on on the standby, and its max_standby_streaming_delay to more than"
+    " a run takes; bronze retries by itself, up to max_retries times."
+)
+
+
+def _conflict_error(error: psycopg.Error, where: str, table: str, text: str) -> BronzeError:
+    """The error of a statement or session that a standby has ended."""
+    why = f"{text}: {error.diag.message_detail or ''}".rstrip(".: ")
+    kind: type[BronzeError] = TableContested if table else SnapshotLost
+    subject = f"reads of table {table}" if table else "the snapshot of this run"
+    return kind(
+        f"{where} is a standby, whose replay did not wait longer for {subject} ({why}).",
+        hint=STANDBY_HINT,
+        table=table,
+        sqlstate=error.sqlstate or "",
+    )
+
+
 _UNDEFINED = (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedObject, pg.InvalidSchemaName)
 # How SQLSTATEs begin: of a lost connection, a refused login, a server that shuts down.
 _CONNECTION_STATES = ("08", "28", "57P")
@@ -150,6 +170,8 @@ def explain(error: psycopg.Error, origin: Origin, table: str = "") -> BronzeErro
     text = line = _first_line(error)
     if state[:2] in _QUOTING_VALUES:
         text = f"{type(error).__name__} (SQLSTATE {state})"
+    if _RECOVERY_CONFLICT in text:
+        return _conflict_error(error, where, table, text)
     explanation = _login_error(error, origin, where, text)
     if explanation is None:
         no_state = isinstance(error, psycopg.OperationalError) and not state

@@ -30,12 +30,13 @@ from psycopg import generators, pq
 from bronze.errors import BronzeError, SourceError, Stopped
 from bronze.model.columns import Column
 from bronze.model.locations import Origin
+from bronze.model.units import PAGES
 from bronze.postgres.connection import read_connections
 from bronze.postgres.connection.connect import Connection, forget_server
 from bronze.postgres.connection.read_connections import BEGIN
 from bronze.postgres.connection.translation import CANCELED, explain, is_of_connection
 from bronze.postgres.copy import packed_columns, packed_query, rows_reader
-from bronze.postgres.copy.splits import CTID_RANGES_VERSION, PAGES
+from bronze.postgres.copy.splits import CTID_RANGES_VERSION
 
 OLDEST_VERSION = CTID_RANGES_VERSION
 """The oldest server whose rows are packed; older ones cannot read a range of pages by itself."""

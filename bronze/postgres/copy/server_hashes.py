@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from bronze.model.locations import Origin
 from bronze.postgres.connection.read_connections import read_connection
@@ -10,7 +10,7 @@ from bronze.postgres.connection.translation import source_errors
 
 
 def packed_hashes(
-    origin: Origin, session: Sequence[str], queries: Sequence[str], table: str
+    origin: Origin, session: Sequence[str], queries: Iterable[str], table: str
 ) -> Iterator[bytes]:
     """The packed hashes that each query returns.
 

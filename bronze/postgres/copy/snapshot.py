@@ -5,6 +5,9 @@ SHARE lock on every table, as pg_dump does, because a TRUNCATE or a rewrite of a
 older snapshots. Only then does it take and export the snapshot, so that no such change can happen
 in between.
 
+A standby exports snapshots, too, and they outlive its promotion. But it cancels reads, and ends the
+sessions that hold snapshots and locks, when these hold up its replay for too long.
+
 A snapshot that another session exported is older than the locks. `changed_relations` then finds the
 tables that were changed in between.
 """
@@ -28,7 +31,12 @@ from bronze.postgres.catalog.relations import Relation, relations
 from bronze.postgres.connection.connect import Connection, connect
 from bronze.postgres.connection.parameters import address
 from bronze.postgres.connection.read_connections import BEGIN, keep_for, read_connection
-from bronze.postgres.connection.translation import SNAPSHOT_HINT, explain, source_errors
+from bronze.postgres.connection.translation import (
+    SNAPSHOT_HINT,
+    STANDBY_HINT,
+    explain,
+    source_errors,
+)
 from bronze.postgres.statement import literal, quoted
 
 Consistency = Literal["run", "per-table"]
@@ -140,7 +148,8 @@ class Snapshot:
             raise SnapshotLost(
                 "The connection that holds the snapshot of the run was lost, and with it the locks"
                 " on the tables.",
-                hint="Run again: rows read since then may be incomplete, and were not committed.",
+                hint="Run again: rows read since then may be incomplete, and were not committed."
+                + (f" {STANDBY_HINT}" if self.since.standby else ""),
             )
 
 
@@ -182,14 +191,12 @@ def hold(
             kept for further reads; otherwise processes read them, over connections of their own.
 
     Raises:
-        SnapshotRefused: on a standby, or behind a pooler, with consistency "run".
+        SnapshotRefused: behind a pooler, with consistency "run".
         SourceUnreachable, SourceBusy, SourceRefused
     """
     with source_errors(origin):
         # Before the snapshot: a transaction that begins between the two began later.
         since = open_transactions(holder)
-        if since.standby and consistency == "run":
-            raise standby_error(origin)
         name, position = exported or ("", None)
         holder.execute(BEGIN)
         try:
@@ -275,14 +282,6 @@ def _rollback(holder: Connection) -> None:
     except psycopg.Error:
         # The connection is lost, and the transaction with it.
         holder.close()
-
-
-def standby_error(origin: Origin) -> SnapshotRefused:
-    """The error for a standby, which cannot export a snapshot."""
-    return SnapshotRefused(
-        f"{address(origin)} is a standby, which cannot share a snapshot between connections.",
-        hint=SNAPSHOT_HINT,
-    )
 
 
 def _lock(

@@ -135,8 +135,7 @@ def _server_problems(server: _Server) -> list[MissingPrerequisite]:
     if server.standby:
         problems.append(
             MissingPrerequisite(
-                "The server is a standby, on which publications cannot be created and snapshots"
-                " cannot be exported.",
+                "The server is a standby, on which publications cannot be created.",
                 "Connect to the primary.",
             )
         )

@@ -72,7 +72,9 @@ DOTTED = {
 
 
 @pytest.mark.parametrize("landed", [True, False])
-@pytest.mark.parametrize("case", DOTTED)
+@pytest.mark.parametrize(
+    "case", ["both", *(pytest.param(c, marks=pytest.mark.soak) for c in DOTTED if c != "both")]
+)
 def test_names_with_dots_find_their_settings(source: Source, case: str, landed: bool) -> None:
     """Schemas and tables with dots are found by name, and their section applies, even before the
     Bronze table exists, as its first run was refused.

@@ -7,12 +7,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from databricks.sdk import WorkspaceClient
-from databricks.sdk.core import Config
-from databricks.sdk.service import catalog as uc
 
 from bronze.config import loading
 from bronze.config.settings import Settings
@@ -24,6 +21,9 @@ from bronze.unity.results import RegisteredTable, RegisterResult
 from bronze.unity.source_facts import SourceTable
 from tests.support import lake_tables
 from tests.support.unity_server import BRONZE, Unity, unity
+
+if TYPE_CHECKING:
+    from databricks.sdk import WorkspaceClient
 
 WAREHOUSE = "0123456789abcdef"
 NAME = "workspace.shop.bz_customers"
@@ -101,6 +101,10 @@ def enumerate_names(catalogs: list[Any]) -> Iterator[tuple[str, Any]]:
 
 def sdk(workspace: Unity, name: str = "bronze") -> WorkspaceClient:
     """The independent client."""
+    # It takes two seconds to load, in each process that collects the tests.
+    from databricks.sdk import WorkspaceClient
+    from databricks.sdk.core import Config
+
     token = f"{name}-token"
     return WorkspaceClient(config=Config(host=workspace.url, token=token, auth_type="pat"))
 
@@ -124,6 +128,8 @@ def test_a_table_is_registered_with_all_that_is_known_of_it(
     """By SQL and by REST the catalog has the same; the second time nothing is written, and after
     an owner took the table over as well.
     """
+    from databricks.sdk.service import catalog as uc
+
     settings = config(lake, workspace, warehouse=warehouse, owner="data-team")
     workspace.grant("CATALOG", "workspace", "MANAGE")
     table = only(register.register(settings))
@@ -190,6 +196,8 @@ def test_changed_columns_are_repaired_by_sql(lake: Path, workspace: Unity) -> No
 
 def test_added_columns_by_rest_need_an_entry_made_anew(lake: Path, workspace: Unity) -> None:
     """It is told; with ``recreate`` all that others have set comes back, and no file is touched."""
+    from databricks.sdk.service import catalog as uc
+
     settings = config(lake, workspace, governance="")
     register.register(settings)
     client = sdk(workspace, "admin")
@@ -347,6 +355,8 @@ def test_warehouses_that_do_not_run(lake: Path, workspace: Unity) -> None:
 @pytest.mark.soak
 def test_workspaces_are_bound_to_an_isolated_catalog(lake: Path, workspace: Unity) -> None:
     """Others stay bound; of a catalog that is open to all it is told that bindings mean nothing."""
+    from databricks.sdk.service import catalog as uc
+
     settings = config(
         lake, workspace, workspaces=[{"id": 1, "access": "READ_ONLY"}, {"id": 2}], lineage=False
     )

@@ -881,7 +881,7 @@ def test_a_failed_repair_reports_what_it_did(
     assert differences(settings) == {}
 
 
-@pytest.mark.parametrize("at_rest", [True, False])
+@pytest.mark.parametrize("at_rest", [pytest.param(True, marks=pytest.mark.soak), False])
 def test_a_file_without_the_rows_of_the_log_is_replaced(source: Source, at_rest: bool) -> None:
     """No rows are left to rewrite: the file is removed, and its rows are loaded again."""
     settings = loaded(source)

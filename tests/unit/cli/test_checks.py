@@ -29,7 +29,11 @@ def test_the_verdict_is_first_then_problems_then_warnings(
     lines = shown.out.splitlines()
     assert lines[0] == "2 tables, 1 problem, 1 warning"
     assert lines[1] == "warning: s.a: it has no key"
-    assert shown.err.splitlines() == ["Table s.b cannot be read.", "  GRANT it;"]
+    assert shown.err.splitlines() == [
+        "Table s.b cannot be read.",
+        "  GRANT it;",
+        "  bronze explain table_refused",
+    ]
     assert "PostgreSQL" not in shown.out
     (state_a,) = [line for line in lines if line.startswith("s.a ")]
     (state_b,) = [line for line in lines if line.startswith("s.b ")]

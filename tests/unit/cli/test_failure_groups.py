@@ -30,14 +30,16 @@ def test_one_cause_is_one_message_with_one_grant(capsys: pytest.CaptureFixture[s
     assert lines[1].endswith("s.t9 and 4 more")
     listed = ", ".join(f'"s"."{name}"' for name in names)
     assert lines[2] == (f'  GRANT USAGE ON SCHEMA "s" TO role; GRANT SELECT ON {listed} TO role;')
-    assert lines[3:] == ["s.x: The disk is full."]
+    explained = "  bronze explain table_refused; bronze explain lake_error"
+    assert lines[3:] == ["s.x: The disk is full.", explained]
 
 
 def test_a_single_failure_is_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """It names its table once, and has its own hint."""
     failure_groups.print_failures({"s.orders": denied("s", "orders")})
-    message, hint = capsys.readouterr().err.splitlines()
+    message, hint, explain = capsys.readouterr().err.splitlines()
     assert message == "Table s.orders cannot be read: permission denied."
+    assert explain == "  bronze explain table_refused"
     assert 'GRANT SELECT ON "s"."orders" TO role;' in hint
 
 

@@ -62,7 +62,11 @@ def test_quiet_results_are_errors_alone(capsys: pytest.CaptureFixture[str]) -> N
             results.stream_result(result, quiet=True)
         shown = capsys.readouterr()
         assert shown.out == ""
-        assert shown.err.splitlines() == ["s.b: The disk is full.", "  Free it."]
+        assert shown.err.splitlines() == [
+            "s.b: The disk is full.",
+            "  Free it.",
+            "  bronze explain lake_error",
+        ]
 
 
 def test_maintain_says_only_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_jobs_are_commands_of_bronze_on_their_schedules(target: str, name: str) 
     group = typer.main.get_command(app)
     assert isinstance(group, click.Group) or hasattr(group, "commands")
     for _, _, (command, *arguments) in listed:
-        known = group.commands[command]  # type: ignore[attr-defined]
+        known = group.commands[command]
         given = [*arguments, "--config", "bronze.toml", "--json"]
         assert known.make_context(command, given).params["as_json"]
 

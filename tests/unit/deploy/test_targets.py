@@ -9,7 +9,6 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import databricks.bundles.jobs as bundles
 import kubernetes_validate
 import pytest
 import yaml
@@ -102,6 +101,9 @@ def test_overlays_patch_manifests_into_valid_ones() -> None:
 
 def test_jobs_of_the_bundle_are_those_that_databricks_bundles_makes() -> None:
     """Each resource is a Job of databricks-bundles, with the schedules of bronze's own jobs."""
+    # Its many classes take long to load, in each process that collects the tests.
+    import databricks.bundles.jobs as bundles
+
     found = documents("databricks")
     raw = {
         key: job

@@ -6,7 +6,8 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from bronze import stopping
 from bronze.errors import (
     BronzeError,
     ConfigError,
+    EngineLost,
     LakeError,
     LakeUnreachable,
     SourceBusy,
@@ -509,6 +511,27 @@ def test_a_missing_scheduler_is_a_config_error(
     ):
         pass
     assert "engine" in caught.value.hint
+
+
+def test_a_pool_that_is_broken_is_an_error_of_each_table() -> None:
+    """Tasks that ran when a worker process was killed, and those that cannot be sent afterwards,
+    are lost with a sentence.
+    """
+
+    class Broken(Executor):
+        sent = 0
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            self.sent += 1
+            if self.sent > 1:
+                raise BrokenProcessPool
+            future: Future[Any] = Future()
+            future.set_exception(BrokenProcessPool())
+            return future
+
+    found = list(drive(Broken(), [catching(abs, [1, 2]), catching(abs, [3])], 1))
+    assert [type(error) for error in found] == [EngineLost, EngineLost]
+    assert f"killed while table {TABLE} was worked on" in str(found[0])
 
 
 def test_the_driver_keeps_what_a_task_makes_of_its_result() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bronze.ingest import units
-from bronze.postgres.copy.splits import Split
+from bronze.model.units import SplitGroup
 
 
 @given(count=st.integers(1, 400), share=st.floats(0, 1))
@@ -14,8 +13,8 @@ def test_the_first_splits_of_a_cluster_are_a_sample(count: int, share: float) ->
     """Each split comes once; between those of any beginning of the order, and at both ends, there
     is no gap of more than a few times the mean one.
     """
-    splits = [Split(str(number), 1) for number in range(count)]
-    order = [int(split.where) for split in units.scattered(splits)]
+    splits = SplitGroup(1, tuple(map(str, range(count))), scattered=True)
+    order = [int(condition) for _, condition in splits]
     assert sorted(order) == list(range(count))
     first = sorted(order[: max(1, round(count * share))])
     gaps = [b - a for a, b in zip([0, *first], [*first, count - 1], strict=True)]

@@ -40,7 +40,7 @@ def _row(material: Material, table: TableView) -> list[object]:
         [table.table, tag("span", table.target, class_="sub")],
         [badge(table.state), tag("span", table.why, class_="sub") if table.why else None],
         words.age(table.as_of, material.now, "never landed"),
-        words.span(table.sla) if table.sla else "none",
+        tag("span", words.span(table.sla) if table.sla else "none", class_="keep"),
         _left(table),
         _last(material, table),
         "–" if table.score is None else score_text(table.score),

@@ -117,8 +117,8 @@ def _skipped(state: State, by: Sequence[str]) -> tuple[str, float | None]:
 
 
 def skipped_share(stored: Sequence[StoredFile], column: str) -> float | None:
-    """The mean share of bytes in files whose bounds exclude a value: of the values at the bounds of
-    each file. None where a file has no bounds of the column.
+    """The share of bytes in files whose bounds exclude a value: the mean for values at the bounds
+    of the files, each of which counts by its bytes. None where a file has no bounds.
     """
     lows, highs = _bounds(stored, "low", column), _bounds(stored, "high", column)
     if lows is None or highs is None:
@@ -130,7 +130,8 @@ def skipped_share(stored: Sequence[StoredFile], column: str) -> float | None:
         read = [float(sizes[((low <= v) & (high >= v)).to_numpy()].sum()) for v in probes]
     except (TypeError, pl.exceptions.PolarsError):
         return None
-    return 1.0 - float(np.mean(read)) / float(sizes.sum())
+    mean = float(np.average(read, weights=[*sizes, *sizes])) if sizes.sum() else 0.0
+    return 1.0 - mean / float(sizes.sum() or 1.0)
 
 
 def _bounds(stored: Sequence[StoredFile], side: str, column: str) -> list[Any] | None:
@@ -161,9 +162,11 @@ def _sizes(material: Material) -> Safe | None:
         counts[bisect_right(_BOUNDS, size)] += 1
     if sum(number > 0 for number in counts) < _FEWEST_FILES:
         return None
+    first = next(at for at, number in enumerate(counts) if number)
+    last = max(at for at, number in enumerate(counts) if number)
     columns = [
         Column(label, (float(number),), f"{label} MiB: {count(number, 'file')}")
-        for label, number in zip(_SIZES, counts, strict=True)
+        for label, number in list(zip(_SIZES, counts, strict=True))[first : last + 1]
     ]
     top = round_top(max(counts))
     chart = Chart(

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from bronze.operate.facts.wording import count
 from bronze.operate.report.material import Material
 from bronze.operate.report.sections.parts import more
-from bronze.operate.view import TableView
+from bronze.operate.view import TableState, TableView
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import TONES, badge
 from bronze.operate.web.markup.tags import Safe, tag
 
 _MOST_ALERTS = 10
-_ALL_FRESH = ("fresh", "quiet", "running", "waiting")
+_ALL_FRESH: tuple[TableState, ...] = ("fresh", "quiet", "running", "waiting")
 
 
 def verdict(material: Material) -> Safe:
@@ -107,7 +107,7 @@ def alerts(material: Material) -> Safe | None:
                     "since ",
                     words.time(alert.condition.since, material.zone, material.now),
                     f", {alert.by or 'somebody'} sees to it" if alert.acknowledged else None,
-                    class_="facts",
+                    class_="sub",
                 ),
                 class_="what",
             ),

@@ -46,7 +46,8 @@ def _sentence(profiles: pl.DataFrame, runs: pl.DataFrame) -> str:
     about_rows = f"{rows:,} of {count(scored, 'row')} ({share}) are unlike the rows of their table"
     if runs.is_empty():
         return f"{about_rows}; no run was unlike the ones before it."
-    return f"{about_rows}; {count(runs.height, 'measure')} of runs were unlike those before."
+    verb = "was" if runs.height == 1 else "were"
+    return f"{about_rows}; {count(runs.height, 'measure')} of runs {verb} unlike those before."
 
 
 def _by_table(material: Material) -> Safe | None:

@@ -153,6 +153,7 @@ def test_random_rows_are_equal_by_the_type_options(typed: Source, sample: Sample
     prove(typed, arrays="string")
 
 
+@pytest.mark.soak
 @settings(IN_DATABASE, max_examples=4)
 @given(sample=samples())
 def test_many_random_rows_are_equal(typed: Source, sample: Sample) -> None:
@@ -271,6 +272,7 @@ def test_tables_of_1600_columns_are_equal(source: Source, kinds: tuple[str, ...]
     assert packed_query.quick_packing(statement.select(columns, "public.t"), columns).in_arrays
 
 
+@pytest.mark.soak
 def test_huge_values_are_equal(source: Source) -> None:
     """Values of megabytes, and arrays of a hundred thousand elements, between small ones."""
     source.execute("CREATE TABLE t (id int, v text, b bytea, l text[], n int[], d date[])")
@@ -310,7 +312,14 @@ def test_aggregates_see_the_rows_in_one_order(source: Source) -> None:
 
 
 @since("strategies and locale providers of databases")
-@pytest.mark.parametrize("encoding", ["LATIN1", "EUC_JP", "SQL_ASCII", "WIN1252"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "EUC_JP",
+        "SQL_ASCII",
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("LATIN1", "WIN1252")),
+    ],
+)
 def test_texts_in_other_encodings_are_equal(server: Server, source: Source, encoding: str) -> None:
     """Lengths count the bytes that are sent; bytes that are no text are rejected."""
     with encoded(server, source.lake, encoding) as other:

@@ -499,7 +499,7 @@ def test_the_thread_is_woken_while_it_waits_for_the_server(
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("transactions", [1, 400])
+@pytest.mark.parametrize("transactions", [pytest.param(1, marks=pytest.mark.soak), 400])
 def test_the_receiver_ends_at_once_under_load(
     source: Source, written: psycopg.Connection[Any], transactions: int
 ) -> None:
