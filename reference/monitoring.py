@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from bronze.config.alerts import Scenarios
+from bronze.config.sections.alerts import Scenarios
 from bronze.operate.alerts.kinds import KINDS
 from bronze.operate.view import DrillFacts
 from bronze.operate.web.exposition import families

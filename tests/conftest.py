@@ -26,7 +26,7 @@ from hypothesis import settings as hypothesis_settings
 from psycopg import sql
 
 from bronze.config import loading
-from bronze.config.protection import MASTER_KEY
+from bronze.config.sections.protection import MASTER_KEY
 from bronze.config.settings import Settings
 from bronze.demo.server import Server, running
 from tests.support.effort import examples

@@ -36,7 +36,7 @@ from bronze.model.columns import DeltaType, RowKey
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Destination, Origin, Place
 from bronze.model.stamp import RowStamp
-from bronze.model.units import BronzeRows, KnownRows, SourceRead, Unit, UnitResult
+from bronze.model.units import BronzeRows, KnownRows, SourceRead, SplitGroup, Unit, UnitResult
 from bronze.tables import known_rows
 
 COLUMNS = tuple((f"column_{n}", DeltaType("long")) for n in range(9))
@@ -73,7 +73,7 @@ def _units(place: Place, units: int) -> list[Unit]:
     stamp = RowStamp(str(uuid7()), datetime.now(UTC), "DE", "batch")
     into = Destination(place, COLUMNS, (), (), stamp)
     source = Origin("DE", "host=source")
-    splits = tuple(f"ctid >= '({n},0)' AND ctid < '({n + 1},0)'" for n in range(32))
+    splits = SplitGroup(128 * 2**20, tuple(f"ctid >= '({n},0)'" for n in range(32)))
     read = SourceRead("public.t", source, ("BEGIN",), "SELECT a FROM t", splits, ())
     rows = BronzeRows(RowKey(()), into)
     return [Unit.merge(n, read, rows, 128 * 2**20, known, 2**16) for n in range(units)]

@@ -15,8 +15,8 @@ import pyarrow as pa
 from bronze.anomaly import samples, training
 from bronze.anomaly.forest import check_forest
 from bronze.anomaly.samples import Trained, Training
+from bronze.config.sections.tables import AnomalySettings
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.config.tables import AnomalySettings
 from bronze.delta import files, log, properties
 from bronze.delta.files import Layout
 from bronze.delta.log import State

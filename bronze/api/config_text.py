@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from bronze.config.protection import MASTER_KEY
+from bronze.config.sections.protection import MASTER_KEY
 from bronze.dsn import parse_dsn
 from bronze.model.columns import KEY_TEXT
 from bronze.model.results import Failure

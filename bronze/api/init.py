@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bronze.api.config_text import DatabaseSurvey, config_text
-from bronze.config.tables import TableSettings
+from bronze.config.sections.tables import TableSettings
 from bronze.errors import ConfigError
 from bronze.model.locations import Origin, Place
 from bronze.model.results import Failure

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from bronze import failpoint
 from bronze.backup import manifest
 from bronze.backup.manifest import Manifest, TableCopy
-from bronze.config.backup import BackupSettings
+from bronze.config.sections.backup import BackupSettings
 from bronze.delta import store
 from bronze.errors import FileDamaged
 from bronze.model.locations import Place

@@ -18,10 +18,10 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from bronze.config.fields import to_bytes, to_decimal, to_list, to_seconds
-from bronze.config.protection import ColumnProtection
-from bronze.config.serve import to_none
+from bronze.config.sections.protection import ColumnProtection
+from bronze.config.sections.serve import to_none
+from bronze.config.sections.tables import from_bool
 from bronze.config.settings import Settings
-from bronze.config.tables import from_bool
 from bronze.version import VERSION
 
 DURATION, SIZE, VARIABLE = "Duration", "Size", "Variable"

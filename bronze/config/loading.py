@@ -15,28 +15,21 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from bronze.config import alerts, catalog, document, serve
-from bronze.config.alerts import AlertSettings
-from bronze.config.backup import BackupSettings
+from bronze.config import document
 from bronze.config.document import Document
 from bronze.config.fields import SecretName
-from bronze.config.protection import ColumnProtection
-from bronze.config.quality import RULE_SECTIONS, QualitySettings, RuleSettings
-from bronze.config.settings import (
-    AuditSettings,
-    CommandAuth,
-    LakeSettings,
-    LineageSettings,
-    MaintainSettings,
-    Pool,
-    ProtectionSettings,
-    RunSettings,
-    SecretSettings,
-    Settings,
-    SourceSettings,
-    StreamSettings,
-)
-from bronze.config.tables import AnomalySettings, TableSettings
+from bronze.config.sections import alerts, catalog, serve
+from bronze.config.sections.alerts import AlertSettings
+from bronze.config.sections.audit import AuditSettings, LineageSettings
+from bronze.config.sections.backup import BackupSettings
+from bronze.config.sections.lake import LakeSettings
+from bronze.config.sections.protection import ColumnProtection, ProtectionSettings
+from bronze.config.sections.quality import RULE_SECTIONS, QualitySettings, RuleSettings
+from bronze.config.sections.run import MaintainSettings, RunSettings, StreamSettings
+from bronze.config.sections.secrets import SecretSettings
+from bronze.config.sections.source import CommandAuth, Pool, SourceSettings
+from bronze.config.sections.tables import AnomalySettings, TableSettings
+from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 
 

@@ -1,292 +1,48 @@
-"""The sections of bronze.toml as frozen values; `bronze.config.loading` reads them.
+"""All of bronze.toml as one frozen value, which `bronze.config.loading` reads.
 
-Those of single tables are in `bronze.config.tables`.
+Its sections are in `bronze.config.sections`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
-    BeforeValidator,
     Field,
-    PositiveInt,
     PrivateAttr,
     model_validator,
 )
 
-from bronze.config.alerts import AlertSettings
-from bronze.config.backup import BackupSettings
-from bronze.config.catalog import CatalogSettings
 from bronze.config.fields import (
-    Bytes,
-    LakeRoot,
-    NameList,
-    Provider,
-    Seconds,
     SecretName,
     Section,
     is_secret_option,
-    to_seconds,
 )
-from bronze.config.protection import MASTER_KEY
-from bronze.config.quality import QualitySettings
-from bronze.config.serve import BreakerSettings, ServeSettings, WebSettings
-from bronze.config.tables import TableSettings
+from bronze.config.sections.alerts import AlertSettings
+from bronze.config.sections.audit import AuditSettings, LineageSettings
+from bronze.config.sections.backup import BackupSettings
+from bronze.config.sections.catalog import CatalogSettings
+from bronze.config.sections.lake import LakeSettings
+from bronze.config.sections.protection import MASTER_KEY, ProtectionSettings
+from bronze.config.sections.quality import QualitySettings
+from bronze.config.sections.run import MaintainSettings, RunSettings, StreamSettings
+from bronze.config.sections.secrets import SecretSettings
+from bronze.config.sections.serve import BreakerSettings, ServeSettings, WebSettings
+from bronze.config.sections.source import CommandAuth, SourceSettings
+from bronze.config.sections.tables import TableSettings
 from bronze.errors import ConfigError
 from bronze.model import object_store
 from bronze.model.locations import Auth, Origin, Place, Secret, Vended, Workspace
 from bronze.model.quality import ResolvedRule
 from bronze.model.schedule import Schedule
 
-MINIMUM_MEMORY = 512 * 10**6
 GOVERNANCE = "governance"
 """The schema of the governance tables; the folder of that name in the lake."""
-
-
-class Pool(Section):
-    """Connections to the source: ``max`` bounds their number, parallel reads included."""
-
-    min: PositiveInt = 1
-    max: PositiveInt = 10
-
-    @property
-    def readers(self) -> int:
-        """How many reads may run in parallel, beside the ``min`` connections.
-
-        Each may need two connections: PostgreSQL may still be closing that of the read before.
-        """
-        return (self.max - self.min) // 2
-
-    @model_validator(mode="after")
-    def _check_max(self) -> Pool:
-        if self.max < self.min + 2:
-            raise ValueError("max is at least min + 2, one for a read and one that is closing")
-        return self
-
-
-class CommandAuth(Section):
-    """``auth`` of [source]: a ``command`` that prints a token, as a list of its words."""
-
-    command: tuple[str, ...] = Field(min_length=1)
-
-
-class SourceSettings(Section):
-    """[source]: one PostgreSQL database."""
-
-    name: str = ""
-    dsn: str | SecretName = Field(repr=False)
-    password: SecretName | None = None
-    auth: Literal["entra", "rds-iam", "databricks"] | CommandAuth | None = None
-    schema_: NameList = Field(default=("public",), alias="schema")
-    tables: NameList = ("*",)
-    exclude: NameList = ()
-    consistency: Literal["run", "per-table"] = "run"
-    pool: Pool = Pool()
-    connect_timeout: Seconds = 10
-    statement_timeout: Seconds = 0
-    lock_timeout: Seconds = 10
-    row_security: Literal["refuse", "apply"] = "refuse"
-    reader: Literal["packed", "connectorx"] = "packed"
-
-    @model_validator(mode="after")
-    def _check_auth(self) -> SourceSettings:
-        if self.auth is not None and self.password is not None:
-            raise ValueError("auth makes the password: set one of them")
-        return self
-
-    def takes(self, table: str) -> bool:
-        """Whether the patterns of ``tables`` and ``exclude`` select a table of this name."""
-        return any(fnmatchcase(table, p) for p in self.tables) and not any(
-            fnmatchcase(table, p) for p in self.exclude
-        )
-
-
-class LakeSettings(Section):
-    """[lake]: where the Delta tables are.
-
-    With ``storage = "vended"``, Unity Catalog ([catalog]) gives the credentials of the store.
-    """
-
-    root: LakeRoot
-    schema_: str = Field(default="bronze", alias="schema", pattern=r"^[\w-]+$")
-    storage: Literal["direct", "vended"] = "direct"
-    options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
-
-    @model_validator(mode="after")
-    def _check_store(self) -> LakeSettings:
-        object_store.check(self.root, self.options)
-        if self.storage == "vended":
-            object_store.check_vended(self.root, self.options)
-        return self
-
-
-class RunSettings(Section):
-    """[run]: workers, memory and retries of a run."""
-
-    workers: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 2)
-    memory: Bytes = 10**9
-    engine: str = Field(default="threads", pattern=r"^(threads|processes|dask://.+)$")
-    max_retries: int = Field(default=3, ge=0)
-    retry_delay: Seconds = 2
-
-    @model_validator(mode="after")
-    def _check_memory(self) -> RunSettings:
-        if self.memory < MINIMUM_MEMORY:
-            raise ValueError("memory is at least 512MB: the libraries alone need most of that")
-        return self
-
-
-class StreamSettings(Section):
-    """[stream]: how changes are streamed.
-
-    By default, slot and publication are named after the source. Times are in seconds.
-    """
-
-    slot: str = Field(default="", pattern=r"^[a-z0-9_]{0,63}$")
-    publication: str = ""
-    interval: Seconds = 1
-    heartbeat: Seconds = 60
-    wal_budget: Bytes = 10**9
-
-    def names(self, source: str) -> tuple[str, str]:
-        """The names of the replication slot and the publication of a source."""
-        plain = re.sub(r"[^a-z0-9]+", "_", source.lower()).strip("_")
-        default = f"bronze_{plain}"[:63]
-        return self.slot or default, self.publication or default
-
-
-class MaintainSettings(Section):
-    """[maintain]: how tables are optimized and vacuumed, after runs and by ``bronze maintain``.
-
-    ``file_size`` is in bytes, ``retention`` in seconds; ``history`` are the seconds for which the
-    records of runs, alerts, requests and checkpoints are kept; ``queries`` is a file with SQL, the
-    filters of which ``cluster_by = "auto"`` counts.
-    """
-
-    auto: bool = True
-    queries: str | None = None
-    file_size: Bytes = 128 * 2**20
-    retention: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 30 * 86400
-    history: Annotated[int, Field(ge=86400), BeforeValidator(to_seconds)] = 90 * 86400
-
-    @model_validator(mode="after")
-    def _check_file_size(self) -> MaintainSettings:
-        if self.file_size < 10**6:
-            raise ValueError("file_size is at least 1MB")
-        return self
-
-    def properties(self) -> tuple[tuple[str, str], ...]:
-        """The table properties that tell other engines the same retention."""
-        # Delta counts whole days; rounded up, so that no engine deletes files earlier than bronze.
-        days = f"interval {-(-self.retention // 86400)} days"
-        return (
-            ("delta.deletedFileRetentionDuration", days),
-            ("delta.logRetentionDuration", days),
-        )
-
-
-class SecretSettings(Section):
-    """[secrets]: the provider that resolves ``{ secret = … }``, and where each has its secrets.
-
-    A secret may name another ``provider``. Those in the network are asked again after ``ttl``
-    seconds.
-    """
-
-    provider: Provider = "env"
-    folder: str = ""
-    vault: str = ""
-    scope: str = ""
-    region: str = ""
-    project: str = ""
-    ttl: Seconds = 300
-
-    @model_validator(mode="after")
-    def _check_provider(self) -> SecretSettings:
-        self.place(self.provider)
-        return self
-
-    def place(self, provider: Provider) -> str:
-        """The place of a provider: a vault's URL, a folder, a scope; "" if it needs none.
-
-        Raises:
-            ValueError: it needs one, and has none.
-        """
-        key = _PLACES.get(provider, "")
-        place: str = getattr(self, key) if key else ""
-        if key and not place and key not in _OPTIONAL:
-            raise ValueError(f'provider "{provider}" needs [secrets] {key}')
-        return place
-
-
-_PLACES: Mapping[str, str] = {
-    "file": "folder",
-    "azure-key-vault": "vault",
-    "databricks": "scope",
-    "aws-secrets-manager": "region",
-    "google-secret-manager": "project",
-}
-_OPTIONAL = ("region",)
-
-
-class ProtectionSettings(Section):
-    """[protection]: the master keys. ``key`` wraps new data keys, ``previous`` unwrap old ones."""
-
-    key: SecretName | None = None
-    previous: tuple[SecretName, ...] = ()
-
-
-class AuditSettings(Section):
-    """[audit]: how the records of ``governance.audit_log`` are sealed.
-
-    With a key, or by their hashes alone. ``former_keys`` are the keys of older records. ``escrow``
-    is where the log's heads are kept outside of the lake; with ``escrow_lock``, in seconds, no head
-    can be deleted there until so much time has passed.
-    """
-
-    key: SecretName | None = None
-    former_keys: tuple[SecretName, ...] = ()
-    escrow: LakeRoot = ""
-    escrow_options: Mapping[str, str | SecretName] = Field(default={}, repr=False)
-    escrow_lock: Seconds = 0
-
-    @model_validator(mode="after")
-    def _check_escrow(self) -> AuditSettings:
-        if not self.escrow:
-            if self.escrow_options or self.escrow_lock:
-                raise ValueError("escrow_options and escrow_lock need an escrow")
-            return self
-        object_store.check(self.escrow, self.escrow_options)
-        if self.escrow_lock and object_store.cloud_of(self.escrow) is None:
-            raise ValueError("a folder cannot be locked: escrow_lock needs an object store")
-        return self
-
-
-class LineageSettings(Section):
-    """[lineage]: where OpenLineage events are sent, beside ``governance.data_lineage``.
-
-    ``timeout`` is in seconds.
-    """
-
-    url: str = Field(default="", pattern=r"^(https?://.+)?$")
-    file: str = ""
-    api_key: SecretName | None = None
-    namespace: str = "bronze"
-    timeout: Annotated[int, Field(ge=1), BeforeValidator(to_seconds)] = 5
-
-    @model_validator(mode="after")
-    def _check_destination(self) -> LineageSettings:
-        if self.url and self.file:
-            raise ValueError("events go to a url or to a file, not both")
-        return self
 
 
 class Settings(Section):

@@ -16,7 +16,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from bronze.config.fields import secrets_named
-from bronze.config.protection import MASTER_KEY
+from bronze.config.sections.protection import MASTER_KEY
 from bronze.config.settings import Settings
 from bronze.deploy import jobs
 from bronze.deploy.jobs import Job

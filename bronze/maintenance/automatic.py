@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bronze.config.sections.tables import TableSettings
 from bronze.config.settings import Settings
-from bronze.config.tables import TableSettings
 from bronze.delta import log
 from bronze.delta.layout.choice import Choice, Queries
 from bronze.delta.properties import TableProperties

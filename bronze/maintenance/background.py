@@ -15,8 +15,8 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime
 from types import TracebackType
 
+from bronze.config.sections.tables import TableSettings
 from bronze.config.settings import Settings
-from bronze.config.tables import TableSettings
 from bronze.delta import log
 from bronze.delta.layout import optimize, vacuum
 from bronze.errors import BronzeError

@@ -16,8 +16,8 @@ from threading import Event
 import uuid_utils
 
 from bronze import failpoint, stopping
+from bronze.config.sections.tables import TableSettings
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.config.tables import TableSettings
 from bronze.delta import commit, log, store
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.optimize import OptimizeResult, TableLayout

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from bronze.config.alerts import Threshold
+from bronze.config.sections.alerts import Threshold
 from bronze.config.settings import Settings
 from bronze.governance.tables.runs import RunRecord
 from bronze.operate.alerts import kinds

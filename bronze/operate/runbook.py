@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import get_args
 
-from bronze.config.alerts import Scenarios
+from bronze.config.sections.alerts import Scenarios
 from bronze.errors import ConfigError
 from bronze.operate.alerts.kinds import KINDS, Scenario
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Literal, Protocol
 
-from bronze.config.tables import TableSettings
+from bronze.config.sections.tables import TableSettings
 from bronze.governance.tables.runs import RunRecord
 from bronze.model.results import Failure
 from bronze.operate.alerts.life import Alert, Level

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from bronze.config.quality import QualitySettings
+from bronze.config.sections.quality import QualitySettings
 from bronze.governance import writer
 from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables.quality import Figure, TableFigures

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from bronze.config.quality import Bounds, RuleSettings
+from bronze.config.sections.quality import Bounds, RuleSettings
 from bronze.model.columns import Column, DeltaType
 from bronze.postgres.copy.rows_reader import dtype
 from bronze.quality.scoring import MOMENT

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from bronze.config.quality import RuleSettings
+from bronze.config.sections.quality import RuleSettings
 from bronze.config.settings import Settings
 from bronze.errors import TableRefused
 from bronze.model.locations import TableName

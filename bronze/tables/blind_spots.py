@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from bronze.config.sections.tables import TableSettings
 from bronze.config.settings import Settings
-from bronze.config.tables import TableSettings
 from bronze.model.columns import Column
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import incremental, splits

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from bronze.config.settings import RunSettings, Settings
+from bronze.config.sections.run import RunSettings
+from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.execution import budget
 from bronze.model.locations import Origin

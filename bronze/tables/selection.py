@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from bronze.config.protection import ColumnProtection
+from bronze.config.sections.protection import ColumnProtection
+from bronze.config.sections.tables import TableSettings
 from bronze.config.settings import Settings
-from bronze.config.tables import TableSettings
 from bronze.delta.write.history import KIND
 from bronze.errors import ConfigError, TableRefused
 from bronze.model.anomaly import ANOMALY_COLUMNS

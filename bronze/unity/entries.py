@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from bronze import secrets
-from bronze.config.catalog import CatalogSettings
+from bronze.config.sections.catalog import CatalogSettings
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.delta.log import State
 from bronze.delta.properties import TableProperties

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bronze import stopping
-from bronze.config.catalog import CatalogSettings
+from bronze.config.sections.catalog import CatalogSettings
 from bronze.config.settings import GOVERNANCE, Settings
 from bronze.errors import (
     BronzeError,

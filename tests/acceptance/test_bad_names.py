@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from psycopg import sql
 
 from bronze.api import check
-from bronze.config.settings import MINIMUM_MEMORY
+from bronze.config.sections.run import MINIMUM_MEMORY
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
 from bronze.model.locations import Origin

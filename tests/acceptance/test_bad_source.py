@@ -17,7 +17,7 @@ import tenacity
 from deltalake import DeltaTable
 
 from bronze.api import check
-from bronze.config.settings import Pool
+from bronze.config.sections.source import Pool
 from bronze.demo.server import Server, running, start
 from bronze.errors import BronzeError, SnapshotRefused
 from bronze.execution import executors

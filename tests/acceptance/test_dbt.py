@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from bronze.config.quality import RuleSettings
+from bronze.config.sections.quality import RuleSettings
 from tests.acceptance.test_cli import configured, invoke
 from tests.conftest import Source
 

@@ -24,7 +24,8 @@ def test_the_notebook_runs(source: Source, tmp_path: Path, monkeypatch: pytest.M
     source.execute("UPDATE orders SET status = 'paid' WHERE id > 60")
     monkeypatch.setenv("DSN", source.dsn)
     monkeypatch.setenv("LAKE", str(tmp_path / "lake"))
-    notebook: Any = nbformat.read(_NOTEBOOK, as_version=4)
+    notebooks: Any = nbformat
+    notebook = notebooks.read(_NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
     NotebookClient(notebook, timeout=60).execute(cwd=str(tmp_path))
     shown = {cell["source"]: _html(cell) for cell in notebook.cells if cell.cell_type == "code"}

@@ -120,7 +120,8 @@ def holder_of_gate(running: Cluster) -> str:
     """The worker that has the task of the view, which waits."""
     import distributed
 
-    with distributed.Client(f"tcp://{running.address}", set_as_default=False) as client:  # type: ignore[no-untyped-call]
+    connect: Any = distributed.Client
+    with connect(f"tcp://{running.address}", set_as_default=False) as client:
         names = {a: w["name"] for a, w in client.scheduler_info(-1)["workers"].items()}
 
         def busy() -> list[str]:

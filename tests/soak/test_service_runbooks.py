@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bronze.config.alerts import Scenarios
+from bronze.config.sections.alerts import Scenarios
 from bronze.demo.installation import binary
 from bronze.operate.alerts import store
 from bronze.operate.alerts.kinds import KINDS

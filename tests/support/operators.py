@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
+from bronze.config.sections.tables import TableSettings
 from bronze.config.settings import Settings
-from bronze.config.tables import TableSettings
 from bronze.governance.tables import runs
 from bronze.governance.tables.runs import RunRecord
 from bronze.operate.history import History

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,12 +227,13 @@ def alike(line: str) -> str:
 
 
 def missing_line(shown: str, printed: str) -> str | None:
-    """The first line of ``shown`` that ``printed`` does not have after the ones before it."""
-    there = iter([alike(line) for line in printed.splitlines()])
+    """The first line of ``shown`` that ``printed`` does not have; tables land in any order."""
+    there = Counter(alike(line) for line in printed.splitlines())
     for line in shown.splitlines():
         wanted = alike(line)
         if wanted in ("", "…"):
             continue
-        if wanted not in there:
+        if not there[wanted]:
             return line
+        there[wanted] -= 1
     return None

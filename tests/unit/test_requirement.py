@@ -12,8 +12,9 @@ import typer.main
 from pydantic import BaseModel
 
 from bronze.cli.main import app
-from bronze.config.settings import Settings, SourceSettings
-from bronze.config.tables import TableSettings
+from bronze.config.sections.source import SourceSettings
+from bronze.config.sections.tables import TableSettings
+from bronze.config.settings import Settings
 from bronze.operate import runbook
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bronze.config.quality import RuleSettings
+from bronze.config.sections.quality import RuleSettings
 from bronze.model.units import DELETED
 
 LIVE = f"record_status <> '{DELETED}'"

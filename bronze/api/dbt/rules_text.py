@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from bronze.api.config_text import toml_key, toml_string
 from bronze.api.dbt import data_tests, yaml_text
 from bronze.api.dbt.data_tests import Different
-from bronze.config.quality import RuleSettings
+from bronze.config.sections.quality import RuleSettings
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from bronze.api.dbt import data_tests, yaml_text
 from bronze.api.dbt.data_tests import Different, Test, TestedTable
+from bronze.config.sections.tables import TableSettings
 from bronze.config.settings import Settings
-from bronze.config.tables import TableSettings
 from bronze.delta.properties import TableProperties
 from bronze.delta.write.history import KIND
 from bronze.errors import ConfigError

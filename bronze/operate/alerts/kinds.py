@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from bronze.config.alerts import AlertSettings
+from bronze.config.sections.alerts import AlertSettings
 from bronze.operate.alerts.life import Key, Level, Path
 
 Scenario = Literal["quality", "performance", "security", "outage"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bronze.config.alerts import Channel
+from bronze.config.sections.alerts import Channel
 from bronze.config.settings import Settings
 from bronze.operate.alerts.channels import http
 from bronze.operate.alerts.channels.failure import ChannelError

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import uuid4
 
-from bronze.config.serve import BreakerSettings
+from bronze.config.sections.serve import BreakerSettings
 from bronze.config.settings import Settings
 from bronze.execution import budget
 from bronze.execution.memory_shares import MemoryShares

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from bronze.config.sections.tables import TableSettings
 from bronze.config.settings import Settings
-from bronze.config.tables import TableSettings
 from bronze.errors import ConfigError
 from bronze.model.locations import TableName
 from bronze.postgres.connection import connect, translation

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from bronze.config.serve import BreakerSettings
+from bronze.config.sections.serve import BreakerSettings
 from bronze.governance.tables.runs import RunRecord
 from bronze.operate import breaker
 from bronze.operate.breaker import Breaker, Limits, Outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from bronze.config.quality import QualitySettings
+from bronze.config.sections.quality import QualitySettings
 from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.log import State

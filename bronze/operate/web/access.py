@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from bronze import secrets
 from bronze.config.fields import SecretName
-from bronze.config.serve import WebSettings
+from bronze.config.sections.serve import WebSettings
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 

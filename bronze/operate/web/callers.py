@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from bronze.config.serve import WebSettings
+from bronze.config.sections.serve import WebSettings
 from bronze.operate.web.access import Access, Role, Session
 from bronze.operate.web.site import Refused
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from bronze.config.serve import WebSettings
+from bronze.config.sections.serve import WebSettings
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.governance.tables.runs import RunRecord

@@ -19,9 +19,10 @@ from bronze.api import check
 from bronze.api.config_text import MAX_SECTIONS, PASSWORD_VARIABLE
 from bronze.api.init import propose_config, write_config
 from bronze.config import loading
-from bronze.config.protection import MASTER_KEY
-from bronze.config.serve import ServeSettings
-from bronze.config.settings import RunSettings, Settings
+from bronze.config.sections.protection import MASTER_KEY
+from bronze.config.sections.run import RunSettings
+from bronze.config.sections.serve import ServeSettings
+from bronze.config.settings import Settings
 from bronze.demo import inventory
 from bronze.demo.server import Server
 from bronze.errors import ConfigError, SourceRefused, SourceUnreachable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,16 @@ def test_a_stream_clusters_a_liquid_table(source: Source, monkeypatch: pytest.Mo
             insert(source, first, 100)
             source.execute(f"UPDATE t SET shop = shop + 1 WHERE id = {first - 50}")
             source.execute(f"DELETE FROM t WHERE id = {first - 60}")
-            until(lambda first=first: rows(source).height == first + 100 - first // 100)
+            height = first + 100 - first // 100
+            until(partial(has_height, source, height))
         until(lambda: any(file.provider == "bronze" for file in table_state(source).files))
     assert table_state(source).clustering == ("shop", "at")
     proven(source, given)
+
+
+def has_height(source: Source, height: int) -> bool:
+    """Whether the Bronze table has so many rows."""
+    return rows(source).height == height
 
 
 def test_a_stream_of_a_table_that_chooses_its_columns(

@@ -21,7 +21,8 @@ from bronze.api import check, frame
 from bronze.cdc import stream
 from bronze.config.fields import SecretName
 from bronze.config.loading import parse
-from bronze.config.settings import ProtectionSettings, Settings
+from bronze.config.sections.protection import ProtectionSettings
+from bronze.config.settings import Settings
 from bronze.delta import log
 from bronze.delta.layout import vacuum
 from bronze.errors import ConfigError, LakeError, LakeUnreachable, TableRefused

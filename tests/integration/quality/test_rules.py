@@ -20,7 +20,7 @@ from bronze.cdc import stream
 from bronze.cli.main import app
 from bronze.cli.screens import reports, results
 from bronze.config import loading
-from bronze.config.quality import QualitySettings
+from bronze.config.sections.quality import QualitySettings
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline

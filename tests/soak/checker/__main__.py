@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from bronze.config.protection import MASTER_KEY
+from bronze.config.sections.protection import MASTER_KEY
 from bronze.demo.server import LOG, running
 from tests.conftest import FAST, ROOM, database
 from tests.soak.checker import checker, driver

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bronze.config import loading
-from bronze.config.alerts import AlertSettings
+from bronze.config.sections.alerts import AlertSettings
 from bronze.errors import ConfigError
 
 KEY = {"secret": "KEY"}

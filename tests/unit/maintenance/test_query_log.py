@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bronze.config.sections.tables import TableSettings
 from bronze.config.settings import Settings
-from bronze.config.tables import TableSettings
 from bronze.delta.layout.choice import Queries
 from bronze.errors import ConfigError
 from bronze.maintenance import maintain, query_log

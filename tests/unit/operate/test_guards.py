@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from bronze.config.serve import BreakerSettings
+from bronze.config.sections.serve import BreakerSettings
 from bronze.governance.tables.runs import RunRecord, RunStatus
 from bronze.operate.breaker import Outcome
 from bronze.operate.facts.table_history import Histories, TableHistory

@@ -13,7 +13,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from bronze.cli.main import app
-from bronze.config.alerts import Scenarios
+from bronze.config.sections.alerts import Scenarios
 from bronze.errors import ConfigError
 from bronze.operate import runbook
 from bronze.operate.alerts.kinds import KINDS

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_series_equal
 
-from bronze.config.protection import MASTER_KEY
+from bronze.config.sections.protection import MASTER_KEY
 from bronze.errors import ConfigError, Mismatch
 from bronze.model.columns import DeltaType, ProtectionRule
 from bronze.model.locations import Secret

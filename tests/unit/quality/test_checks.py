@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bronze.config.quality import QualitySettings
+from bronze.config.sections.quality import QualitySettings
 from bronze.governance.tables.quality import Figure
 from bronze.model.quality import QualityRules, QualityTotals
 from bronze.quality import checks

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.config.quality import RuleSettings
+from bronze.config.sections.quality import RuleSettings
 from bronze.model.columns import Column, DeltaType
 from bronze.postgres.copy.rows_reader import dtype
 from bronze.quality.expressions import Unfit, columns_of, condition_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bronze.config.tables import TableSettings
+from bronze.config.sections.tables import TableSettings
 from bronze.tables import blind_spots
 
 

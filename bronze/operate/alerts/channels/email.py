@@ -19,7 +19,7 @@ _PERMANENT = 500
 
 @dataclass(frozen=True)
 class Mailbox:
-    """Where mails go through, and from whom to whom. ``tls`` is as in `bronze.config.alerts`."""
+    """Where mails go through, and from whom to whom; ``tls`` as in `config.sections.alerts`."""
 
     host: str
     port: int

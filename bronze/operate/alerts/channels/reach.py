@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bronze.config.alerts import (
+from bronze.config.fields import SecretName
+from bronze.config.sections.alerts import (
     Channel,
     EmailChannel,
     PagerDutyChannel,
     SlackChannel,
     WebhookChannel,
 )
-from bronze.config.fields import SecretName
 from bronze.config.settings import Settings
 from bronze.operate.alerts.channels import email, http
 from bronze.operate.alerts.channels.sender import mailbox, secrets_hidden

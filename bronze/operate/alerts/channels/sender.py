@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
 from bronze import errors, secrets
-from bronze.config.alerts import (
+from bronze.config.fields import SecretName
+from bronze.config.sections.alerts import (
     AppriseChannel,
     Channel,
     EmailChannel,
@@ -16,7 +17,6 @@ from bronze.config.alerts import (
     SlackChannel,
     WebhookChannel,
 )
-from bronze.config.fields import SecretName
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError
 from bronze.operate.alerts.channels import apprise, email, pagerduty, slack, webhook

@@ -14,7 +14,7 @@ from bronze.api.client import Bronze
 from bronze.backup import copy
 from bronze.backup.recovery import drill
 from bronze.cli.main import app
-from bronze.config.protection import MASTER_KEY
+from bronze.config.sections.protection import MASTER_KEY
 from bronze.config.settings import Settings
 from tests.conftest import Source
 

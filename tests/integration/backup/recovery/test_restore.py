@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 
 from bronze.api.client import Bronze
 from bronze.backup.recovery import takeover
-from bronze.config.backup import BackupSettings
+from bronze.config.sections.backup import BackupSettings
 from bronze.config.settings import Settings
 from bronze.errors import ConfigError, FileDamaged
 from tests.conftest import Source

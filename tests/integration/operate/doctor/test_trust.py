@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 import bronze
-from bronze.config.protection import MASTER_KEY
+from bronze.config.sections.protection import MASTER_KEY
 from bronze.operate.doctor import trust
 from tests.conftest import Source
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from bronze.api.dbt import data_tests, rules_text, yaml_text
 from bronze.api.dbt.data_tests import Different, TestedTable
 from bronze.cli.main import app
-from bronze.config.quality import RuleSettings
+from bronze.config.sections.quality import RuleSettings
 from bronze.errors import ConfigError
 
 ORDERS = TestedTable(

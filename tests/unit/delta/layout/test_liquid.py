@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from uuid_utils import uuid7
 
-from bronze.config.tables import TableSettings
+from bronze.config.sections.tables import TableSettings
 from bronze.delta import commit
 from bronze.delta.layout import optimize
 from bronze.delta.layout.optimize import TableLayout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from bronze.config.alerts import AlertSettings, Scenarios
+from bronze.config.sections.alerts import AlertSettings, Scenarios
 from bronze.operate.alerts import kinds
 from bronze.operate.alerts.kinds import KINDS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bronze.config.serve import WebSettings
+from bronze.config.sections.serve import WebSettings
 from bronze.operate.web import access
 from bronze.operate.web.access import Access, Attempts, Tokens
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from itertools import pairwise
+from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ def relation(*heaps: int, leaves: bool = False) -> Relation:
     ``leaves``.
     """
     names = tuple(f"ONLY public.t_{i}" for i in range(len(heaps))) if leaves else ()
-    kind = "table" if len(heaps) == 1 else "partitioned"
+    kind: Literal["table", "partitioned"] = "table" if len(heaps) == 1 else "partitioned"
     return Relation(1, "public", "t", kind, (), (), heaps, PAGE, 0, -1, True, leaves=names)
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from bronze.config.fields import Decimal, NameList, Seconds, Section, to_seconds
-from bronze.config.protection import ColumnProtection
-from bronze.config.quality import QualitySettings, RuleSettings
-from bronze.config.serve import ScheduleText
+from bronze.config.sections.protection import ColumnProtection
+from bronze.config.sections.quality import QualitySettings, RuleSettings
+from bronze.config.sections.serve import ScheduleText
 from bronze.model.schedule import parse_schedule
 from bronze.model.stamp import IngestionMethod
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bronze.config.fields import Section
+from bronze.config.fields import SecretName, Section
 from bronze.model.columns import DETERMINISTIC_METHODS, ProtectionRule, ProtectMethod
 
 MASTER_KEY = "BRONZE_MASTER_KEY"
@@ -57,3 +57,10 @@ class ColumnProtection(Section):
             return None
         method: ProtectMethod = self.method  # type: ignore[assignment]
         return ProtectionRule(method, self.join, self.format, self.keep)
+
+
+class ProtectionSettings(Section):
+    """[protection]: the master keys. ``key`` wraps new data keys, ``previous`` unwrap old ones."""
+
+    key: SecretName | None = None
+    previous: tuple[SecretName, ...] = ()

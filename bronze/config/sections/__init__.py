@@ -1,0 +1,1 @@
+"""The sections of bronze.toml, each as a frozen value."""
