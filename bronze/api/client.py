@@ -584,7 +584,7 @@ class Bronze:
 
         show = notify or (lambda _: None)
         return restore.restore(
-            self.config, to, tables, at=at, dry_run=dry_run, notify=show.notify, stop=stop
+            self.config, to, tables, at=at, dry_run=dry_run, notify=show, stop=stop
         )
 
     def metadata(self, *, at: str = "", to: str = "") -> MetadataReport:

@@ -111,9 +111,8 @@ def _config_rule(
     present = {column.name: column for column in contract.columns if column.name}
     missing = [name for name in columns if name not in present]
     if missing:
-        raise _refusal(
-            target, rule.label, f"there is no column {missing[0]}{_suggestion(missing[0], present)}"
-        )
+        close = _suggestion(missing[0], present)
+        raise _refusal(target, rule.label, f"there is no column {missing[0]}{close}")
     if rule.kind == "unique" and not columns:
         raise _refusal(target, rule.label, "the table has no key: name columns")
     resolved = ResolvedRule(

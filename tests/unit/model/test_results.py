@@ -113,6 +113,31 @@ def test_an_erasure_shows_itself_as_a_row() -> None:
     assert html.count("A note.") == 1
 
 
+def test_a_result_without_items_shows_its_facts() -> None:
+    """Without a summary of its own too: its line has the exit code, its table the figures."""
+    copy = bronze.VerifiedCopy(3, 4, 5_500, 6, ("A fault.",), 1.25)
+    assert repr(copy) == "<VerifiedCopy: exit code 1>"
+    html = copy._repr_html_()
+    assert ">5.5 kB</td>" in html
+    assert ">A fault.</td>" in html
+
+
+def test_a_notebook_gets_figures_with_units_and_notes_once() -> None:
+    """Seconds with one decimal and sizes in units; a note on several tables names them all, and a
+    long one opens; what no person reads is left out.
+    """
+    notes = ("A note.", "x" * 300)
+    tables = tuple(
+        TableResult(name, "", "landed", bytes=12_345, seconds=1.2345, notes=notes, score=99.99)
+        for name in ("public.a", "public.b")
+    )
+    html = RunResult("batch", 1, 1.0, tables)._repr_html_()
+    assert html.count(">12.3 kB</td>") == html.count(">1.2</td>") == html.count(">99.9</td>") == 2
+    assert html.count("public.a, public.b: A note.") == 1
+    assert html.count("<details>") == 1
+    assert "batch" not in html
+
+
 def test_every_public_result_with_an_exit_code_shows_itself() -> None:
     """So does one that is added."""
     public = [getattr(bronze, name) for name in bronze.__all__]

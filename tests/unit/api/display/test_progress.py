@@ -14,8 +14,8 @@ from bronze.model.results import Failure, TableResult
 
 
 def test_a_notebook_shows_a_line_for_each_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First what is done before the first table, then a line with the total, and one for each table,
-    which is replaced as it goes on; texts cannot become HTML.
+    """First what is done before the first table, then a line with the total, and one for each
+    table, which is replaced as it goes on; texts cannot become HTML.
     """
     # It takes long to load.
     from IPython.core.interactiveshell import InteractiveShell
