@@ -1,6 +1,6 @@
 """A model of a load on a cluster: ``python -m benchmarks.scale.model RUNS.json``.
 
-`calibrate` takes the costs of a row from the run of one warm worker that `benchmarks.scale.runs`
+`calibrate` takes the costs of a row from the run of one unit at a time that `benchmarks.scale.runs`
 measured. `check` predicts the other runs from them, which shared one machine, and prints the
 deviations. `rate` says how many rows a second so many workers load that have a machine each, and
 what bounds them.
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CALIBRATION, CHECKED = "small-20ms", ("large-2ms", "large-20ms")
+CALIBRATION, CHECKED = "small-2ms", ("large-2ms", "large-20ms")
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 # Measured by `benchmarks.scale.driver`: CPU seconds of the driver for a file in a commit, and for a
 # unit that is packed, sent and answered.
 DRIVER_FILE, DRIVER_UNIT = 0.00004, 0.0022
+# Measured by runs of 100,000 and 400,000 rows: CPU seconds of a worker's first unit, for imports.
+WARM_UP = 1.3
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,19 @@ def _of_workers(cpu: Mapping[str, float]) -> list[float]:
 
 
 def calibrate(found: Mapping[str, Any], heap: float) -> Costs:
-    """The costs, from the run of one worker beside others that idled."""
+    """The costs, from a run of one unit at a time: other workers idled."""
     run, rows = found["runs"][CALIBRATION], found["rows"]["small"]
     large = found["runs"][CHECKED[0]]
     workers, wall = sorted(_of_workers(run["cpu"])), run["wall"]
     # The two least have had nothing to do.
     idle = sum(workers[:2]) / 2 / wall
+    # In the first of all runs workers import what they need.
+    is_first = next(iter(found["runs"])) == CALIBRATION
+    fresh = sum(spent > 2 * idle * wall for spent in workers) if is_first else 0
     files, size = _files(large["said"])
     return Costs(
         source=run["cpu"]["source"] / rows,
-        worker=(sum(workers) - idle * wall * len(workers)) / rows,
+        worker=(sum(workers) - idle * wall * len(workers) - WARM_UP * fresh) / rows,
         store=run["cpu"]["store"] / rows,
         network=run["cpu"]["router"] / rows,
         idle=idle,
@@ -89,11 +94,13 @@ def _files(said: str) -> tuple[int, int]:
     return int(words["files"]), int(words["bytes"])
 
 
-def cpu(costs: Costs, rows: int, workers: int, wall: float) -> dict[str, float]:
-    """CPU seconds by machine of a load of so many rows that takes ``wall`` seconds."""
+def cpu(costs: Costs, rows: int, workers: int, wall: float, fresh: int) -> dict[str, float]:
+    """CPU seconds by machine of a load of so many rows that takes ``wall`` seconds, where so many
+    workers are ``fresh``.
+    """
     return {
         "source": costs.source * rows,
-        "workers": costs.worker * rows + costs.idle * wall * workers,
+        "workers": costs.worker * rows + costs.idle * wall * workers + WARM_UP * fresh,
         "store": costs.store * rows,
         "router": costs.network * rows,
         "scheduler": costs.idle * wall,
@@ -109,9 +116,11 @@ def check(found: Mapping[str, Any], costs: Costs, cores: int) -> None:
             continue
         wall = run["wall"]
         left = cores - run["others"] / wall
+        is_first = next(iter(found["runs"])) == CALIBRATION
+        fresh = found["workers"] if is_first and name == CHECKED[0] else 0
         predicted = wall
         for _ in range(50):
-            used = cpu(costs, rows, found["workers"], predicted)
+            used = cpu(costs, rows, found["workers"], predicted, fresh)
             predicted = sum(used.values()) / left
         measured = {**run["cpu"], "workers": sum(_of_workers(run["cpu"]))}
         print(f"{name}: {wall:.0f} s measured, {predicted:.0f} s by the model", end=" ")
@@ -143,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.model", description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--cores", type=int, default=2, help="of the machine of the runs")
-    parser.add_argument("--heap", type=float, default=100, help="bytes of a row in PostgreSQL")
+    parser.add_argument("--heap", type=float, default=84.5, help="bytes of a row in PostgreSQL")
     parser.add_argument("--source-cores", type=float, nargs="*", default=[2, 4, 16])
     parser.add_argument("--source-disk", type=float, default=500e6)
     given = parser.parse_args()

@@ -63,13 +63,12 @@ def connected(address: str, memory: int) -> Iterator[Executor]:
             hint="pip install 'bronze[dask]', here and on the workers.",
         ) from None
     # What happens is said by errors, not by tracebacks on standard error.
-    logger = logging.getLogger("distributed.client")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    levels = {name: logging.getLogger(name).level for name in ("distributed", "distributed.client")}
+    _set_levels(dict.fromkeys(levels, logging.CRITICAL + 1))
     try:
         client: Any = Client(f"tcp://{address}", timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
     except OSError as error:
-        logger.setLevel(level)
+        _set_levels(levels)
         raise ConfigError(
             f"The Dask scheduler at {address} does not answer: {error_text(error)}.",
             hint="Check [run] engine.",
@@ -79,8 +78,16 @@ def connected(address: str, memory: int) -> Iterator[Executor]:
         cluster.check(memory)
         yield cluster
     finally:
+        is_lost = cluster.is_lost
         cluster.shutdown()
-        logger.setLevel(level)
+        # A client that has lost its connection goes on complaining in a thread of its own.
+        if not is_lost:
+            _set_levels(levels)
+
+
+def _set_levels(levels: Mapping[str, int]) -> None:
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 class Cluster(Executor):
@@ -101,6 +108,11 @@ class Cluster(Executor):
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="bronze dask", daemon=True)
         self._watcher.start()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the scheduler, or all workers, were lost."""
+        return self._lost is not None or self._client.status != "running"
 
     def check(self, memory: int) -> None:
         """Checks that the cluster can work.
