@@ -6,6 +6,7 @@ import base64
 import faulthandler
 import functools
 import gc
+import importlib
 import itertools
 import logging
 import os
@@ -86,6 +87,22 @@ def pytest_collection_finish() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps standard error as it is before tests are captured."""
     config.stash[_STDERR] = os.dup(2)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Has each worker compile a share of the tests, of which the others find the bytecode: on a
+    fresh clone each would compile all of them, which takes longer than to import them.
+    """
+    config = session.config
+    worker = getattr(config, "workerinput", None)
+    if worker is None or config.args != config.getini("testpaths"):
+        return
+    first, step = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+    ignored = [config.rootpath / path for path in config.getoption("ignore") or ()]
+    paths = sorted((config.rootpath / "tests").rglob("test_*.py"))
+    paths = [path for path in paths if not any(map(path.is_relative_to, ignored))]
+    for path in paths[first::step]:
+        importlib.import_module(".".join(path.relative_to(config.rootpath).with_suffix("").parts))
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:

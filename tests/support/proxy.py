@@ -18,7 +18,7 @@ import psycopg
 from bronze.demo.server import Server
 from tests.conftest import Source
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 GATE = """
 CREATE FUNCTION gate(n int) RETURNS int LANGUAGE plpgsql AS
