@@ -72,7 +72,10 @@ def _print_count(count: int, total: int | None) -> None:
     if total is None:
         print_line(f"the first {count:,} rows; --limit 0 shows all", "dim")
     elif count < total:
-        print_line(f"the first {count:,} of {total:,} rows; --limit 0 shows all", "dim")
+        print_line(
+            f"the first{'' if count == 1 else f' {count:,}'} of {total:,} rows; --limit 0 shows all",
+            "dim",
+        )
     else:
         print_line(f"{count:,} row{'' if count == 1 else 's'}", "dim")
 
