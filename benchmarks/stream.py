@@ -6,9 +6,10 @@ the total of one of the last thousand orders (``--random`` updates any order). T
 
 ``catchup``: the stream is stopped, transactions of ``--changes`` row changes are committed, and the
 stream is timed until it has caught up. ``rates``: transactions are committed at a steady rate; the
-latency of each is the time until the record of the batch that it landed in is there. Several
-``--rows`` show what the tables' size costs. With ``--vectors without with`` each is measured twice,
-on tables of their own: as by default, and with ``deletion_vectors = true``.
+latency of each is the time until the record of the batch that it landed in is there. Both on the
+same tables: ``rates catchup``. Several ``--rows`` show what the tables' size costs. With
+``--vectors without with`` each is measured twice, on tables of their own: as by default, and with
+``deletion_vectors = true``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
@@ -246,7 +247,7 @@ def shop(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("catchup", "rates"))
+    parser.add_argument("what", nargs="+", choices=("catchup", "rates"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--changes", type=int, default=1_000_000)
     parser.add_argument("--rate", type=int, nargs="+", default=[100, 1_000, 5_000])
@@ -261,28 +262,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="deletion vectors, or both one after the other",
     )
     given = parser.parse_args(arguments)
-    console = Console()
+    console = Console(soft_wrap=True)
     for rows, vectors in product(given.rows, given.vectors):
         with shop(rows, 0 if given.random else 1000, given.memory, vectors == "with") as one:
             console.print(f"{vectors} deletion vectors:")
             seconds, peak, _ = one.caught_up()
             console.print(f"{rows:,} rows copied in {seconds:.1f} s, peak {peak / 1e6:.0f} MB")
-            if given.what == "catchup":
-                one.sell(given.changes // _CHANGES)
-                seconds, peak, said = one.caught_up()
-                console.print(
-                    f"{said['changes']:,} changes caught up in {seconds:.1f} s:"
-                    f" {int(str(said['changes'])) / seconds:,.0f} a second, in {said['batches']}"
-                    f" batches, peak {peak / 1e6:.0f} MB"
-                )
-                continue
-            for rate in given.rate:
-                found = steady(one, rate, given.seconds)
-                console.print(
-                    f"{rows:,} rows, {found['rate']:,.0f} changes a second: p50 {found['p50']:.2f}"
-                    f" p95 {found['p95']:.2f} p99 {found['p99']:.2f} max {found['max']:.2f} s,"
-                    f" peak {found['peak'] / 1e6:.0f} MB"
-                )
+            if "rates" in given.what:
+                for rate in given.rate:
+                    console.print(_steady_line(rows, steady(one, rate, given.seconds)))
+            if "catchup" in given.what:
+                console.print(_catch_up_line(one, given.changes))
+
+
+def _steady_line(rows: int, found: Mapping[str, float]) -> str:
+    return (
+        f"{rows:,} rows, {found['rate']:,.0f} changes a second: p50 {found['p50']:.2f}"
+        f" p95 {found['p95']:.2f} p99 {found['p99']:.2f} max {found['max']:.2f} s,"
+        f" peak {found['peak'] / 1e6:.0f} MB"
+    )
+
+
+def _catch_up_line(one: Shop, changes: int) -> str:
+    one.sell(changes // _CHANGES)
+    seconds, peak, said = one.caught_up()
+    return (
+        f"{said['changes']:,} changes caught up in {seconds:.1f} s:"
+        f" {int(str(said['changes'])) / seconds:,.0f} a second, in {said['batches']}"
+        f" batches, peak {peak / 1e6:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

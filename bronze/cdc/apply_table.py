@@ -93,14 +93,13 @@ def _apply(
     batch: Batch,
     stamp: RowStamp,
 ) -> Workflow[AppliedChanges]:
-    plan = following.plan
-    label = following.label
+    label, target = following.label, following.target
     stamp = replace(stamp, lineage=following.entry.record.lineage_id)
-    place = plan.target.place
+    place = target.place
     state = yield from in_store(place, label, partial(_current_state, following))
     (netted,) = yield [Task(net_changes, _job(settings, following, gathered, stamp, state), label)]
     failpoint.reach("netted")
-    record_rejected_values(settings, plan.target, stamp, netted.rejected)
+    record_rejected_values(settings, target, stamp, netted.rejected)
     if netted.empty:
         following.entry = lineage.add_counts(following.entry, rows_read=netted.read)
         return AppliedChanges(following, netted.read)
@@ -109,7 +108,7 @@ def _apply(
         with attempt:
             if attempt.retry_state.attempt_number > 1:
                 state = yield from in_store(place, label, partial(_current_state, following))
-            edit = yield from diff.edit_table(plan, stamp, difference, state)
+            edit = yield from diff.edit_table(following.plan, stamp, difference, state)
             staged = difference.staged_files
             yield from in_store(
                 place,
@@ -132,7 +131,7 @@ def _apply(
 
 
 def _current_state(following: FollowedTable) -> State:
-    """The state of the Bronze table.
+    """The state of the Bronze table; the table's plan takes in what its maintenance has chosen.
 
     Raises:
         Overtaken: another writer has moved its position, or changed its rows.
@@ -146,6 +145,7 @@ def _current_state(following: FollowedTable) -> State:
         raise commit.overtaken_error(plan.target.place)
     if foreign := watermarks.foreign_commits_reason(state):
         raise Overtaken(f"{foreign[0].upper()}{foreign[1:]}.", hint="All rows are compared.")
+    following.plan = plan.with_chosen_columns(state)
     return state
 
 

@@ -9,6 +9,7 @@ conflicts in another way (see `bronze.delta.commit`).
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -312,8 +313,7 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
         CommitConflict: another writer wrote this version first.
         LakeError, LakeUnreachable: it could not be written.
     """
-    lines = "".join(json.dumps(action, ensure_ascii=False) + "\n" for action in actions)
-    path, entry = f"_delta_log/{version:020}.json", lines.encode()
+    path, entry = f"_delta_log/{version:020}.json", _lines_of(actions)
     failpoint.reach("commit")
     if version and store.is_missing(place, "_delta_log"):
         # Writing the entry would create the folder again, as of a new table.
@@ -338,6 +338,14 @@ def write(place: Place, version: int, actions: Sequence[Action]) -> None:
         # The commit is valid without the checkpoint; the next one will be tried later.
         with suppress(DeltaError, OSError, BronzeError):
             client.with_table(place, version, lambda table: table.create_checkpoint())
+
+
+def _lines_of(actions: Sequence[Action]) -> bytes:
+    # One buffer: a commit of a hundred thousand files would be in memory three times.
+    buffer = io.BytesIO()
+    for action in actions:
+        buffer.write(f"{json.dumps(action, ensure_ascii=False)}\n".encode())
+    return buffer.getvalue()
 
 
 def _foreign_change(actions: Sequence[Action]) -> str:

@@ -24,7 +24,7 @@ from bronze.ingest.row_key import (
     merges_deleted_rows,
     row_key_of,
 )
-from bronze.ingest.shape import TEXT, resolve_columns, shape_of
+from bronze.ingest.shape import TEXT, resolve_columns, shape_of, with_chosen_columns
 from bronze.model.anomaly import Monitoring
 from bronze.model.columns import KEY_TEXT, Column, RowKey
 from bronze.model.locations import Destination, Origin
@@ -87,6 +87,12 @@ class Plan:
             enrichment=enrichment,
             pending=None,
         )
+
+    def with_chosen_columns(self, state: State) -> Plan:
+        """The plan that writes statistics of the columns, too, that were chosen since it was made
+        to cluster the Bronze table by.
+        """
+        return replace(self, shape=with_chosen_columns(self.shape, self.contract, state))
 
     def compare_all_rows(self, why: str = "its cursor did not show all changes") -> Plan:
         """The plan that compares all rows, in the same snapshot."""

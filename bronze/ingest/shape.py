@@ -238,6 +238,16 @@ def _statistics_columns(
     return tuple(name for name, kind in layout if name in names and kind.name in SAFE)
 
 
+def with_chosen_columns(shape: Shape, contract: ColumnContract, state: State) -> Shape:
+    """The shape with file statistics of the columns, too, by which the table has come to be
+    clustered since the shape was made.
+    """
+    names = {*shape.stats, *state.clustering, *choice.chosen(state)}
+    names -= {c.target for c in contract.columns if c.protect and not c.protect.stable}
+    stats = (name for name, kind in shape.columns if name in names and kind.name in SAFE)
+    return replace(shape, stats=tuple(stats))
+
+
 def _source_notes(target: Target, contract: ColumnContract, row_key: RowKey) -> dict[str, str]:
     """Properties by which later runs recognise the source table, its definition and its key."""
     notes = {

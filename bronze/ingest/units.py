@@ -144,7 +144,7 @@ def row_size_limits(
         heaviest=heaviest,
         copies=budget.copies_of_row(parts) * parts,
         # Memory that suffices for the row is to suffice for the other readers, too.
-        rest=budget.process_memory(budget.beside_large_row(context.run.workers), parts),
+        rest=budget.process_memory(budget.beside_large_row(context.most_readers), parts),
     )
 
 

@@ -76,7 +76,8 @@ def _of_vectors(own: TableSettings) -> Iterator[str]:
     if own.deletion_vectors:
         yield (
             "with deletion_vectors, deltalake's to_pyarrow_table and Daft refuse to read it, and"
-            " chDB's count() counts deleted rows; polars, DuckDB, Spark and Databricks read it"
+            " deltalake's count() and chDB's count deleted rows; polars, DuckDB, Spark and"
+            " Databricks read it"
         )
 
 

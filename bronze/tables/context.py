@@ -48,6 +48,12 @@ class TableContext:
         """How many units share the memory of a process."""
         return min(self.readers, budget.most_readers(self.run.memory))
 
+    @property
+    def most_readers(self) -> int:
+        """How many units would share the memory of a process that had enough of it."""
+        is_cluster = self.run.engine.startswith("dask:")
+        return self.readers_of_process if is_cluster else self.run.workers
+
 
 def ask_source(context: TableContext, question: Any) -> Any:
     """The answer of a function that queries the source in the transaction of the snapshot. An error

@@ -57,17 +57,12 @@ def by_polars(folder: str, question: str, key: int) -> Any:
 
 def by_duckdb(folder: str, question: str, key: int) -> Any:
     """DuckDB with the delta extension of PyPI."""
-    import duckdb
-    import duckdb_extension_delta
+    connection = _duckdb()
 
-    (library,) = Path(duckdb_extension_delta.__file__).parent.rglob("*.duckdb_extension")
-    with duckdb.connect() as connection:
-        connection.load_extension(str(library))
+    def ask(query: str) -> Any:
+        return _arrow(connection.execute(query).arrow())
 
-        def ask(query: str) -> Any:
-            return _arrow(connection.execute(query).arrow())
-
-        return _by_sql(ask, f"delta_scan('{folder}')", question, key)
+    return _by_sql(ask, f"delta_scan('{folder}')", question, key)
 
 
 def by_chdb(folder: str, question: str, key: int) -> Any:
@@ -84,12 +79,9 @@ def by_chdb(folder: str, question: str, key: int) -> Any:
 
 
 def by_sail(folder: str, question: str, key: int) -> Any:
-    """Sail, by the protocol of Spark Connect."""
-    reader = _sail().read.format("delta")
-    if question == "feed":
-        reader = reader.option("readChangeFeed", "true").option("startingVersion", "0")
-        return _changes(reader.load(folder).toArrow())
-    frame = reader.load(folder)
+    """Sail, by the protocol of Spark Connect; it takes no notice of ``readChangeFeed``."""
+    session, _ = _sail()
+    frame = session.read.format("delta").load(folder)
     if question == "count":
         return frame.count()
     frame = frame.where(f"id = {key}") if question == "filter" else frame
@@ -129,7 +121,7 @@ ENGINES: Mapping[str, tuple[Engine, tuple[str, ...], str]] = {
     "polars": (by_polars, ("content", "count", "filter"), "polars"),
     "DuckDB": (by_duckdb, ("content", "count", "filter"), "duckdb"),
     "chDB": (by_chdb, ("content", "count", "filter"), "chdb"),
-    "Sail": (by_sail, ("content", "count", "filter", "feed"), "pysail"),
+    "Sail": (by_sail, ("content", "count", "filter"), "pysail"),
     "Daft": (by_daft, ("content", "count", "filter"), "daft"),
     "delta-kernel": (
         by_kernel,
@@ -141,6 +133,17 @@ ENGINES: Mapping[str, tuple[Engine, tuple[str, ...], str]] = {
 
 
 @cache
+def _duckdb() -> Any:
+    import duckdb
+    import duckdb_extension_delta
+
+    (library,) = Path(duckdb_extension_delta.__file__).parent.rglob("*.duckdb_extension")
+    connection = duckdb.connect()
+    connection.load_extension(str(library))
+    return connection
+
+
+@cache
 def _clickhouse(root: str) -> Any:
     import chdb
 
@@ -149,15 +152,15 @@ def _clickhouse(root: str) -> Any:
 
 
 @cache
-def _sail() -> Any:
+def _sail() -> tuple[Any, Any]:
+    """A session, and its server, which would end if nothing referred to it."""
     from pysail.spark import SparkConnectServer
     from pyspark.sql import SparkSession
 
     server = SparkConnectServer("127.0.0.1", 0)
     server.start()
-    return SparkSession.builder.remote(
-        f"sc://127.0.0.1:{server.listening_address[1]}"
-    ).getOrCreate()
+    address = f"sc://127.0.0.1:{server.listening_address[1]}"
+    return SparkSession.builder.remote(address).getOrCreate(), server
 
 
 def _by_sql(ask: Callable[[str], Any], table: str, question: str, key: int) -> Any:

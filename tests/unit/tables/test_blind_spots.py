@@ -14,5 +14,6 @@ def test_readers_and_writers_of_special_tables_are_named() -> None:
     )
     vectors, liquid = blind_spots.reader_notes(own)
     assert "to_pyarrow_table" in vectors
+    assert "deltalake's count() and chDB's count deleted rows" in vectors
     assert "deltalake and polars read it but refuse to write it" in liquid
     assert "on Databricks itself it was not proven" in liquid
