@@ -9,12 +9,15 @@ from bronze.config.json_schema import SectionText, json_schema, properties_of, t
 from reference.markdown import code, document, table, toml
 
 _INTRODUCTION = """\
-Every key that `bronze.toml` may have. [settings.md](settings.md) has a whole file with
-comments.
+Every key that `bronze.toml` may have, with its type, default, meaning and an example.
+`bronze init` writes a file to begin with; [one config per cloud](../how-to/clouds.md) has
+whole ones.
 
-An unknown key is an error. A duration is written as `"30s"`, `"5m"`, `"2h"` or `"30d"` (a
-number is seconds), a size as `"500MB"` or `"2GiB"`. A text may name environment variables,
-`"${NAME}"`, and a variable `BRONZE_SECTION__KEY` replaces the value of a key:
+An unknown key is an error, which names the nearest known one; an error names the line, or
+the variable. A duration is written as `"30s"`, `"5m"`, `"2h"` or `"30d"` (a number is
+seconds), a size as `"500MB"` or `"2GiB"`: `128MB` is 128,000,000 bytes, `128MiB`
+134,217,728. A text may name environment variables, `"${NAME}"` (`$${NAME}` is the text
+itself), and a variable `BRONZE_SECTION__KEY` replaces the value of a key:
 `BRONZE_RUN__MEMORY=2GB`.
 
 `bronze schema --out bronze.schema.json` writes the JSON schema of all this. Editors with TOML

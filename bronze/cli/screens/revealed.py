@@ -72,10 +72,8 @@ def _print_count(count: int, total: int | None) -> None:
     if total is None:
         print_line(f"the first {count:,} rows; --limit 0 shows all", "dim")
     elif count < total:
-        print_line(
-            f"the first{'' if count == 1 else f' {count:,}'} of {total:,} rows; --limit 0 shows all",
-            "dim",
-        )
+        first = "the first" if count == 1 else f"the first {count:,}"
+        print_line(f"{first} of {total:,} rows; --limit 0 shows all", "dim")
     else:
         print_line(f"{count:,} row{'' if count == 1 else 's'}", "dim")
 

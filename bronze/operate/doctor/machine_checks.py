@@ -14,7 +14,7 @@ from bronze.config.settings import Settings
 from bronze.operate.doctor.examination import Check, Verdict, ok, problem, unknown, warning
 
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-# What the libraries map from files (docs/reference/settings.md has it), which the kernel may drop.
+# What the libraries map from files (docs/reference/config.md has it), which the kernel may drop.
 _MAPPED = 240 * 10**6
 _SCARCE = 0.05
 

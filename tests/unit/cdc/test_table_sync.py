@@ -7,7 +7,7 @@ from bronze.postgres.replication.prerequisites import MissingPrerequisite
 
 
 def test_statements_of_a_hint_can_be_pasted() -> None:
-    """Several statements are separated, so that psql reads each of them; a table's are not named."""
+    """Several statements are separated, so that psql reads each; a table's are not among them."""
     missing = [
         MissingPrerequisite("It lacks REPLICATION.", 'ALTER ROLE "bronze" REPLICATION'),
         MissingPrerequisite("It has no publication.", 'CREATE PUBLICATION "p"'),
