@@ -27,7 +27,7 @@ def test_protected_columns_are_first_and_added_ones_are_hidden(terminal: io.Stri
     revealed.print_rows(rows, ("mail",), ("row_hash",), 7)
     lines = [line.split() for line in terminal.getvalue().splitlines()]
     assert lines[:2] == [["mail", "id"], ["a@b", "1"]]
-    assert " ".join(lines[2]) == "the first 1 of 7 rows; --limit 0 shows all"
+    assert " ".join(lines[2]) == "the first of 7 rows; --limit 0 shows all"
 
 
 def test_wide_rows_are_records(terminal: io.StringIO) -> None:
