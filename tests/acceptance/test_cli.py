@@ -337,7 +337,7 @@ def test_commands_for_protected_tables_print_their_results(source: Source) -> No
         ["mail", "id"],
         ["ann@example.com", "1"],
     ]
-    assert told.stdout.splitlines()[2] == "the first 1 of 2 rows; --limit 0 shows all"
+    assert told.stdout.splitlines()[2] == "the first of 2 rows; --limit 0 shows all"
     before = json.loads(invoke("keys", "--json", "-c", path).stdout)
     planned = invoke("keys", "rotate", "t", "--reencrypt", "--dry-run", "--json", "-c", path)
     assert {key["id"] for key in json.loads(planned.stdout)} == {key["id"] for key in before}
