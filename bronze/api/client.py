@@ -88,8 +88,13 @@ class Bronze:
         from bronze.api.display import progress
 
         with progress.shown_in_notebook(notify) as show:
+
+            def plan(made: RunPlanned) -> None:
+                show.planned(made)
+                planned(made)
+
             done = recorded.run(
-                self.config, tables, pool=pool, notify=show, stop=stop, planned=planned
+                self.config, tables, pool=pool, notify=show.notify, stop=stop, planned=plan
             )
         return backup.after_run(self.config, done, stop)
 
@@ -126,14 +131,14 @@ class Bronze:
         from bronze.api import recorded
         from bronze.api.display import progress
 
-        with progress.shown_in_notebook(copied) as show:
+        with progress.shown_in_notebook(copied, "Connecting") as show:
             return recorded.follow(
                 self.config,
                 tables,
                 until_caught_up=until_caught_up,
                 stop=stop,
                 notify=notify or (lambda _: None),
-                copied=show,
+                copied=show.notify,
             )
 
     def stream_name(self, tables: Sequence[str] = ()) -> str:
@@ -446,7 +451,7 @@ class Bronze:
         from bronze.api import recorded
         from bronze.api.display import progress
 
-        with progress.shown_in_notebook(notify) as show:
+        with progress.shown_in_notebook(notify, "Connecting", verifying=True) as show:
             return recorded.verify(
                 self.config,
                 tables,
@@ -454,7 +459,7 @@ class Bronze:
                 at_rest=at_rest,
                 trust_hashes=trust_hashes,
                 pool=pool,
-                notify=show,
+                notify=show.notify,
                 stop=stop,
             )
 

@@ -99,7 +99,7 @@ def prerequisites_error(
         return None
     return SourceRefused(
         f"{source} cannot be streamed yet: " + " ".join(one.what for one in general),
-        hint="Have this done: " + " ".join(one.mend for one in general),
+        hint="Have this done: " + "; ".join(one.mend.rstrip(".;") for one in general),
     )
 
 

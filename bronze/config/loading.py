@@ -204,7 +204,11 @@ def _sentence(problem: Mapping[str, Any], path: list[str], channel: str) -> str:
         return f"{key}.kind is one of {kinds}, not {problem['ctx']['tag']!r}"
     if problem["type"] == "union_tag_not_found":
         return f"{key}.kind is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] in ("dict_type", "model_type", "model_attributes_type", "dataclass_type"):
+        message = "input should be a table of keys, as in { key = … }"
+    else:
+        message = str(problem["msg"])
+    message = message.removeprefix("Value error, ")
     text = f"{message[:1].lower()}{message[1:]}"
     if str(problem["type"]).startswith("model_") and path[-1] in _SECRET_KEYS:
         text = (

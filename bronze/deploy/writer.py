@@ -168,7 +168,8 @@ def _values(settings: Settings, scheduled: tuple[Job, ...]) -> dict[str, str]:
         "GRACE": str(settings.serve.grace + 15),
         "SCOPE": settings.secrets.scope or "bronze",
         "SECRET_LINES": "\n".join(f"{name}=" for name in names) or "# The config names no secret.",
-        "SECRET_NAMES": ", ".join(names) or "none",
+        "SECRET_NAMES": ", ".join(names)
+        or "PGPASSWORD, unless ~/.pgpass has the password (the config names no secret)",
         "JOB_FILES": "\n".join(job_files),
         "JOBS": _python_list([[job.name, job.cron, list(job.arguments)] for job in scheduled]),
         "AZURE_ENV": _environment(names, 14, "$({})"),

@@ -10,6 +10,8 @@ from datetime import datetime
 from html import escape
 from typing import Any, ClassVar, Literal
 
+from bronze.model import html_table
+
 Status = Literal["landed", "unchanged", "failed", "stopped"]
 
 EXIT_CODES: Mapping[str, int] = {
@@ -105,7 +107,7 @@ class Shown:
 
     def _summary(self) -> Iterable[str]:
         """What the line says, besides the exit code."""
-        items: Sequence[Any] = getattr(self, self._items)
+        items: Sequence[Any] = getattr(self, self._items) if self._items else ()
         states = Counter(getattr(item, "status", "") for item in items)
         counts = [f"{count} {state}" for state, count in states.items() if state]
         return [f"{len(items)} {self._items}", *counts] if items else []
@@ -115,43 +117,39 @@ class Shown:
         return f"<{type(self).__name__}: {', '.join([*self._summary(), f'exit code {code}'])}>"
 
     def _repr_html_(self) -> str:
-        items: Sequence[Any] = getattr(self, self._items) if self._items else (self,)
-        rows = [self._row(item) for item in items[:_MOST_ROWS]]
-        names = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
-        head = "".join(f"<th>{escape(name)}</th>" for name in names)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{escape(_cell(row[name]))}</td>' for name in names)}</tr>"
-            for row in rows
-        )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        messages = "".join(f"<p>{escape(message)}</p>" for message in self._messages())
-        return f"<div>{escape(repr(self))}{table if rows else ''}{messages}</div>"
+        if self._items:
+            items: Sequence[Any] = getattr(self, self._items)
+            rows = [self._row(item) for item in items[: html_table.MOST_ROWS]]
+            table = html_table.items_table(rows)
+        else:
+            table = html_table.facts_table(self._row(self))
+        texts = html_table.messages(dict.fromkeys(self._messages()))
+        return f"<div>{escape(repr(self))}{table}{texts}</div>"
 
     def _messages(self) -> Iterator[str]:
         """What no row of the table says."""
-        if not self._items:
-            return
-        hidden = len(getattr(self, self._items)) - _MOST_ROWS
+        items: Sequence[Any] = getattr(self, self._items) if self._items else ()
+        hidden = len(items) - html_table.MOST_ROWS
         if hidden > 0:
             yield f"and {hidden:,} more {self._items}"
-        failures = (*getattr(self, "problems", ()), getattr(self, "unrecorded", None))
-        for failure in filter(None, failures):
-            yield failure.message if isinstance(failure, Failure) else str(failure)
+        for name, failure in self._failures():
+            named = name and name not in failure.message
+            yield f"{f'{name}: ' if named else ''}{failure.message} {failure.hint}".rstrip()
+        for problem in getattr(self, "problems", ()):
+            if not isinstance(problem, Failure):
+                yield str(problem)
         yield from getattr(self, "notes", ())
+        yield from _notes_of(items)
 
 
-_MOST_ROWS = 100
-"""In a notebook: the audit log may have many more."""
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, dict):
-        if "message" in value:
-            return str(value["message"])
-        return ", ".join(f"{name} {_cell(part)}" for name, part in value.items() if part)
-    if isinstance(value, list | tuple):
-        return "; ".join(map(_cell, value))
-    return "" if value is None else str(value)
+def _notes_of(items: Iterable[Any]) -> Iterator[str]:
+    """The notes on items: one that several have names them all."""
+    noted: dict[str, list[str]] = {}
+    for item in items:
+        for note in getattr(item, "notes", ()):
+            noted.setdefault(note, []).append(getattr(item, "table", ""))
+    for note, names in noted.items():
+        yield f"{', '.join(names)}: {note}"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ nevertheless: they must hold for the rows in Bronze too.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import polars as pl
@@ -94,6 +95,11 @@ def _refusal(target: Target, rule: str, reason: str) -> TableRefused:
     )
 
 
+def _suggestion(name: str, columns: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(columns), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def _config_rule(
     target: Target,
     contract: ColumnContract,
@@ -105,7 +111,8 @@ def _config_rule(
     present = {column.name: column for column in contract.columns if column.name}
     missing = [name for name in columns if name not in present]
     if missing:
-        raise _refusal(target, rule.label, f"there is no column {missing[0]}")
+        close = _suggestion(missing[0], present)
+        raise _refusal(target, rule.label, f"there is no column {missing[0]}{close}")
     if rule.kind == "unique" and not columns:
         raise _refusal(target, rule.label, "the table has no key: name columns")
     resolved = ResolvedRule(

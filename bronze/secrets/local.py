@@ -38,6 +38,12 @@ def file(secret: Secret) -> str:
     path = Path(secret.place, secret.name)
     try:
         value = path.read_text().rstrip("\n")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"The secret file {path} does not exist.",
+            hint="Write the secret into it (`bronze keys new` prints a new master key), or correct"
+            " the folder under [secrets].",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The secret file {path} cannot be read: {type(error).__name__}.",

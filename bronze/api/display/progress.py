@@ -176,32 +176,49 @@ def in_notebook() -> bool:
 
 
 @contextmanager
-def shown_in_notebook(notify: Notify | None) -> Iterator[Notify]:
+def shown_in_notebook(
+    notify: Notify | None, phase: str = "Connecting and planning", *, verifying: bool = False
+) -> Iterator[LoadProgress]:
     """What a caller wants to be called; in a notebook, without that, a display of all tables."""
     if notify is not None:
-        yield notify
+        yield LoadProgress(notify, lambda _: None)
     elif in_notebook():
-        yield _display()
+        yield _display(phase, verifying)
     else:
-        yield lambda _: None
+        yield LoadProgress(lambda _: None, lambda _: None)
 
 
-def _display() -> Notify:
+def _display(phase: str, verifying: bool) -> LoadProgress:
+    from bronze.api.display.run_display import RunDisplay
+
     ipython: Any = importlib.import_module("IPython.display")
-    lines: dict[str, str] = {}
-    handle = ipython.display(ipython.HTML(""), display_id=True)
+    state, lines = RunDisplay(phase, verifying), dict[str, str]()
+    handle = ipython.display(ipython.HTML(f"{escape(phase)} …"), display_id=True)
     shown_at = 0.0
 
-    def notify(event: LoadEvent) -> None:
+    def show() -> None:
         nonlocal shown_at
+        shown_at = time.monotonic()
+        hidden = len(lines) - _MOST_NAMES
+        more = [f"and {hidden:,} more"] if hidden > 0 else []
+        newest = list(lines.values())[-_MOST_NAMES:]
+        handle.update(ipython.HTML("<br>".join([escape(state.headline().plain), *newest, *more])))
+
+    def plan(planned: RunPlanned) -> None:
+        state.plan(planned)
+        show()
+
+    def notify(event: LoadEvent) -> None:
+        state.notify(event)
+        # The newest is the last, so that tables that are read are shown.
+        lines.pop(event.table, None)
         lines[event.table] = _line(event)
         # Each update is a message to the browser.
         if isinstance(event, TableProgress) and time.monotonic() - shown_at < _UPDATE_EVERY:
             return
-        shown_at = time.monotonic()
-        handle.update(ipython.HTML("<br>".join(lines.values())))
+        show()
 
-    return notify
+    return LoadProgress(notify, plan)
 
 
 def _line(event: LoadEvent) -> str:

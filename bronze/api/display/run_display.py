@@ -76,7 +76,7 @@ class RunDisplay:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The lines as they are now."""
         if self.phase or self.moving:
-            yield self._headline()
+            yield self.headline()
         now, table = time.monotonic(), Table.grid(padding=(0, 2), pad_edge=False)
         table.add_column(max_width=int(options.max_width * _MOST_OF_NAME), no_wrap=True)
         table.add_column(width=_BAR_WIDTH)
@@ -98,7 +98,8 @@ class RunDisplay:
         if hidden := len(self.moving) - len(shown):
             yield Text(f"  and {hidden:,} more", "dim")
 
-    def _headline(self) -> Text:
+    def headline(self) -> Text:
+        """The line for the whole: how many tables have ended, and how."""
         seconds = time.monotonic() - self.began
         if not (self.total or self.moving or self.counts):
             return Text(f"{self.phase} … {duration(seconds)}")

@@ -281,7 +281,8 @@ _CONNECTION_ERRORS: Sequence[tuple[tuple[str, ...], type[SourceError], str, str]
         ("ssl", "certificate"),
         SourceRefused,
         "cannot be used over TLS",
-        "Check sslmode and sslrootcert of the connection string.",
+        "Check sslmode and sslrootcert of the connection string. Where the server has no TLS, set"
+        " ssl = on there; only for a server on this machine leave sslmode out.",
     ),
     (
         ("standby connections exceeds",),

@@ -341,7 +341,7 @@ def test_keys_of_the_object_store_are_in_no_repr() -> None:
     ("secret", "message"),
     [
         (Secret("env", "NO_SUCH_SECRET"), "environment variable NO_SUCH_SECRET is not set"),
-        (Secret("file", "nothing", "/nowhere"), "secret file /nowhere/nothing cannot be read"),
+        (Secret("file", "nothing", "/nowhere"), "secret file /nowhere/nothing does not exist"),
     ],
 )
 def test_a_missing_secret_is_named_with_its_provider(secret: Secret, message: str) -> None:

@@ -58,8 +58,8 @@ def test_a_result_shows_itself_in_a_line_and_a_notebook() -> None:
     result = RunResult("b", 1, 1.0, tables)
     assert repr(result) == "<RunResult: 2 tables, 1 landed, 1 failed, exit code 1>"
     html = result._repr_html_()
-    assert "<th>inserted</th>" in html
-    assert "<th>deleted</th>" not in html
+    assert ">inserted</th>" in html
+    assert ">deleted</th>" not in html
     assert "It &lt;b&gt;cannot&lt;/b&gt; be read." in html
 
 
@@ -70,8 +70,9 @@ def test_a_check_shows_columns_and_problems() -> None:
     report = CheckReport(tables, (BAD,), ("A note.",))
     assert repr(report) == "<CheckReport: 1 tables, exit code 1>"
     html = report._repr_html_()
-    assert "<td>id int</td>" in html
-    assert "<p>It &lt;b&gt;cannot&lt;/b&gt; be read.</p><p>A note.</p>" in html
+    assert ">id int</td>" in html
+    assert ">It &lt;b&gt;cannot&lt;/b&gt; be read.</p>" in html
+    assert ">A note.</p>" in html
     assert CheckReport(tables, ()).exit_code == 0
 
 
@@ -81,8 +82,9 @@ def test_an_audit_shows_its_records_up_to_a_limit() -> None:
     report = AuditReport((record,) * 103, 103, "ab", problems=("Record 7 was changed",))
     assert repr(report) == "<AuditReport: 103 records, exit code 1>"
     html = report._repr_html_()
-    assert html.count("<td>run</td>") == 100
-    assert "<p>and 3 more records</p><p>Record 7 was changed</p>" in html
+    assert html.count(">run</td>") == 100
+    assert ">and 3 more records</p>" in html
+    assert ">Record 7 was changed</p>" in html
 
 
 def test_quality_shows_the_latest_run_of_each_table() -> None:
@@ -107,8 +109,33 @@ def test_an_erasure_shows_itself_as_a_row() -> None:
         "<ErasureResult: bronze.bz_a, 2 rows and 0 records erased, 0 left, exit code 0>"
     )
     html = done._repr_html_()
-    assert "<td>files 3, rows 70, found 2</td>" in html
+    assert ">files 3, rows 70, found 2</td>" in html
     assert html.count("A note.") == 1
+
+
+def test_a_result_without_items_shows_its_facts() -> None:
+    """Without a summary of its own too: its line has the exit code, its table the figures."""
+    copy = bronze.VerifiedCopy(3, 4, 5_500, 6, ("A fault.",), 1.25)
+    assert repr(copy) == "<VerifiedCopy: exit code 1>"
+    html = copy._repr_html_()
+    assert ">5.5 kB</td>" in html
+    assert ">A fault.</td>" in html
+
+
+def test_a_notebook_gets_figures_with_units_and_notes_once() -> None:
+    """Seconds with one decimal and sizes in units; a note on several tables names them all, and a
+    long one opens; what no person reads is left out.
+    """
+    notes = ("A note.", "x" * 300)
+    tables = tuple(
+        TableResult(name, "", "landed", bytes=12_345, seconds=1.2345, notes=notes, score=99.99)
+        for name in ("public.a", "public.b")
+    )
+    html = RunResult("batch", 1, 1.0, tables)._repr_html_()
+    assert html.count(">12.3 kB</td>") == html.count(">1.2</td>") == html.count(">99.9</td>") == 2
+    assert html.count("public.a, public.b: A note.") == 1
+    assert html.count("<details>") == 1
+    assert "batch" not in html
 
 
 def test_every_public_result_with_an_exit_code_shows_itself() -> None:
