@@ -109,9 +109,17 @@ class Packing:
 
 def unpack(data: bytes, shared: Sequence[bytes]) -> Any:
     """A value that was packed by `Packing`, with the shared parts as these were packed."""
-    unpickler: Any = pickle.Unpickler(io.BytesIO(data))  # noqa: S301 - our own bytes
-    unpickler.persistent_load = lambda number: _part(shared[number])
-    return unpickler.load()
+    return _Unpickler(io.BytesIO(data), shared).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: io.BytesIO, shared: Sequence[bytes]) -> None:
+        super().__init__(data)
+        self._shared = shared
+
+    def persistent_load(self, pid: Any) -> Any:
+        """The part that a number stands for."""
+        return _part(self._shared[pid])
 
 
 @lru_cache(_KEPT // 4)
@@ -137,8 +145,18 @@ def _is_large(part: Any) -> bool:
 
 def _dump(value: Any, persistent_id: Callable[[Any], int | None]) -> bytes:
     out = io.BytesIO()
-    pickler: Any = pickle.Pickler(out, pickle.HIGHEST_PROTOCOL)
-    pickler.dispatch_table = _TABLE
-    pickler.persistent_id = persistent_id
-    pickler.dump(value)
+    _Pickler(out, persistent_id).dump(value)
     return out.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    dispatch_table = _TABLE
+
+    def __init__(self, out: io.BytesIO, persistent_id: Callable[[Any], int | None]) -> None:
+        super().__init__(out, pickle.HIGHEST_PROTOCOL)
+        self._id_of = persistent_id
+
+    # A method: from Python 3.13 on it cannot be set.
+    def persistent_id(self, obj: Any) -> int | None:
+        """What stands for an object; None for the object itself."""
+        return self._id_of(obj)
