@@ -45,6 +45,7 @@ _VARYING = (
     (re.compile(r"\b[0-9a-f]{16,64}\b"), "HASH"),
     (re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:\d\d)?| UTC)?)?"), "T"),
     (re.compile(r"\b\d\d:\d\d(:\d\d(\.\d+)?)?\b"), "T"),
+    (re.compile(r"\b\d+[hm]\d\d[ms]\b"), "N"),
     (re.compile(r"\b[0-9A-F]+/[0-9A-F]{4,}\b"), "LSN"),
     (re.compile(r"127\.0\.0\.1:\d+"), "db.example.com:5432"),
     (re.compile(r"\b(pid|oid|bytes|port)([= ])\d+"), r"\1\2N"),
