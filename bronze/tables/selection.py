@@ -125,7 +125,9 @@ def select_targets(
     chosen = [target for names, target in by_name if not wanted or not asked.isdisjoint(names)]
     for place, count in Counter(t.place.url for t in chosen).items():
         if count > 1:
-            both = [t.label for t in chosen if t.place.url == place]
+            same = [t for t in chosen if t.place.url == place]
+            several = len({t.source for t in same}) > 1
+            both = [t.names[-1] if several else t.label for t in same]
             raise ConfigError(
                 f"The tables {' and '.join(both)} would both become {place}.",
                 hint=f'Give one another name: [tables.{toml(both[-1])}] target = "bz_…"',

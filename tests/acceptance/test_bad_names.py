@@ -13,6 +13,7 @@ from deltalake import DeltaTable
 from psycopg import sql
 
 from bronze.api import check
+from bronze.config import loading
 from bronze.config.sections.run import MINIMUM_MEMORY
 from bronze.errors import ConfigError
 from bronze.ingest import pipeline
@@ -228,6 +229,22 @@ def test_two_tables_with_the_same_target_are_refused(
     assert own == {"target": "bz_…"}
     result = land(source, tables={name: {"target": "bz_other"}})
     assert len({table.target for table in result.tables}) == 2
+
+
+def test_tables_of_two_sources_with_the_same_target_are_named_with_their_sources(
+    source: Source,
+) -> None:
+    """Their names alone would be the same; the hint's section is that of one of them."""
+    made(source, "t", "id")
+    sources = {name: {"dsn": source.dsn, "tables": ["t"]} for name in ("shop", "billing")}
+    document = {"source": sources, "lake": {"root": str(source.lake)}}
+    with pytest.raises(ConfigError) as caught:
+        pipeline.run(loading.parse(document))
+    assert "shop.public.t and billing.public.t" in caught.value.message
+    own = settings_in(caught.value.hint)
+    assert own == {"billing.public.t": {"target": "bz_…"}}
+    own["billing.public.t"] = {"target": "bz_other"}
+    assert pipeline.run(loading.parse({**document, "tables": own})).exit_code == 0
 
 
 def test_tables_without_rows_columns_or_keys_are_loaded(source: Source) -> None:
