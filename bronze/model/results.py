@@ -10,7 +10,7 @@ from datetime import datetime
 from html import escape
 from typing import Any, ClassVar, Literal
 
-from bronze.model import html_table
+from bronze import html_table
 
 Status = Literal["landed", "unchanged", "failed", "stopped"]
 
