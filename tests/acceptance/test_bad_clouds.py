@@ -114,7 +114,7 @@ def test_a_secret_that_is_missing_or_empty(source: Source, monkeypatch: pytest.M
     file = {"provider": "file", "folder": str(source.lake.parent)}
     (source.lake.parent / "Empty").write_text("\n")
     told(source, "run", 2, "Empty is empty", source={"dsn": {"secret": "Empty"}}, secrets=file)
-    told(source, "run", 2, "Lost cannot be read", source={"dsn": {"secret": "Lost"}}, secrets=file)
+    told(source, "run", 2, "Lost does not exist", source={"dsn": {"secret": "Lost"}}, secrets=file)
 
 
 @pytest.mark.parametrize("command", ["run", "verify", "audit --verify", "maintain"])
