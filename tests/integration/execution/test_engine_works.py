@@ -168,6 +168,7 @@ def _cluster() -> Iterator[str]:
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_command_gives_the_same_rows_on_every_engine(source: Source) -> None:
     """Loads, comparisons, verification, repair and layout, by threads, processes and a cluster."""
