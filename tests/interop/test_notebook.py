@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from tests.conftest import Source
 
+nbclient: Any = pytest.importorskip("nbclient")
+nbformat: Any = pytest.importorskip("nbformat")
 _NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebooks" / "first_load.ipynb"
 
 
@@ -24,10 +24,9 @@ def test_the_notebook_runs(source: Source, tmp_path: Path, monkeypatch: pytest.M
     source.execute("UPDATE orders SET status = 'paid' WHERE id > 60")
     monkeypatch.setenv("DSN", source.dsn)
     monkeypatch.setenv("LAKE", str(tmp_path / "lake"))
-    notebooks: Any = nbformat
-    notebook = notebooks.read(_NOTEBOOK, as_version=4)
+    notebook = nbformat.read(_NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    NotebookClient(notebook, timeout=60).execute(cwd=str(tmp_path))
+    nbclient.NotebookClient(notebook, timeout=60).execute(cwd=str(tmp_path))
     shown = {cell["source"]: _html(cell) for cell in notebook.cells if cell.cell_type == "code"}
     run = shown["result = lake.run()\nresult"]
     assert "public.orders: landed, 100 rows read" in run
