@@ -255,7 +255,8 @@ def test_a_batch_of_many_transactions_may_exceed_its_memory(
 ) -> None:
     """It is complete at its size; what its memory does not hold is spooled."""
     monkeypatch.setattr(batch_builder, "_PIECE", 2**14)
-    memory, size = 2**15, 2**18
+    # At most a quarter of the size arrives at once: the first piece is within the memory.
+    memory, size = 2**17, 2**18
     with receiving(source, interval=LONG, memory=memory, size=size) as receiver:
         for key in range(120):
             written.execute("INSERT INTO t VALUES (%s, %s)", [key, "v" * 4000])
@@ -266,6 +267,7 @@ def test_a_batch_of_many_transactions_may_exceed_its_memory(
         assert len(set(marked(gathered))) == batch.transactions == len(found)
         assert size <= batch.size < 2 * size
         assert 0 < sum(len(piece.data) for piece in pieces(batch)) <= memory
+        assert any(piece.spooled for piece in pieces(batch))
         release(batch)
 
 
