@@ -17,13 +17,14 @@ The names of the service's metrics for Prometheus, the kinds of its alerts, and 
 What the figures mean, and when a table is late, is in
 [Lateness and the five metrics](lateness.md)."""
 _EXPLAINED = """\
-An outage explains what it brings about, so that it is one message: a source that cannot be reached
-explains that its stream is down and its tables fail and are late; a lake that cannot be reached explains
-everything; one that is slow (more than a second for a request, for 15 seconds) explains what is late and
-what it has not answered in time. Where more than five tables of a source have the same trouble, that is
-one alert, too. A table that is paused until a time is not alerted as late; one that is paused without an
-end is, as it may have been forgotten. The replication slot is raised when the server keeps more than
-`[stream] wal_budget` for it, or when it is lost within six hours at the present rate."""
+An outage explains what it brings about, so that it is one message: a source that cannot be
+reached explains that its stream is down and its tables fail and are late; a lake that cannot be
+reached explains everything; one that is slow (more than a second for a request, for 15 seconds)
+explains what is late and what it has not answered in time. Where more than five tables of a
+source have the same trouble, that is one alert, too. A table that is paused until a time is not
+alerted as late; one that is paused without an end is, as it may have been forgotten. The
+replication slot is raised when the server keeps more than `[stream] wal_budget` for it, or when
+it is lost within six hours at the present rate."""
 
 
 def page() -> str:

@@ -231,7 +231,7 @@ class _Backup:
     def _seal(self, lake_id: str, made: datetime, last: Manifest | None) -> Manifest:
         """Puts the manifest."""
         tables = sorted(self._done.tables, key=lambda t: (t.schema == GOVERNANCE, t.schema, t.name))
-        head = self._audit_head()
+        head = self._audit_head(last)
         sealed = Manifest(
             id=last.id + 1 if last else 1,
             made=made,
@@ -256,11 +256,14 @@ class _Backup:
         failpoint.reach("sealed")
         return replace(sealed, hash=manifest.sha256(data))
 
-    def _audit_head(self) -> Head:
+    def _audit_head(self, last: Manifest | None) -> Head:
         """The last record of the audit log in this generation."""
         place = audit_state.place(self._settings)
         state = log.read(place)
         found = next((t for t in self._done.tables if t.path == _folder_of(place)), None)
+        if last is not None and found is not None and found.error:
+            # The log of the copy is of an earlier generation: the lake may not have its version.
+            return Head(*last.audit)
         if state is not None and found is not None and found.version != state.version:
             state = State(place, found.version, content.opened(place, found.version))
         return audit_state.end(state)

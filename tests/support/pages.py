@@ -32,7 +32,10 @@ from pathlib import Path
 import psycopg
 import yaml
 
+from bronze.governance import actor
+
 NOT_RUN = "not run"
+ACTOR = "bronze@etl"
 ADDRESS = re.compile(r"postgresql://bronze@db\.example\.com:5432/(\w+)(\?sslmode=verify-full)?")
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<kind>\w+)(?P<info>[^\n]*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
@@ -43,12 +46,13 @@ _VARYING = (
     (re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]"), ""),
     (re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}\b"), "ID"),
     (re.compile(r"\b[0-9a-f]{16,64}\b"), "HASH"),
+    (re.compile(r"\b(Mon|Tue|Wed|Thu|Fri|Sat|Sun) (?=\d\d:\d\d)"), ""),
     (re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:\d\d)?| UTC)?)?"), "T"),
     (re.compile(r"\b\d\d:\d\d(:\d\d(\.\d+)?)?\b"), "T"),
     (re.compile(r"\b\d+[hm]\d\d[ms]\b"), "N"),
     (re.compile(r"\b[0-9A-F]+/[0-9A-F]{4,}\b"), "LSN"),
     (re.compile(r"127\.0\.0\.1:\d+"), "db.example.com:5432"),
-    (re.compile(r"\b(pid|oid|bytes|port)([= ])\d+"), r"\1\2N"),
+    (re.compile(r"\b(pid|oid|bytes|port|position)([= ])\d+"), r"\1\2N"),
     (re.compile(r"\b[\d.,]+ (B|kB|MB|GB|bytes|ms|s|min)\b"), "N"),
     (re.compile(r"\b\d+\.\d+\b"), "N"),
     (re.compile(r"[─━│┃╭╮╰╯┌┐└┘├┤┬┴┼╇╈╪═║]+"), " "),
@@ -159,7 +163,10 @@ class Follower:
             assert lacking is None, f"line {block.line}: {command}: no {lacking!r} in\n{printed}"
 
     def _named(self, printed: str) -> str:
-        """What was printed, with the names of the page's databases and without the folder."""
+        """What was printed, with the page's names of databases, user and machine, without the
+        folder.
+        """
+        printed = printed.replace(f"{actor.user()}@{actor.host()}", ACTOR)
         for name, dsn in self.sources.items():
             printed = re.sub(rf"\b{dsn.rpartition('/')[2]}\b", name, printed)
         return printed.replace(f"{self.folder}/", "")

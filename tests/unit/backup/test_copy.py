@@ -195,6 +195,26 @@ def test_a_table_that_was_made_again_keeps_its_copy(lake: SmallLake) -> None:
     assert lake.objects(lake.copy, "bronze") == before
 
 
+def test_a_lake_that_was_restored_to_an_earlier_generation(lake: SmallLake) -> None:
+    """Its audit log is older than that of the copy: it is named, and the generation keeps the log
+    and its end as they were copied before.
+    """
+    lake.append("a")
+    earlier = lake.lake.with_name("earlier")
+    shutil.copytree(lake.lake, earlier)
+    lake.begin()
+    lake.back_up()
+    shutil.rmtree(lake.lake)
+    earlier.rename(lake.lake)
+    done = lake.back_up()
+    assert done.exit_code == 1
+    assert "was restored to an earlier version" in str(done.tables)
+    root = lake.settings.copy_root
+    assert root is not None
+    first, second = manifest.read(root, 1), manifest.read(root, 2)
+    assert second.audit == first.audit
+
+
 @pytest.mark.parametrize(
     ("root", "message"),
     [
