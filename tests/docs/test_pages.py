@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,8 @@ def follower(server: Server, template: str, tmp_path: Path) -> Iterator[Follower
     home, folder = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     folder.mkdir()
+    # What a scheduler starts does not have the PATH of this shell.
+    (folder / ".venv").symlink_to(sys.prefix)
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         for name in DATABASES:
             create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
