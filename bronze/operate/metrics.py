@@ -137,7 +137,7 @@ def _duration(settings: Settings, tables: Sequence[TableView], now: datetime) ->
     values = {table.key: processing_of(table, now) for table in tables}
     known = [table for table in tables if values[table.key] is not None]
     if not known:
-        return _unknown("duration", limit.more_than, limit.level, "no last run of a table has landed")
+        return _unknown("duration", limit.more_than, limit.level, "no table's last run has landed")
     worst = max(known, key=lambda table: (values[table.key] or 0.0, table.key))
     value = values[worst.key]
     metric = Metric("duration", "ok", value, limit.more_than, limit.level, worst.table)
