@@ -91,6 +91,8 @@ def test_duration_is_from_due_to_landed_and_of_a_run_that_goes_on() -> None:
     assert (found.value, found.worst, found.state) == (480, "public.orders", "ok")
     going = metrics(130, [*records[:2], run(ITEMS, 122, scheduled=5)])["duration"]
     assert (going.value, going.worst, going.state) == (7500, "public.items", "warning")
+    failed = metrics(9, [run(ITEMS, 0, 4), run(ITEMS, 5, 6, status="failed")])["duration"]
+    assert (failed.state, failed.why) == ("unknown", "no table's last run has landed")
 
 
 @pytest.mark.parametrize(
