@@ -53,7 +53,7 @@ _VARYING = (
     (re.compile(r"\b[0-9A-F]+/[0-9A-F]{4,}\b"), "LSN"),
     (re.compile(r"127\.0\.0\.1:\d+"), "db.example.com:5432"),
     (re.compile(r"\b(pid|oid|bytes|port|position)([= ])\d+"), r"\1\2N"),
-    (re.compile(r"\b[\d.,]+ (B|kB|MB|GB|bytes|ms|s|min)\b"), "N"),
+    (re.compile(r"\b[\d.,]+ (B|kB|MB|GB|bytes|ms|s|min)\b( [\d.]+ s\b)?"), "N"),
     (re.compile(r"\b\d+\.\d+\b"), "N"),
     (re.compile(r"[─━│┃╭╮╰╯┌┐└┘├┤┬┴┼╇╈╪═║]+"), " "),
     (re.compile(r"\s+"), " "),
