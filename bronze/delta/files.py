@@ -212,7 +212,7 @@ def open_parquet(
         raise store.damage_error(place, path, "is outside of the table's folder")
     vector = file.vector if isinstance(file, StoredFile) else None
     deleted = deletion_vectors.deleted_rows(place, vector) if vector else None
-    source = store.reader(place, path)
+    source = store.reader(place, path, file.size)
     with _map_errors(place, path):
         return _Named(source, place, path, proven, deleted)
 
