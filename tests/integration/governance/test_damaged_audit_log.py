@@ -76,7 +76,7 @@ def test_what_tells_of_the_lake_or_cannot_be_undone_is_refused(
     assert opened.table("orders").collect().height == 2
 
 
-@pytest.mark.parametrize("harm", [damage, put_away])
+@pytest.mark.parametrize("harm", [damage, pytest.param(put_away, marks=pytest.mark.soak)])
 def test_rows_land_and_are_compared_and_the_result_says_that_it_is_not_recorded(
     opened: bronze.Bronze, source: Source, log: Path, harm: Callable[[Path], None]
 ) -> None:

@@ -229,6 +229,7 @@ def test_once_tells_that_a_source_is_away_and_resolves_nothing_that_it_cannot_se
     assert sorted(told(inbox)[2:]) == ends
 
 
+@pytest.mark.soak
 def test_once_tells_which_channel_fails(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """It learns that when it has something to tell; what was owed is sent, and that is over."""
     monkeypatch.setattr(alarms, "_SENT_WITHIN", 1)
@@ -253,6 +254,7 @@ def test_once_tells_which_channel_fails(source: Source, monkeypatch: pytest.Monk
     assert told(inbox)[2:] == [("resolve", "channel")]
 
 
+@pytest.mark.soak
 def test_once_looks_for_personal_data_and_keys(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +270,7 @@ def test_once_looks_for_personal_data_and_keys(
     assert told(inbox) == [("open", "personal_data"), ("resolve", "personal_data")]
 
 
+@pytest.mark.soak
 def test_once_tells_that_a_stream_is_down(source: Source) -> None:
     """As a whole, such as where another one has its slot."""
     source.execute("CREATE TABLE live (id int PRIMARY KEY)")
