@@ -132,8 +132,8 @@ class Alerting:
             silences: of which alerts nobody is told.
             now: the time.
             at_once: whether what is right again is resolved without waiting for a minute.
-            is_whole: whether this process has looked at everything, so that what it has never seen
-                is over.
+            is_whole: whether this process has looked at everything and ends, so that what is
+                absent is over.
         """
         now = now or datetime.now(UTC)
         wrong = [*conditions, *self._channel_conditions()]

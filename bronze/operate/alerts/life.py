@@ -8,7 +8,7 @@ messages are sent after the alerts were stored, and a restart neither repeats no
 - A condition opens its alert at its second evaluation, and after its ``hold`` time. It resolves
   when it was absent at two evaluations and for a minute. A process that has just started knows
   nothing of the time before: its minute begins with it. One that has looked at everything and ends
-  (`bronze serve --once`) resolves what only a process before it has seen.
+  (`bronze serve --once`) resolves what is absent then.
 - What comes again soon after it was resolved comes and goes: that is told once, and it is resolved
   when it has stayed away for longer.
 - A condition whose cause has an open alert opens none: one outage is one message.
@@ -160,8 +160,8 @@ class Evaluation:
     """What is known at one evaluation. ``paths`` are by key, or for all other keys of a kind by the
     kind and ""; without one nobody is told. ``clear`` and ``relapse`` are as
     `CLEAR` and `RELAPSE`. ``since`` is when this process began to know what is wrong; None for one
-    that has looked at everything: what it has never seen is over, or, if it comes and goes, when it
-    was opened a ``relapse`` ago.
+    that has looked at everything and ends: what is absent is over, or, if it comes and goes, when
+    this process has never seen it, and it was opened a ``relapse`` ago.
     """
 
     now: datetime
@@ -183,11 +183,10 @@ class Evaluation:
 
     def is_over(self, alert: Alert) -> bool:
         """Whether an alert has been absent for long enough to be resolved."""
-        last = alert.seen or self.since
-        if last is None and not alert.recurring:
+        if self.since is None and not alert.recurring:
             return True
-        last, clear = last or alert.opened, self.relapse if alert.recurring else self.clear
-        return last is None or self.now - last >= clear
+        last = alert.seen or self.since or alert.opened or self.now
+        return self.now - last >= (self.relapse if alert.recurring else self.clear)
 
 
 def step(alerts: Mapping[Key, Alert], evaluation: Evaluation) -> dict[Key, Alert]:

@@ -218,35 +218,38 @@ def test_a_process_that_has_just_started_resolves_nothing_for_a_minute() -> None
     assert messages(alerts) == [("resolve", "first")]
 
 
-def test_a_process_that_has_looked_at_everything_resolves_what_it_has_never_seen() -> None:
-    """At its second evaluation, and not what it has seen itself a moment ago."""
+def test_a_process_that_has_looked_at_everything_resolves_what_is_absent_at_its_end() -> None:
+    """At its second evaluation, also what it has seen itself before it ran the table."""
     stored = {ORDERS: restart(all_sent(opened())[ORDERS])}
-    alerts = evaluated(evaluated(stored, 20, since=18), 21, since=None)
-    assert messages(alerts) == [("resolve", "first")]
-    alerts = evaluated(stored, 20, condition(ORDERS), since=18)
-    alerts = evaluated(evaluated(alerts, 30, since=18), 31, since=None)
-    assert alerts[ORDERS].state == "open"
+    for seen in ([], [condition(ORDERS)]):
+        alerts = evaluated(stored, 18, *seen, since=18)
+        alerts = evaluated(evaluated(alerts, 20, since=18), 21, since=None)
+        assert messages(alerts) == [("resolve", "first")]
 
 
 def test_what_comes_and_goes_from_process_to_process_is_told_once() -> None:
-    """It is resolved by one that does not find it 15 minutes after it was opened."""
+    """It is resolved by one that never finds it, 15 minutes after it was opened."""
+    failed = condition(DOWN)
 
-    def ran(alerts: dict[Key, Alert], seconds: float, *wrong: Condition) -> dict[Key, Alert]:
-        stored = {key: restart(alert) for key, alert in all_sent(alerts).items()}
-        begun = evaluated(stored, seconds, *wrong, since=seconds)
-        return evaluated(begun, seconds + 1, *wrong, since=None)
+    def ran(
+        alerts: dict[Key, Alert], seconds: float, *, before: bool, after: bool
+    ) -> dict[Key, Alert]:
+        begun = {key: restart(alert) for key, alert in all_sent(alerts).items()}
+        begun = evaluated(begun, seconds, *[failed] * before, since=seconds)
+        for _ in range(2):
+            begun = evaluated(begun, seconds + 1, *[failed] * after, since=None)
+        return begun
 
-    failed = condition(ORDERS)
-    alerts = ran({}, 0, failed)
+    alerts = ran({}, 0, before=False, after=True)
     assert messages(alerts) == [("open", "first")]
-    alerts = ran(alerts, 300)
+    alerts = ran(alerts, 300, before=True, after=False)
     assert messages(alerts) == [("resolve", "first")]
-    alerts = ran(alerts, 600, failed)
+    alerts = ran(alerts, 600, before=False, after=True)
     assert messages(alerts) == [("open", "first")]
-    for seconds in (900, 1200):
-        alerts = ran(alerts, seconds, *([failed] if seconds == 1200 else []))
+    for seconds, before, after in ((900, True, False), (1200, False, True), (1500, True, False)):
+        alerts = ran(alerts, seconds, before=before, after=after)
         assert not messages(alerts)
-    assert messages(ran(alerts, 1501)) == [("resolve", "first")]
+    assert messages(ran(alerts, 1502, before=False, after=False)) == [("resolve", "first")]
 
 
 def test_a_resolution_that_is_late_is_about_its_own_opening() -> None:
