@@ -1,4 +1,4 @@
-"""The sources of a config, each with an open connection, and their tables as a snapshot has them."""
+"""The sources of a config, each with an open connection, and their tables in its snapshot."""
 
 from __future__ import annotations
 
