@@ -8,6 +8,8 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
+from bronze.printable import size
+
 MOST_ROWS = 100
 """How many items a notebook gets: the audit log may have many more."""
 
@@ -30,7 +32,6 @@ _NAMES = {"target": "Bronze table", "recorded_timestamp": "recorded"}
 _IDENTIFIERS = frozenset({"version", "sequence", "pid", "port"})
 _UNKNOWN_BELOW_ZERO = frozenset({"rows", "source_rows"})
 _SIZES = frozenset({"bytes", "rewritten"})
-_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _COLOURS = {
     **dict.fromkeys(("failed", "fail", "differs", "problem"), "#c62828"),
     **dict.fromkeys(("stopped", "warning", "unknown"), "#b26a00"),
@@ -118,17 +119,10 @@ def cell_text(name: str, value: object) -> str:
     if name in _UNKNOWN_BELOW_ZERO and isinstance(value, int) and value < 0:
         return ""
     if isinstance(value, int) and (name in _SIZES or name.endswith("_bytes")):
-        return _size(value)
+        return size(value)
     if isinstance(value, int) and name not in _IDENTIFIERS:
         return f"{value:,}"
     if isinstance(value, float) and math.isfinite(value):
         # A score of 99.99 is not 100.
         return f"{math.floor(value * 10) / 10:.1f}" if name == "score" else f"{value:,.1f}"
     return "" if value is None else str(value)
-
-
-def _size(count: int) -> str:
-    for unit, name in _UNITS:
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} B"

@@ -16,12 +16,11 @@ from rich.text import Text
 from bronze.api.display.log_lines import LOG
 from bronze.api.display.progress import STDERR
 from bronze.cli.explanations import command_for
-from bronze.printable import visible, visible_json
+from bronze.printable import size, visible, visible_json
 
 # A value or a name may contain a word between colons, which is not the code of an emoji.
 _out = Console(highlight=False, emoji=False)
 _UNLIMITED = 10_000
-_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 def print_line(text: str, style: str | None = None) -> None:
@@ -111,14 +110,6 @@ def _finite(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    for unit, name in _UNITS:
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} B"
 
 
 def quality_score(score: float) -> str:

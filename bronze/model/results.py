@@ -11,6 +11,7 @@ from html import escape
 from typing import Any, ClassVar, Literal
 
 from bronze import html_table
+from bronze.printable import count
 
 Status = Literal["landed", "unchanged", "failed", "stopped"]
 
@@ -109,8 +110,8 @@ class Shown:
         """What the line says, besides the exit code."""
         items: Sequence[Any] = getattr(self, self._items) if self._items else ()
         states = Counter(getattr(item, "status", "") for item in items)
-        counts = [f"{count} {state}" for state, count in states.items() if state]
-        return [f"{len(items)} {self._items}", *counts] if items else []
+        counts = [f"{number:,} {state}" for state, number in states.items() if state]
+        return [count(len(items), self._items.removesuffix("s")), *counts] if items else []
 
     def __repr__(self) -> str:
         code: int = getattr(self, "exit_code")  # noqa: B009 - a property of each result

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bronze.model.results import Failure, Shown
+from bronze.printable import count
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ErasureResult(Shown):
         return 1 if is_open or not self.is_found else 0
 
     def _summary(self) -> Sequence[str]:
-        erased = f"{self.rows} rows and {self.records} records erased"
-        parts = [self.target, erased if self.is_found else "nothing found", f"{self.left} left"]
-        parts += [f"{self.doubtful} doubtful"] if self.doubtful else []
+        erased = f"{count(self.rows, 'row')} and {count(self.records, 'record')} erased"
+        parts = [self.target, erased if self.is_found else "nothing found", f"{self.left:,} left"]
+        parts += [f"{self.doubtful:,} doubtful"] if self.doubtful else []
         return parts

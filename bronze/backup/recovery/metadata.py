@@ -26,6 +26,7 @@ from bronze.errors import BronzeError, ConfigError
 from bronze.governance.audit_proof import moment
 from bronze.model.locations import Place, TableName
 from bronze.model.results import Shown
+from bronze.printable import count
 from bronze.protection import keys
 from bronze.version import VERSION
 
@@ -240,7 +241,7 @@ def _differences(snapshot: Metadata, now: Metadata) -> Iterator[tuple[bool, str]
         if key not in now.keys:
             yield True, f"the key {key} is missing ({'.'.join(filter(None, use))})"
     if new := len(now.keys.keys() - snapshot.keys.keys()):
-        yield False, f"{new} keys are new"
+        yield False, f"{count(new, 'key is', 'keys are')} new"
     for place, value in now.config.items():
         if snapshot.config.get(place) != value:
             before_text = json.dumps(snapshot.config.get(place), ensure_ascii=False)

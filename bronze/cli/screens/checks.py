@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from bronze.cli.output import print_error, print_line, print_styled, print_table, size
+from bronze.cli.output import print_error, print_line, print_styled, print_table
 from bronze.cli.screens.failure_groups import print_failures, print_notes
+from bronze.printable import count, size
 from bronze.tables.naming import short_name
 
 if TYPE_CHECKING:
@@ -43,14 +44,10 @@ def check(report: CheckReport, detailed: bool) -> None:
 
 def _print_verdict(report: CheckReport) -> None:
     problems, warnings = len(report.problems), report.warnings
-    line = Text(f"{_count(len(report.tables), 'table')}, ")
-    line.append(_count(problems, "problem"), "bold red" if problems else "bold green")
-    line.append(", ").append(_count(warnings, "warning"), "yellow" if warnings else "")
+    line = Text(f"{count(len(report.tables), 'table')}, ")
+    line.append(count(problems, "problem"), "bold red" if problems else "bold green")
+    line.append(", ").append(count(warnings, "warning"), "yellow" if warnings else "")
     print_styled(line)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _print_list(report: CheckReport) -> None:
@@ -86,9 +83,11 @@ def _print_counts(report: CheckReport) -> None:
     unknown = sum(table.rows < 0 for table in report.tables)
     keyless = sum(not table.key for table in report.tables)
     stored = size(sum(table.bytes for table in report.tables))
-    kinds_text = ", ".join(_count(number, kind) for kind, number in kinds.items())
+    kinds_text = ", ".join(count(number, kind) for kind, number in kinds.items())
     never = f"; {unknown:,} never analysed" if unknown else ""
-    print_line(f"\n{kinds_text}: about {rows:,} rows in {stored}{never}; {keyless:,} without a key")
+    print_line(
+        f"\n{kinds_text}: about {count(rows, 'row')} in {stored}{never}; {keyless:,} without a key"
+    )
 
 
 def _rows(table: TableReport) -> str:
@@ -96,7 +95,7 @@ def _rows(table: TableReport) -> str:
 
 
 def _print_table(table: TableReport) -> None:
-    rows = "never analysed" if table.rows < 0 else f"about {table.rows:,} rows"
+    rows = "never analysed" if table.rows < 0 else f"about {count(table.rows, 'row')}"
     key = ", ".join(table.key) or "no key"
     print_line(
         f"\n{table.table} → {table.target}  ({table.kind}, {rows}, {size(table.bytes)}, {key})",

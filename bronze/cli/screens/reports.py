@@ -20,7 +20,7 @@ from bronze.cli.output import (
     print_table,
     quality_score,
 )
-from bronze.printable import visible
+from bronze.printable import count, visible
 from bronze.tables.naming import short_name
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def audit(report: AuditReport) -> None:
         print_line(f"{row.sequence:>6}  {when}  {actor}  {action}  {_short_details(row.details)}")
     for problem in report.problems:
         print_error(f"{problem}.")
-    print_line(f"{report.count:,} records in all{_proof(report)}")
+    print_line(f"{count(report.count, 'record')} in all{_proof(report)}")
     for note in report.notes:
         print_line(f"  {note}")
     if report.head:
@@ -105,12 +105,12 @@ def _proof(report: AuditReport) -> str:
         return ", and they are not as they were written" if report.count else ""
     unsealed = f"; the first {report.unsealed:,} are not sealed: anybody could have written them"
     witnesses = (
-        f"; {report.vouching:,} of {report.tables:,} Bronze tables know of them, up to"
+        f"; {report.vouching:,} of {count(report.tables, 'Bronze table')} know of them, up to"
         f" {report.vouched:,}"
     )
     escrow = f"; the escrow at {report.escrow} has their heads up to {report.escrowed:,}"
     return (
-        f", all of them whole: {report.files:,} files of {report.place} were read"
+        f", all of them whole: {count(report.files, 'file')} of {report.place} read"
         f"{witnesses}{escrow if report.escrowed else ''}{unsealed if report.unsealed else ''}"
     )
 

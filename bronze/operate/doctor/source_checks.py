@@ -21,6 +21,7 @@ from bronze.postgres.connection.parameters import address, parameters
 from bronze.postgres.connection.translation import source_errors
 from bronze.postgres.replication import slot as slots
 from bronze.postgres.replication.slot import Slot
+from bronze.printable import count
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -215,7 +216,7 @@ def _rights_verdict(settings: Settings, name: str, targets: Sequence[Target]) ->
         for streamed in (False, True):
             errors += selection.missing_tables(settings, targets, streamed=streamed)
     if not errors:
-        return ok(f"{len(targets)} tables are selected, and all of them may be read.")
+        return ok(f"{count(len(targets), 'table is', 'tables are')} selected and may be read.")
     message = errors[0].message
     if len(errors) > 1:
         names = ", ".join(error.table for error in errors[:_LISTED])
@@ -253,10 +254,14 @@ def _settings_verdict(
     free, needed = int(row[0]), capacity.connections_needed(origin, streamed)[0]
     if free < needed:
         return warning(
-            f"{address(origin)} has {max(free, 0)} free connections; bronze needs {needed}.",
+            f"{address(origin)} has {count(max(free, 0), 'free connection')}; bronze needs"
+            f" {needed}.",
             "Close some connections (pg_stat_activity has them), or raise max_connections.",
         )
-    return ok(f"The server's settings allow what bronze needs; {free} connections are free.")
+    return ok(
+        "The server's settings allow what bronze needs;"
+        f" {count(free, 'connection is', 'connections are')} free."
+    )
 
 
 def _stream_verdict(
@@ -270,7 +275,7 @@ def _stream_verdict(
     errors += table_sync.unfit_tables(missing).values()
     for error in filter(None, errors):
         return problem(error.message, error.hint)
-    return ok(f"All {len(streamed)} streamed tables can be streamed by publication {publication}.")
+    return ok(f"{count(len(streamed), 'table')} can be streamed by publication {publication}.")
 
 
 def _slot_verdict(
