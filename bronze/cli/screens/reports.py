@@ -105,7 +105,7 @@ def _proof(report: AuditReport) -> str:
         return ", and they are not as they were written" if report.count else ""
     unsealed = f"; the first {report.unsealed:,} are not sealed: anybody could have written them"
     witnesses = (
-        f"; {report.vouching:,} of {count(report.tables, 'Bronze table')} know of them, up to"
+        f"; known to {report.vouching:,} of {count(report.tables, 'Bronze table')}, up to"
         f" {report.vouched:,}"
     )
     escrow = f"; the escrow at {report.escrow} has their heads up to {report.escrowed:,}"

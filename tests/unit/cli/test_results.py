@@ -90,5 +90,5 @@ def test_a_dry_run_of_forget_says_what_would_be_erased(capsys: pytest.CaptureFix
     done = ErasureResult("b.bz_t", 5, before=before)
     erasures.erasure_result(done, dry_run=True)
     out = capsys.readouterr().out
-    assert "would erase 3 rows and 1 records" in out
+    assert "would erase 3 rows and 1 record" in out
     assert "can be read now" not in out

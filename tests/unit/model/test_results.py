@@ -68,7 +68,7 @@ def test_a_check_shows_columns_and_problems() -> None:
     columns = (ColumnReport("Id", "integer", "id", "int", ""),)
     tables = (TableReport("public.a", "bronze.bz_a", "table", 1, 8192, ("id",), columns),)
     report = CheckReport(tables, (BAD,), ("A note.",))
-    assert repr(report) == "<CheckReport: 1 tables, exit code 1>"
+    assert repr(report) == "<CheckReport: 1 table, exit code 1>"
     html = report._repr_html_()
     assert ">id int</td>" in html
     assert ">It &lt;b&gt;cannot&lt;/b&gt; be read.</p>" in html
@@ -93,7 +93,7 @@ def test_quality_shows_the_latest_run_of_each_table() -> None:
         Run("b", datetime(2026, 1, d, tzinfo=UTC), "", True, d, 99, 0, 0, 0) for d in (2, 1)
     )
     report = QualityReport((TableQuality("a", "bronze.bz_a", runs, (), 1.0, 10),))
-    assert repr(report) == "<QualityReport: 1 tables, exit code 0>"
+    assert repr(report) == "<QualityReport: 1 table, exit code 0>"
     html = report._repr_html_()
     assert "2026-01-02" in html
     assert "2026-01-01" not in html
