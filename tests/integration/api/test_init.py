@@ -273,7 +273,7 @@ def test_tables_that_the_role_may_not_read_are_left_out(source: Source, tmp_path
         assert text.count("Left out: Table public.denied cannot be read") == 1
         assert tomllib.loads(text)["source"]["exclude"] == ["denied"]
         with pytest.raises(
-            ConfigError, match="may not read any table in .* which has 1 table"
+            ConfigError, match=r"may not read any table in .* which has 1 table"
         ) as caught:
             propose_config(dsn, schemas=["closed"])
         assert "GRANT" in caught.value.hint
