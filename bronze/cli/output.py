@@ -178,6 +178,24 @@ def print_table(
     _out.print(table)
 
 
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Prints a line for each fact: its name, and what it is; long ones are wrapped on a terminal,
+    below their beginning.
+    """
+    known = [(visible(name), visible(text)) for name, text in facts if text]
+    longest = max((cell_len(name) for name, _ in known), default=0)
+    if not _out.is_terminal:
+        for name, text in known:
+            _out.print(f"  {name:<{longest}}  {text}", markup=False, soft_wrap=True)
+        return
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(width=longest + 2, style="dim")
+    table.add_column(overflow="fold")
+    for name, text in known:
+        table.add_row(Text(f"  {name}"), Text(text))
+    _out.print(table)
+
+
 def _print_unwrapped(rows: Sequence[Sequence[Text]], gap: int) -> None:
     widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from bronze.cli.output import print_error, print_line, print_styled, print_table
+from bronze.cli.output import print_error, print_facts, print_line, print_styled, print_table
 from bronze.cli.screens.failure_groups import print_failures, print_notes
+from bronze.operate.facts.wording import duration
 from bronze.printable import count, size
 from bronze.tables.naming import short_name
 
@@ -95,12 +97,8 @@ def _rows(table: TableReport) -> str:
 
 
 def _print_table(table: TableReport) -> None:
-    rows = "never analysed" if table.rows < 0 else f"about {count(table.rows, 'row')}"
-    key = ", ".join(table.key) or "no key"
-    print_line(
-        f"\n{table.table} → {table.target}  ({table.kind}, {rows}, {size(table.bytes)}, {key})",
-        "bold",
-    )
+    print_line(f"\n{table.table} → {table.target}", "bold")
+    print_facts(_facts(table))
     if table.columns:
         columns = [
             (
@@ -111,11 +109,28 @@ def _print_table(table: TableReport) -> None:
             )
             for column in table.columns
         ]
+        print_line("")
         print_table(("column", "PostgreSQL", "Delta", ""), columns, padding=2)
-    if table.rules:
-        print_line(f"  rules: {_rule_counts(table)}")
-    for limit in table.limits:
-        print_line(f"  by design: {limit}")
+
+
+def _facts(table: TableReport) -> Iterator[tuple[str, str]]:
+    rows = "never analysed" if table.rows < 0 else f"about {count(table.rows, 'row')}"
+    yield "source", f"{table.kind}, {rows}, {size(table.bytes)}"
+    key = ", ".join(table.key) or "none"
+    load = table.load
+    if load is None:
+        yield "key", key
+    else:
+        yield "pattern", f"{load.pattern}: {load.reads}"
+        yield "cursor", f"{load.cursor}: {load.cursor_note}" if load.cursor else ""
+        yield "key", f"{key}: {load.key_note}" if load.key_note else key
+        yield "deletes", load.deletes
+        sla = f", SLA {duration(load.sla)}" if load.sla is not None else ""
+        yield "due", f"{load.schedule}{sla}, priority {load.priority}, by `bronze serve`"
+        yield "proposal", f"{load.proposal} (`bronze init`)" if load.proposal else ""
+    yield "rules", _rule_counts(table) if table.rules else ""
+    for number, limit in enumerate(table.limits):
+        yield "" if number else "by design", limit
 
 
 def _rule_counts(table: TableReport) -> str:

@@ -21,7 +21,7 @@ from bronze.postgres.connection.parameters import address, parameters
 from bronze.postgres.connection.translation import source_errors
 from bronze.postgres.replication import slot as slots
 from bronze.postgres.replication.slot import Slot
-from bronze.printable import count
+from bronze.printable import count, size
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -304,10 +304,10 @@ def _slot_state(slot: Slot, budget: int, rate: float) -> Verdict:
             f"Replication slot {slot.name} is lost ({reason}): its changes are gone.",
             "`bronze stream` makes a new one, and compares all its tables.",
         )
-    kept = f"Replication slot {slot.name} keeps {_size(slot.retained)} of log{_left(slot, rate)}"
+    kept = f"Replication slot {slot.name} keeps {size(slot.retained)} of log{_left(slot, rate)}"
     hint = "The stream has to run and keep up: `bronze status`; `bronze stream` in the foreground."
     if slot.retained > budget or slot.wal_status == "unreserved":
-        return warning(f"{kept}; [stream] wal_budget is {_size(budget)}.", hint)
+        return warning(f"{kept}; [stream] wal_budget is {size(budget)}.", hint)
     if slot.active_pid is None:
         return warning(f"{kept}, and nobody streams from it.", hint)
     return ok(f"{kept}, and is streamed from.")
@@ -331,19 +331,12 @@ def _log_rate(connection: Connection) -> float:
 def _left(slot: Slot, rate: float) -> str:
     if slot.safe_wal_size is None:
         return ""
-    left = f"; {_size(max(slot.safe_wal_size, 0))} more may be written before it can be lost"
+    left = f"; {size(max(slot.safe_wal_size, 0))} more may be written before it can be lost"
     if rate <= 0:
         return left
     hours = max(slot.safe_wal_size, 0) / rate / 3600
     time_left = f"{hours:.0f} h" if hours >= 1 else f"{hours * 60:.0f} min"
-    return f"{left}, in about {time_left} at the average of {_size(int(rate * 3600))}/h"
-
-
-def _size(count: int) -> str:
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} B"
+    return f"{left}, in about {time_left} at the average of {size(int(rate * 3600))}/h"
 
 
 def _clock_verdict(connection: Connection) -> Verdict:
