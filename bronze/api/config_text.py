@@ -80,10 +80,10 @@ def config_text(survey: DatabaseSurvey, dsn: str, name: str) -> str:
 
 def _heading(survey: DatabaseSurvey) -> str:
     tables = count(len(survey.surveys), "table")
-    size = size(sum(s.size for s in survey.surveys))
+    stored = size(sum(s.size for s in survey.surveys))
     return _comment(
         f"Written by `bronze init` for the database {_name_in_comment(survey.database)}: PostgreSQL"
-        f" {survey.version}, {tables}, {size}.",
+        f" {survey.version}, {tables}, {stored}.",
         "Row counts and sizes are PostgreSQL's estimates. `bronze check` shows what each column"
         " becomes, `bronze run` loads the tables.",
     )
