@@ -43,6 +43,14 @@ _LEFT = "text-align:left;vertical-align:top"
 _RIGHT = "text-align:right;vertical-align:top;white-space:nowrap"
 
 
+def heading(kind: str, summary: Iterable[str], exit_code: int) -> str:
+    """The kind of a result, what it says in short, and its exit code, in colour if it is not 0."""
+    colour = f' style="color:{_COLOURS["failed"]}"' if exit_code else ""
+    parts = [escape(text) for text in summary]
+    parts.append(f"<span{colour}>exit code {exit_code}</span>")
+    return f'<p style="margin:.3em 0"><b>{escape(kind)}</b>: {", ".join(parts)}</p>'
+
+
 def items_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row for each item; columns that say nothing are left out, and what `messages` says too."""
     names = [
