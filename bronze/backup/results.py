@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -106,7 +106,13 @@ class VerifiedCopy(Shown):
         return [count(self.generations, "generation"), read, found]
 
     def _row(self, item: VerifiedCopy) -> Mapping[str, Any]:
-        return {**asdict(item), "faults": ""}
+        return {
+            "generations": item.generations,
+            "objects": item.total_objects,
+            "objects read": item.objects,
+            "bytes": item.bytes,
+            "seconds": item.seconds,
+        }
 
     def _messages(self) -> Iterator[str]:
         yield from self.faults

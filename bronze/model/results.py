@@ -101,7 +101,10 @@ class Shown:
         others = [*getattr(self, "missing", ()), *getattr(self, "problems", ())]
         # The problems of a check are those of its tables and the others.
         named += [("", failure) for failure in others if failure not in known]
-        named += [("", getattr(self, name, None)) for name in ("unrecorded", "copy_error")]
+        named += [
+            ("Not recorded", getattr(self, "unrecorded", None)),
+            ("The lake was not copied", getattr(self, "copy_error", None)),
+        ]
         return [
             (name, failure)
             for name, failure in dict.fromkeys(named)

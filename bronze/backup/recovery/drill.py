@@ -76,7 +76,7 @@ class DrillResult(Shown):
             "copy of": record.made,
             "recovered in": f"{record.recovery_seconds:.1f} s (rto {record.rto_seconds:,} s)",
             "lost": f"{record.lost_seconds:.1f} s (rpo {record.rpo_seconds:,} s)",
-            "stages": ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in item.stages),
+            "took": ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in item.stages),
             "tables": record.tables,
             "rows": record.rows,
             "objects": record.objects,

@@ -138,7 +138,7 @@ def drill(
     config: Config = _DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Restore the newest copy to a scratch root, verify, read and decrypt it, and delete it."""
+    """Rehearse a recovery: restore the newest copy, verify, read, decrypt and delete it."""
     import bronze
     from bronze.cli import output
 
