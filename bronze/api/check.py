@@ -48,7 +48,7 @@ from bronze.quality import rules, set_rules
 from bronze.tables import blind_spots, selection
 from bronze.tables.context import TableContext, constraints_of, streamed_columns_of
 
-_REJECTS = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
+REJECTED = "rejected values become NULL"
 _AS_TEXT = "PostgreSQL's text"
 _STANDBY = (
     "is a standby: a cursor column needs an overlap, nothing can be streamed, and it cancels reads"
@@ -414,7 +414,7 @@ def _column(column: Column) -> ColumnReport:
     if column.protect:
         note = _PROTECTED[column.protect.method]
     elif column.reject:
-        note = _REJECTS
+        note = REJECTED
     elif column.kind.name == "string" and column.source_type.split("(")[0] not in (
         "text",
         "character varying",

@@ -16,6 +16,7 @@ from rich.text import Text
 from bronze.api.display.log_lines import LOG
 from bronze.api.display.progress import STDERR
 from bronze.cli.explanations import command_for
+from bronze.cli.wrapping import wrapped
 from bronze.printable import size, visible, visible_json
 
 # A value or a name may contain a word between colons, which is not the code of an emoji.
@@ -23,9 +24,11 @@ _out = Console(highlight=False, emoji=False)
 _UNLIMITED = 10_000
 
 
-def print_line(text: str, style: str | None = None) -> None:
-    """Prints a line for people on stdout; a line break at its beginning makes an empty line."""
-    _line(_out, text, style)
+def print_line(text: str, style: str | None = None, *, whole: bool = False) -> None:
+    """Prints a line for people on stdout; a line break at its beginning makes an empty line. On a
+    terminal it is broken between words, unless it is ``whole``, as what people copy is.
+    """
+    _line(_out, text, style, whole)
 
 
 def print_error(text: str, hint: str = "") -> None:
@@ -49,9 +52,9 @@ def print_explain(kinds: Iterable[str]) -> None:
         _line(STDERR, f"  {'; '.join(commands)}", "dim")
 
 
-def print_styled(text: Text) -> None:
-    """Prints a line that has styles, and is visible already."""
-    _out.print(text, soft_wrap=True)
+def print_styled(text: Text, *, whole: bool = False) -> None:
+    """Prints a line that has styles, and is visible already; ``whole`` is as in `print_line`."""
+    _out.print(text, soft_wrap=whole or not _out.is_terminal)
 
 
 def width() -> int:
@@ -59,12 +62,15 @@ def width() -> int:
     return _out.width if _out.is_terminal else _UNLIMITED
 
 
-def _line(console: Console, text: str, style: str | None) -> None:
+def _line(console: Console, text: str, style: str | None, whole: bool = False) -> None:
     # All lines for people are printed here.
     line = text.removeprefix("\n")
     if line != text:
         console.print()
-    console.print(visible(line), style=style, markup=False, soft_wrap=True)
+    shown = visible(line)
+    if console.is_terminal and not whole:
+        shown = wrapped(shown, console.width)
+    console.print(shown, style=style, markup=False, soft_wrap=True)
 
 
 def print_markdown(text: str) -> None:
@@ -118,7 +124,7 @@ def quality_score(score: float) -> str:
 
 
 _EMPTY = {"", "0", size(0)}
-_STATUSES = {
+STATUSES = {
     "landed": "green",
     "equal": "green",
     "unchanged": "cyan",
@@ -147,10 +153,10 @@ def print_figures(
             pad = " " * (widths[i] - cell_len(row[i]))
             cell = row[i] + pad if names[i] in texts else pad + row[i]
             line.append("" if i == shown[0] else "  ")
-            line.append(cell, _STATUSES.get(row[i], "") if names[i] == "status" else "")
+            line.append(cell, STATUSES.get(row[i], "") if names[i] == "status" else "")
         line.rstrip()
         # A terminal that is narrower breaks the line itself: no digit is left out.
-        print_styled(line)
+        print_styled(line, whole=True)
 
 
 def print_table(
@@ -158,21 +164,25 @@ def print_table(
     rows: Iterable[Sequence[str | Text]],
     padding: int = 1,
     right: Collection[str] = (),
+    long: Collection[str] = (),
 ) -> None:
-    """Prints a table of texts. Long ones are wrapped on a terminal, and nowhere else. ``padding``
-    is around each cell; the columns ``right`` are aligned there. A cell that is a `Text` has
-    styles, and is visible already.
+    """Prints a table of texts. Long ones are wrapped on a terminal, and nowhere else: those of the
+    columns ``long`` first. ``padding`` is around each cell; the columns ``right`` are aligned
+    there. A cell that is a `Text` has styles, and is visible already.
     """
     cells = [
         [cell if isinstance(cell, Text) else Text(visible(cell)) for cell in row] for row in rows
     ]
     if not _out.is_terminal:
-        _print_unwrapped([[Text(visible(name)) for name in names], *cells], 2 * padding)
+        heads = [Text(visible(name)) for name in names]
+        _print_unwrapped([heads, *cells], 2 * padding, [name in right for name in names])
         return
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, padding))
-    for name in names:
+    for number, name in enumerate(names):
         justify: Literal["left", "right"] = "right" if name in right else "left"
-        table.add_column(Text(visible(name)), overflow="fold", justify=justify)
+        widest = max((row[number].cell_len for row in cells), default=0)
+        least = None if not long or name in long else min(widest, _out.width // len(names))
+        table.add_column(Text(visible(name)), overflow="fold", justify=justify, min_width=least)
     for row in cells:
         table.add_row(*row)
     _out.print(table)
@@ -196,11 +206,12 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     _out.print(table)
 
 
-def _print_unwrapped(rows: Sequence[Sequence[Text]], gap: int) -> None:
+def _print_unwrapped(rows: Sequence[Sequence[Text]], gap: int, right: Sequence[bool]) -> None:
     widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
+        pads = [" " * (wide - cell.cell_len) for cell, wide in zip(row, widths, strict=True)]
         padded = (
-            cell.plain + " " * (wide - cell.cell_len)
-            for cell, wide in zip(row, widths, strict=True)
+            pad + cell.plain if at_right else cell.plain + pad
+            for cell, pad, at_right in zip(row, pads, right, strict=True)
         )
         _out.print((" " * gap).join(padded).rstrip(), markup=False, soft_wrap=True)

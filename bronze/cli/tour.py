@@ -126,7 +126,8 @@ def run_tour(directory: Path, scale: float, keep: bool) -> None:
         f"The demo took {time.monotonic() - began:.0f} s. Its files are in {directory}:"
     )
     output.print_line(
-        f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\""
+        f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\"",
+        whole=True,
     )
     if keep:
         output.print_line(f"  bronze check -c {directory / 'bronze.toml'}")

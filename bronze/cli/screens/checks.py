@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bronze.api.check import CheckReport, TableReport
 
 MOST_TABLES = 25
+_REJECTED = "rejected values: what Delta cannot hold; it is kept in governance.rejected_values"
 _HOW = "`bronze check TABLE` shows the columns of a table, -v those of all."
 
 
@@ -53,29 +54,37 @@ def _print_verdict(report: CheckReport) -> None:
 
 
 def _print_list(report: CheckReport) -> None:
-    if not report.tables:
+    tables = report.tables
+    if not tables:
         return
-    schemas = sorted({table.target.partition(".")[0] for table in report.tables})
-    print_line(f"\nBronze tables in {', '.join(schemas)}:")
+    schemas = {table.table.rpartition(".")[0] for table in tables}
+    lake = {table.target.partition(".")[0] for table in tables}
+    origin = f" of {next(iter(schemas))}" if len(schemas) == 1 else ""
+    print_line(f"\nTables{origin}, and what they become in {', '.join(sorted(lake))}:")
     # On a narrow terminal each column that says nothing costs another one.
-    kinds = any(table.kind != "table" for table in report.tables)
-    states = any(table.problem for table in report.tables)
-    names = ["table", "Bronze table", *["kind"] * kinds, "rows", "size", "key"]
-    names += ["state"] * states
-    rows = [_list_row(table, kinds, states) for table in report.tables]
-    print_table(names, rows, right=("rows", "size"))
+    heads = ("table", "Bronze table", "kind", "pattern", "rows", "size", "key", "state")
+    says = {
+        "kind": any(table.kind != "table" for table in tables),
+        "pattern": any(table.load for table in tables),
+        "state": any(table.problem for table in tables),
+    }
+    shown = [i for i, head in enumerate(heads) if says.get(head, True)]
+    rows = [_list_row(table, len(schemas) == 1) for table in tables]
+    names = [heads[i] for i in shown]
+    cells = [[row[i] for i in shown] for row in rows]
+    print_table(names, cells, right=("rows", "size"), long=("key", "Bronze table"))
 
 
-def _list_row(table: TableReport, kinds: bool, states: bool) -> list[str | Text]:
-    state = Text("problem", "bold red") if table.problem else Text("ok", "green")
+def _list_row(table: TableReport, one_schema: bool) -> list[str | Text]:
     return [
-        table.table,
+        table.table.rpartition(".")[2] if one_schema else table.table,
         short_name(table.target),
-        *[table.kind] * kinds,
-        _rows(table),
-        size(table.bytes),
+        table.kind,
+        table.load.pattern if table.load else "",
+        "unknown" if table.rows < 0 else f"~{table.rows:,}",
+        size(table.bytes) if table.bytes else "",
         ", ".join(table.key) or "none",
-        *[state] * states,
+        Text("problem", "bold red") if table.problem else Text("ok", "green"),
     ]
 
 
@@ -92,10 +101,6 @@ def _print_counts(report: CheckReport) -> None:
     )
 
 
-def _rows(table: TableReport) -> str:
-    return "not analysed" if table.rows < 0 else f"~{table.rows:,}"
-
-
 def _print_table(table: TableReport) -> None:
     print_line(f"\n{table.table} → {table.target}", "bold")
     print_facts(_facts(table))
@@ -110,7 +115,12 @@ def _print_table(table: TableReport) -> None:
             for column in table.columns
         ]
         print_line("")
-        print_table(("column", "PostgreSQL", "Delta", ""), columns, padding=2)
+        print_table(("column", "PostgreSQL", "Delta", ""), columns, long=("PostgreSQL", ""))
+        # A wrong config is told before the modules of a check are imported.
+        from bronze.api.check import REJECTED
+
+        if any(column.note == REJECTED for column in table.columns):
+            print_line(_REJECTED, "dim")
 
 
 def _facts(table: TableReport) -> Iterator[tuple[str, str]]:

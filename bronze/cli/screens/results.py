@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from bronze.cli.output import (
+    STATUSES,
     is_terminal,
     print_error,
     print_figures,
     print_json,
     print_line,
+    print_styled,
     quality_score,
 )
 from bronze.cli.screens.failure_groups import names_of, print_failures, print_notes
@@ -78,17 +82,23 @@ def _statuses(rows: Sequence[TableResult], shown: Sequence[TableResult]) -> str:
 
 def _print_sum(result: RunResult) -> None:
     rows = sum(row.rows_read for row in result.tables)
-    counts = Counter(row.status for row in result.tables)
-    each = ", ".join(f"{count:,} {status}" for status, count in counts.items())
-    print_line(
-        f"{count(len(result.tables), 'table')}: {each}. {count(rows, 'row')} read in"
-        f" {result.seconds:.1f} s, batch {result.batch_id}"
-    )
+    line = _verdict([row.status for row in result.tables])
+    line.append(f" {count(rows, 'row')} read in {result.seconds:.1f} s, batch {result.batch_id}")
+    print_styled(line)
     scored = [row for row in result.tables if row.score is not None]
     if scored:
         print_line(_scores(scored))
     if result.copy_error:
         print_error(f"The lake was not copied: {result.copy_error.message}", result.copy_error.hint)
+
+
+def _verdict(statuses: Sequence[str]) -> Text:
+    """How many tables there are, and how many have each status, in its colour."""
+    line, separator = Text(f"{count(len(statuses), 'table')}:"), " "
+    for status, number in Counter(statuses).items():
+        line.append(separator).append(f"{number:,} {status}", STATUSES.get(status, ""))
+        separator = ", "
+    return line.append(".")
 
 
 def _scores(scored: Sequence[TableResult]) -> str:
@@ -114,6 +124,9 @@ def _print_stream_figures(result: StreamResult) -> None:
     cells = [_cells(row) for row in result.tables]
     names = ("Bronze table", "status", *_FIGURES[:6], _FIGURES[-1])
     print_figures(names, [[*row[:8], row[-1]] for row in cells])
+    if not result.changes:
+        print_line(f"no changes in {result.seconds:.1f} s by stream {result.stream}")
+        return
     print_line(
         f"{count(result.changes, 'change')} in {count(result.transactions, 'transaction')},"
         f" landed in {count(result.batches, 'batch', 'batches')}"
@@ -267,7 +280,8 @@ def _print_verify_figures(result: VerifyResult) -> None:
         cells += [f"{count:,}" for count in (*counts, row.altered, len(row.files))]
         rows.append([*cells, f"{row.seconds:.1f}", _version(row.version)])
     print_figures(("Bronze table", "status", *names, "s", "v"), rows)
-    print_line(_basis(result))
+    line = _verdict([row.status for row in result.tables])
+    print_styled(line.append(f" {_basis(result)}"))
     print_notes((row.table, note) for row in result.tables for note in row.notes)
 
 

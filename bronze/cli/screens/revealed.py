@@ -65,7 +65,7 @@ def _print_records(
         for name, value in zip(names, row, strict=True):
             pad = " " * (longest - cell_len(visible(name)))
             style = "cyan" if name in protected else None
-            print_line(f"  {visible(name)}{pad}  {visible(value)}".rstrip(), style)
+            print_line(f"  {visible(name)}{pad}  {visible(value)}".rstrip(), style, whole=True)
 
 
 def _print_count(shown: int, total: int | None) -> None:

@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from bronze.cli import output
 from bronze.cli.screens import erasures, results
@@ -42,7 +43,9 @@ def test_a_terminal_shows_the_tables_with_most_changes(terminal: io.StringIO) ->
     assert lines[1].startswith("bz_c20")
     assert "\x1b[32mlanded\x1b[0m" in lines[1]
     assert "and 306 more: 300 unchanged, 5 landed, 1 failed" in lines[16]
-    assert "321 tables: 300 unchanged, 20 landed, 1 failed. 1,680 rows read in 2.0 s" in lines[17]
+    total = Text.from_ansi(lines[17])
+    assert "321 tables: 300 unchanged, 20 landed, 1 failed. 1,680 rows read in 2.0 s" in total.plain
+    assert "\x1b[1;31m1 failed\x1b[0m" in lines[17]
 
 
 def test_quiet_results_are_errors_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,7 +162,8 @@ def _print_drill(result: DrillResult) -> None:
     output.print_line(f"decrypted: {record.decrypted or 'the lake has no encrypted value'}")
     output.print_line(
         f"{record.recovery_seconds:.1f} s to recover (rto {record.rto_seconds:,} s),"
-        f" {record.lost_seconds:.0f} s lost (rpo {record.rpo_seconds:,} s): {record.result}"
+        f" {record.lost_seconds:.0f} s lost (rpo {record.rpo_seconds:,} s): {record.result}",
+        "green" if record.result == "passed" else "red",
     )
     for note in result.notes:
         output.print_error(note)
