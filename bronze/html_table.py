@@ -29,7 +29,7 @@ _HIDDEN = frozenset(
     }
 )
 _NAMES = {"target": "Bronze table", "recorded_timestamp": "recorded"}
-_IDENTIFIERS = frozenset({"version", "sequence", "pid", "port"})
+_IDENTIFIERS = frozenset({"version", "sequence", "pid", "port", "oid"})
 _UNKNOWN_BELOW_ZERO = frozenset({"rows", "source_rows"})
 _SIZES = frozenset({"bytes", "rewritten"})
 _COLOURS = {
@@ -37,7 +37,7 @@ _COLOURS = {
     **dict.fromkeys(("stopped", "warning", "unknown"), "#b26a00"),
     **dict.fromkeys(("landed", "equal", "pass"), "#2e7d32"),
 }
-_LONG_TEXT, _LONG_LIST = 200, 3
+_LONG_TEXT, _LONG_MESSAGE, _LONG_LIST = 200, 280, 3
 _SUMMARY = 60
 _LEFT = "text-align:left;vertical-align:top"
 _RIGHT = "text-align:right;vertical-align:top;white-space:nowrap"
@@ -81,7 +81,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
 
 def messages(texts: Iterable[str]) -> str:
     """A paragraph for each text."""
-    return "".join(f'<p style="margin:.3em 0">{_folded(text)}</p>' for text in texts)
+    return "".join(f'<p style="margin:.3em 0">{_folded(text, _LONG_MESSAGE)}</p>' for text in texts)
 
 
 def _table_cell(name: str, value: object, style: str) -> str:
@@ -92,9 +92,9 @@ def _table_cell(name: str, value: object, style: str) -> str:
     return f'<td style="{style}">{_folded(cell_text(name, value))}</td>'
 
 
-def _folded(text: str) -> str:
-    """The text; of a long one the beginning, which opens."""
-    if len(text) <= _LONG_TEXT:
+def _folded(text: str, most: int = _LONG_TEXT) -> str:
+    """The text; of one longer than ``most`` the beginning, which opens."""
+    if len(text) <= most:
         return escape(text)
     return _details(f"{text[:_SUMMARY]}…", text)
 

@@ -142,15 +142,19 @@ class CheckReport(Shown):
 
     def _row(self, item: TableReport) -> Mapping[str, Any]:
         columns = [f"{column.target} {column.delta_type}" for column in item.columns]
-        rules_of_item = [rule.name for rule in item.rules]
-        cells = {**asdict(item), "columns": columns, "rules": rules_of_item}
-        del cells["load"]
         load = item.load
-        return {
-            **cells,
+        cells = {
+            "table": item.table,
+            "target": item.target,
+            "kind": item.kind,
             "pattern": load.pattern if load else "",
             "cursor": load.cursor if load else "",
+            **asdict(item),
+            "columns": columns,
+            "rules": [rule.name for rule in item.rules],
         }
+        del cells["load"]
+        return cells
 
 
 def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:

@@ -69,7 +69,7 @@ def load_pattern(settings: Settings, target: Target, surveyed: Survey) -> LoadPa
 def _cursor_note(own: TableSettings, surveyed: Survey) -> str:
     if own.cursor == XMIN:
         origin = "of the config" if "cursor" in own.model_fields_set else "the default"
-        return f"{origin}: the transaction that wrote a row, so that no change is missed"
+        return f"{origin}; the transaction that wrote a row, so that no change is missed"
     parts = ["of the config"]
     for known in surveyed.cursors:
         if known.column == own.cursor:
@@ -78,13 +78,13 @@ def _cursor_note(own: TableSettings, surveyed: Survey) -> str:
                 if known.sees == "updates"
                 else "by its name it changes with inserts alone"
             )
-            parts += [] if known.indexed else ["it is not indexed"]
+            parts += [] if known.indexed else ["not indexed"]
     for attribute in surveyed.relation.attributes:
         if attribute.name == own.cursor and not attribute.not_null:
-            parts.append("it may be NULL")
+            parts.append("may be NULL")
     if own.overlap is not None:
-        parts.append(f"with an overlap of {_span(own.overlap)}")
-    return ", ".join(parts)
+        parts.append(f"overlap of {_span(own.overlap)}")
+    return "; ".join(parts)
 
 
 def _deletes(own: TableSettings) -> str:

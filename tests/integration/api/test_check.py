@@ -304,8 +304,8 @@ def test_check_reports_how_each_table_is_loaded(source: Source) -> None:
         "micro_batch", "updated_at", 1800, 1, "hourly",
     )  # fmt: skip
     assert timed.cursor_note == (
-        "of the config, by its name it changes with each update, it is not indexed, it may be NULL,"
-        " with an overlap of 90 seconds"
+        "of the config; by its name it changes with each update; not indexed; may be NULL; overlap"
+        " of 90 seconds"
     )
     assert timed.deletes == "marked as DELETED, looked for every 1 day"
     assert timed.key_note == "unique in PostgreSQL"
