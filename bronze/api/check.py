@@ -48,7 +48,7 @@ from bronze.quality import rules, set_rules
 from bronze.tables import blind_spots, selection
 from bronze.tables.context import TableContext, constraints_of, streamed_columns_of
 
-REJECTED = "rejected values become NULL"
+REJECTED = "may be rejected"
 _AS_TEXT = "PostgreSQL's text"
 _STANDBY = (
     "is a standby: a cursor column needs an overlap, nothing can be streamed, and it cancels reads"

@@ -54,7 +54,9 @@ def tidy(command: Any) -> None:
     """Has the help of a command and of those below it show no type beside a flag, which takes no
     value, and leave out the options about completion, which the end of the overview names.
     """
-    for option in command.params:
+    # It is made when it is asked for, and kept.
+    asking = command.get_help_option(typer.Context(command, **command.context_settings))
+    for option in (*command.params, asking):
         if getattr(option, "is_flag", False):
             option.metavar = ""
         if option.name in ("install_completion", "show_completion"):

@@ -22,6 +22,7 @@ from bronze.printable import size, visible, visible_json
 # A value or a name may contain a word between colons, which is not the code of an emoji.
 _out = Console(highlight=False, emoji=False)
 _UNLIMITED = 10_000
+_LEAST_WIDTH = 10
 
 
 def print_line(text: str, style: str | None = None, *, whole: bool = False) -> None:
@@ -178,22 +179,29 @@ def print_table(
         _print_unwrapped([heads, *cells], 2 * padding, [name in right for name in names])
         return
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, padding))
-    for number, name in enumerate(names):
+    widths = [
+        max(cell_len(visible(name)), *(row[number].cell_len for row in cells), 0)
+        for number, name in enumerate(names)
+    ]
+    gaps = 2 * padding * (len(names) - 1)
+    firm = sum(wide for name, wide in zip(names, widths, strict=True) if name not in long)
+    fits = bool(long) and firm + gaps + len(long) * _LEAST_WIDTH <= _out.width
+    for name, wide in zip(names, widths, strict=True):
         justify: Literal["left", "right"] = "right" if name in right else "left"
-        widest = max((row[number].cell_len for row in cells), default=0)
-        least = None if not long or name in long else min(widest, _out.width // len(names))
+        least = wide if fits and name not in long else None
         table.add_column(Text(visible(name)), overflow="fold", justify=justify, min_width=least)
     for row in cells:
         table.add_row(*row)
     _out.print(table)
 
 
-def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Prints a line for each fact: its name, and what it is; long ones are wrapped on a terminal,
-    below their beginning.
+def print_facts(facts: Iterable[tuple[str, str]], least: int = 0) -> None:
+    """Prints a line for each fact: its name, in at ``least`` so many columns, and what it is; long
+    ones are wrapped on a terminal, below their beginning.
     """
     known = [(visible(name), visible(text)) for name, text in facts if text]
     longest = max((cell_len(name) for name, _ in known), default=0)
+    longest = max(longest, least)
     if not _out.is_terminal:
         for name, text in known:
             _out.print(f"  {name:<{longest}}  {text}", markup=False, soft_wrap=True)

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from bronze.api.check import CheckReport, TableReport
 
 MOST_TABLES = 25
-_REJECTED = "rejected values: what Delta cannot hold; it is kept in governance.rejected_values"
+_REJECTED = (
+    "rejected: a value that Delta cannot hold becomes NULL, and is kept in"
+    " governance.rejected_values"
+)
+_PREFIX = "bz_"
+_LABELS = len("by design")
 _HOW = "`bronze check TABLE` shows the columns of a table, -v those of all."
 
 
@@ -60,10 +65,14 @@ def _print_list(report: CheckReport) -> None:
     schemas = {table.table.rpartition(".")[0] for table in tables}
     lake = {table.target.partition(".")[0] for table in tables}
     origin = f" of {next(iter(schemas))}" if len(schemas) == 1 else ""
-    print_line(f"\nTables{origin}, and what they become in {', '.join(sorted(lake))}:")
+    where = ", ".join(sorted(lake))
+    renamed = any(short_name(one.target) != f"{_PREFIX}{_name(one)}" for one in tables)
+    become = f"and what they become in {where}" if renamed else f"in {where} as {_PREFIX}NAME"
+    print_line(f"\nTables{origin}, {become}:")
     # On a narrow terminal each column that says nothing costs another one.
     heads = ("table", "Bronze table", "kind", "pattern", "rows", "size", "key", "state")
     says = {
+        "Bronze table": renamed,
         "kind": any(table.kind != "table" for table in tables),
         "pattern": any(table.load for table in tables),
         "state": any(table.problem for table in tables),
@@ -75,9 +84,13 @@ def _print_list(report: CheckReport) -> None:
     print_table(names, cells, right=("rows", "size"), long=("key", "Bronze table"))
 
 
+def _name(table: TableReport) -> str:
+    return table.table.rpartition(".")[2]
+
+
 def _list_row(table: TableReport, one_schema: bool) -> list[str | Text]:
     return [
-        table.table.rpartition(".")[2] if one_schema else table.table,
+        _name(table) if one_schema else table.table,
         short_name(table.target),
         table.kind,
         table.load.pattern if table.load else "",
@@ -103,7 +116,7 @@ def _print_counts(report: CheckReport) -> None:
 
 def _print_table(table: TableReport) -> None:
     print_line(f"\n{table.table} → {table.target}", "bold")
-    print_facts(_facts(table))
+    print_facts(_facts(table), _LABELS)
     if table.columns:
         columns = [
             (

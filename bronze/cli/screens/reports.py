@@ -173,13 +173,15 @@ def keys(reports: Sequence[KeyReport], as_json: bool) -> None:
     if as_json:
         print_json([asdict(key) for key in reports])
         return
-    names = ("key", "table", "column", "purpose", "master key", "made", "state")
+    # On a narrow terminal each column that says nothing costs another one.
+    replaced = any(not key.current for key in reports)
+    names = ["key", "table", "column", "purpose", "master key", "made", *["state"] * replaced]
     rows = [
         [
-            *(key.id, key.table, key.column, key.purpose, key.master),
+            *(key.id, short_name(key.table), key.column, key.purpose, key.master),
             f"{key.created:%Y-%m-%d %H:%M}",
-            "current" if key.current else "old",
+            *["current" if key.current else "old"] * replaced,
         ]
         for key in reports
     ]
-    print_table(names, rows, long=("table", "made"))
+    print_table(names, rows, long=("made",))

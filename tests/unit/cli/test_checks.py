@@ -38,7 +38,7 @@ def test_the_verdict_is_first_then_problems_then_warnings(
         "  bronze explain table_refused",
     ]
     assert "PostgreSQL" not in shown.out
-    assert "Tables of s, and what they become in bronze:" in lines
+    assert "Tables of s, in bronze as bz_NAME:" in lines
     (state_a,) = [line for line in lines if line.startswith("a ")]
     (state_b,) = [line for line in lines if line.startswith("b ")]
     assert (state_a.split()[-1], state_b.split()[-1]) == ("ok", "problem")
@@ -68,16 +68,16 @@ def test_a_table_has_its_load_pattern(capsys: pytest.CaptureFixture[str]) -> Non
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:9] == [
         "s.a → bronze.bz_a",
-        "  source   table, about 5 rows, 8.2 kB",
-        "  pattern  micro_batch: rows that may have changed",
-        "  cursor   updated_at: of the config",
-        "  key      id: unique in PostgreSQL",
-        "  deletes  removed",
-        "  due      hourly, SLA 30 min, priority 1, by `bronze serve`",
+        "  source     table, about 5 rows, 8.2 kB",
+        "  pattern    micro_batch: rows that may have changed",
+        "  cursor     updated_at: of the config",
+        "  key        id: unique in PostgreSQL",
+        "  deletes    removed",
+        "  due        hourly, SLA 30 min, priority 1, by `bronze serve`",
     ]
     checks.check(report, detailed=False)
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a ")]
-    assert row.split() == ["a", "bz_a", "micro_batch", "~5", "8.2", "kB", "id"]
+    assert row.split() == ["a", "micro_batch", "~5", "8.2", "kB", "id"]
     document = documents.check(report)["tables"][0]["load"]
     assert (document["cursor"], document["sla"]) == ("updated_at", 1800)
 
@@ -102,3 +102,17 @@ def test_the_document_has_a_verdict() -> None:
     document = documents.check(CheckReport((table("a", "n", problem=refused),), (), ("m",)))
     assert document["verdict"] == {"ok": False, "tables": 1, "problems": 1, "warnings": 2}
     assert set(document) == {"verdict", "tables", "missing", "notes"}
+
+
+def test_the_list_names_bronze_tables_that_are_called_otherwise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All that are not bz_ and the table's name say what they become."""
+    renamed = replace(table("b"), target="bronze.bz_other")
+    checks.check(CheckReport((table("a"), renamed), ()), detailed=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert "Tables of s, and what they become in bronze:" in lines
+    assert [line.split()[1] for line in lines if line.startswith(("a ", "b "))] == [
+        "bz_a",
+        "bz_other",
+    ]
