@@ -8,7 +8,6 @@ import functools
 import gc
 import importlib
 import itertools
-import logging
 import os
 import shutil
 import subprocess
@@ -32,6 +31,7 @@ from bronze.config.settings import Settings
 from bronze.demo.server import Server, running
 from tests.support.effort import examples
 from tests.support.features import has
+from tests.support.object_store import moto
 from tests.support.session import Session, execute_once
 
 FAST = {
@@ -251,18 +251,6 @@ def without_slots(admin: psycopg.Connection[Any], database: str) -> None:
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[dict[str, str]]:
     """The options that reach the bucket ``lake`` of an imitated S3."""
-    # They take a second to load.
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
     login = {"aws_access_key_id": "key", "aws_secret_access_key": "word"}
-    url = f"http://{host}:{port}"
-    client: Any = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **login)
-    client.create_bucket(Bucket="lake")
-    yield {"aws_endpoint_url": url, "aws_region": "us-east-1", "allow_http": "true", **login}
-    client.close()
-    server.stop()
+    with moto("lake") as url:
+        yield {"aws_endpoint_url": url, "aws_region": "us-east-1", "allow_http": "true", **login}

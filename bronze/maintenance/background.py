@@ -2,7 +2,8 @@
 
 A thread checks the tables that were written to every few seconds, one at a time. Its tasks run in
 the stream's executor, one after another: so both stay within the memory, and a batch waits for at
-most one task. Once an hour it deletes old files and log entries.
+most one task. So that it does not wait long, only files that are small together are rewritten; once
+an hour larger ones too, and old files and log entries are deleted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 
@@ -28,7 +30,12 @@ from bronze.model.locations import Place
 _log = logging.getLogger(__name__)
 
 _INTERVAL = 5.0
-_VACUUM_INTERVAL = 3600.0
+_LARGE_INTERVAL = 3600.0
+# The most bytes of Parquet that are rewritten at once, which takes a second or two, and once an
+# hour; then at least so many times the size that files should have.
+_SMALL_REWRITE = 32 * 2**20
+_LARGE_REWRITE = 256 * 2**20
+_LARGE_FILES = 2
 _CHECKPOINTS_INTERVAL = 300.0
 _LAST_WAIT = 5.0
 # The share of the memory: batches are received and applied at the same time.
@@ -48,7 +55,7 @@ class BackgroundMaintenance:
         """
         self._settings, self._pool, self._checkpoints = settings, pool, checkpoints
         self._written: dict[Place, TableSettings] = {}
-        self._vacuumed_at: dict[str, float] = {}
+        self._large_at: dict[str, float] = {}
         self._maintained_at: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -92,9 +99,13 @@ class BackgroundMaintenance:
             return
         self._maintained_at[place.url] = now
         name = place.url.rpartition("/")[2]
+        is_large = now - self._large_at.setdefault(place.url, now) > _LARGE_INTERVAL
+        if is_large:
+            self._large_at[place.url] = now
         try:
-            self._optimize(place, table_settings, name)
-            self._vacuum(place)
+            self._optimize(place, table_settings, name, is_large)
+            if is_large:
+                self._vacuum(place)
         except BronzeError as error:
             _log.warning("%s was not maintained: %s", name, error.message)
         except Exception as error:
@@ -102,8 +113,12 @@ class BackgroundMaintenance:
             if not self._stopped.is_set():
                 _log.warning("%s was not maintained: %s", name, type(error).__name__)
 
-    def _optimize(self, place: Place, table_settings: TableSettings, name: str) -> None:
+    def _optimize(
+        self, place: Place, table_settings: TableSettings, name: str, is_large: bool
+    ) -> None:
         wish = maintain.layout_wish(self._settings, table_settings, (name,))
+        large = max(_LARGE_REWRITE, _LARGE_FILES * wish.target)
+        wish = replace(wish, budget=large if is_large else _SMALL_REWRITE)
         state = log.read(place)
         if state is not None and optimize.is_needed(state, wish):
             workflow = maintain.optimize_table(self._settings, place, wish, name, _SHARE)
@@ -111,11 +126,7 @@ class BackgroundMaintenance:
                 pass
 
     def _vacuum(self, place: Place) -> None:
-        now = time.monotonic()
-        last = self._vacuumed_at.setdefault(place.url, now)
-        if now - last > _VACUUM_INTERVAL:
-            self._vacuumed_at[place.url] = now
-            if place == self._checkpoints:
-                history = self._settings.maintain.history
-                expiry.expire_records(place, streams.NAME, history, datetime.now(UTC))
-            vacuum.expire(place, self._settings.maintain.retention, (), time.time())
+        if place == self._checkpoints:
+            history = self._settings.maintain.history
+            expiry.expire_records(place, streams.NAME, history, datetime.now(UTC))
+        vacuum.expire(place, self._settings.maintain.retention, (), time.time())

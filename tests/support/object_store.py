@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,13 +204,17 @@ def gateway(upstream: str, *, google: bool = False) -> Iterator[Gateway]:
 
 @contextmanager
 def moto(bucket: str) -> Iterator[str]:
-    """The address of an imitated S3 with one bucket."""
+    """The address of an imitated S3 with one bucket. As with S3, of several writers of a new object
+    one wins: moto looks whether there is one before it writes, but not both in one step.
+    """
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    running: Any = server._server
+    running.app = _one_after_another(running.app)
     connection = http.client.HTTPConnection(host, port)
     connection.request("PUT", f"/{bucket}")
     assert connection.getresponse().status == 200
@@ -219,6 +223,17 @@ def moto(bucket: str) -> Iterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.stop()
+
+
+def _one_after_another(app: Callable[..., Any]) -> Callable[..., Any]:
+    """A WSGI application that handles conditional requests one after another."""
+    lock = threading.Lock()
+
+    def handle(environ: dict[str, Any], start: Any) -> Any:
+        with lock if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+            return app(environ, start)
+
+    return handle
 
 
 @contextmanager

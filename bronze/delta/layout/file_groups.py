@@ -61,7 +61,7 @@ def to_cluster(
         clustering, cluster = files.cluster_of(file.path) or ("", "")
         if clustering == clustering_id(columns):
             clusters.setdefault(cluster, []).append(file)
-        else:
+        elif file.size <= budget:
             new.append(file)
     if size_of(new) < target * _WORTH and len(new) < _MANY:
         return []

@@ -49,7 +49,8 @@ def test_a_stream_makes_only_its_own_tables_fresh(source: Source) -> None:
     assert _age(streamed) < 3600
     place = checkpoints.place(streamed)
     records = pl.read_delta(place.url)
-    assert "b.bz_t" in records["tables"][0]
+    # A record has the tables that changed since the one before.
+    assert any("b.bz_t" in tables for tables in records["tables"])
     now = datetime.now(UTC) + timedelta(hours=1)
     old = records.head(1).with_columns(
         pl.lit('{"bz_t": 7}').alias("tables"),
