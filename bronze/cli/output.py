@@ -125,6 +125,7 @@ def quality_score(score: float) -> str:
 
 
 _EMPTY = {"", "0", size(0)}
+_SPARE = ("v", "files", "size", "s")
 STATUSES = {
     "landed": "green",
     "equal": "green",
@@ -141,13 +142,17 @@ def print_figures(
     texts: Collection[str] = ("Bronze table", "status"),
 ) -> None:
     """Prints a table of figures without its empty columns; ``texts`` are aligned to the left. The
-    words of a column ``status`` have their colours.
+    words of a column ``status`` have their colours. A terminal that is too narrow gets no columns
+    that people miss least (`_SPARE`).
     """
     if not rows:
         return
     rows = [[visible(cell) for cell in row] for row in rows]
     shown = [i for i, _ in enumerate(names) if any(row[i] not in _EMPTY for row in rows)]
     widths = {i: max(cell_len(row[i]) for row in (names, *rows)) for i in shown}
+    for name in _SPARE:
+        if sum(widths[i] + 2 for i in shown) - 2 > width():
+            shown = [i for i in shown if names[i] != name]
     for number, row in enumerate((names, *rows)):
         line = Text(style="" if number else "bold")
         for i in shown:

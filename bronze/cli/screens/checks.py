@@ -32,7 +32,7 @@ def check(report: CheckReport, detailed: bool) -> None:
     _print_verdict(report)
     for problem in report.missing:
         print_error(problem.message, problem.hint)
-    print_failures({table.table: table.problem for table in report.tables})
+    print_failures({table.table: table.problem for table in report.tables}, "cannot be loaded")
     for note in report.notes:
         print_line(f"warning: {note}")
     print_notes(((table.table, note) for table in report.tables for note in table.notes), "warning")

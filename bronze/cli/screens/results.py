@@ -105,8 +105,9 @@ def _scores(scored: Sequence[TableResult]) -> str:
     """The average score of all rows, and how many rows of each table are quarantined."""
     rows = sum(row.rows_read for row in scored)
     average = sum((row.score or 0.0) * row.rows_read for row in scored) / max(rows, 1)
-    low = [f"{row.quarantined:,} of {row.table}" for row in scored if row.quarantined]
-    quarantined = f"; quarantined: {', '.join(low)}" if low else ""
+    low = sorted((row for row in scored if row.quarantined), key=lambda row: -row.quarantined)
+    named = names_of(f"{row.quarantined:,} of {row.table}" for row in low)
+    quarantined = f"; quarantined: {named}" if low else ""
     return f"average score {quality_score(average)}{quarantined}"
 
 

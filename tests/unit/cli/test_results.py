@@ -95,3 +95,32 @@ def test_a_dry_run_of_forget_says_what_would_be_erased(capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "would erase 3 rows and 1 record" in out
     assert "can be read now" not in out
+
+
+def test_a_narrow_terminal_has_the_figures_that_matter(
+    terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version and files go first; of many tables with quarantined rows those with most."""
+    monkeypatch.setattr(output._out, "_width", 60)
+    tables = tuple(
+        TableResult(
+            f"s.t{n}", f"b.bz_t{n}", "landed", 29_700, 297, 5, version=4, files=2, bytes=1_500_000,
+            seconds=0.1, score=99.0, quarantined=n,
+        )
+        for n in range(30)
+    )  # fmt: skip
+    results.run_result(RunResult("batch", 1, 2.0, tables))
+    lines = [Text.from_ansi(line).plain for line in terminal.getvalue().splitlines()]
+    assert lines[0].split() == [
+        "Bronze",
+        "table",
+        "status",
+        "read",
+        "inserted",
+        "updated",
+        "size",
+        "s",
+    ]
+    assert all(len(line) <= 60 for line in lines)
+    assert "quarantined: 29 of s.t29, 28 of s.t28" in " ".join(map(str.strip, lines))
+    assert any("and 19 more" in line for line in lines)
