@@ -125,7 +125,7 @@ def quality_score(score: float) -> str:
 
 
 _EMPTY = {"", "0", size(0)}
-_SPARE = ("v", "files", "size", "s")
+_SPARE = ("v", "files", "size", "s", "below 100", "next due", "deadline")
 STATUSES = {
     "landed": "green",
     "equal": "green",

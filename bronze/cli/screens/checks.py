@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from bronze.cli.output import print_error, print_facts, print_line, print_styled, print_table
+from bronze.cli.output import (
+    print_error,
+    print_facts,
+    print_line,
+    print_styled,
+    print_table,
+    width,
+)
 from bronze.cli.screens.failure_groups import print_failures, print_notes
 from bronze.operate.facts.wording import duration
 from bronze.printable import count, size
@@ -24,6 +31,7 @@ _REJECTED = (
 )
 _PREFIX = "bz_"
 _LABELS = len("by design")
+_FULL_WIDTH = 72
 _HOW = "`bronze check TABLE` shows the columns of a table, -v those of all."
 
 
@@ -75,6 +83,7 @@ def _print_list(report: CheckReport) -> None:
         "Bronze table": renamed,
         "kind": any(table.kind != "table" for table in tables),
         "pattern": any(table.load for table in tables),
+        "size": width() >= _FULL_WIDTH,
         "state": any(table.problem for table in tables),
     }
     shown = [i for i, head in enumerate(heads) if says.get(head, True)]
