@@ -29,8 +29,7 @@ from bronze.errors import (
 from bronze.execution import budget
 from bronze.governance import audit, openlineage
 from bronze.governance.escrow import heads
-from bronze.ingest import pipeline, plan
-from bronze.ingest.pipeline import OpenSource
+from bronze.ingest import plan
 from bronze.maintenance import automatic
 from bronze.model.columns import Column
 from bronze.model.quality import ResolvedRule
@@ -45,8 +44,9 @@ from bronze.postgres.copy import rows_reader
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
 from bronze.postgres.replication import slot
 from bronze.quality import rules, set_rules
-from bronze.tables import blind_spots, selection
+from bronze.tables import blind_spots, open_sources, selection
 from bronze.tables.context import TableContext, constraints_of, streamed_columns_of
+from bronze.tables.open_sources import OpenSource
 
 REJECTED = "may be rejected"
 _AS_TEXT = "PostgreSQL's text"
@@ -172,7 +172,7 @@ def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
     except (ConfigError, SecretsUnreachable, LakeError) as error:
         missing.append(error)
     with ExitStack() as stack:
-        present, sources = pipeline.open_sources(
+        present, sources = open_sources.open_all(
             settings, str(uuid_utils.uuid7()), stack, detailed=True
         )
         chosen = selection.select_targets(settings, present, tables)
@@ -353,7 +353,7 @@ def _assignment(
     if target.label in checked.unfit:
         raise checked.unfit[target.label]
     current = checked.streamed.get(target.label, target)
-    relation = pipeline.relation_in_snapshot(target, checked.snapshot, checked.relations)
+    relation = open_sources.relation_in_snapshot(target, checked.snapshot, checked.relations)
     current = selection.with_relation(current, relation)
     origin = checked.source.origin
     stamp = RowStamp("0", datetime.now(UTC), origin.name, target.settings.method)

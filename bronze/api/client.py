@@ -254,7 +254,7 @@ class Bronze:
         from bronze.api import frame
         from bronze.governance.audit import refuse_newer_lake
 
-        refuse_newer_lake(self.config)
+        refuse_newer_lake(self.config, is_needed=False)
         return frame.active_rows(self.config, name)
 
     def arrow(self, name: str) -> pyarrow.Table:

@@ -19,13 +19,16 @@ def active_rows(settings: Settings, name: str) -> pl.LazyFrame:
 
     Raises:
         ConfigError: there is no such table in the lake, or there are several.
-        LakeError, LakeUnreachable: it cannot be read.
+        LakeError: a later release has written it in a format that this one does not know, or it
+            cannot be read.
+        LakeUnreachable: the lake cannot be read.
     """
     found = lake.tables_of(settings, settings.lake.schema_)
     table = lake.find_one(settings, (one for one in found if one.is_bronze or one.error), name)
     state = table.state
     if table.error or state is None:
         raise table.error or ConfigError(f"There is no Bronze table {name}.")
+    state.refuse_newer()
     if client.is_copied(state.place):
         raise LakeError(
             "Rows of a lake on Google Cloud with vended credentials cannot be read as a frame.",

@@ -326,7 +326,7 @@ def forget(
         return [Event("forget", done.target, outcome(done), details)]
 
     work = lambda: erasure.forget(settings, table, key, ask=ask, dry_run=dry_run)  # noqa: E731
-    return run_and_record(settings, "forget", [table], work, events)
+    return run_and_record(settings, "forget", [table], work, events, is_final=True)
 
 
 def old_versions(settings: Settings, table: str) -> ErasureResult:
@@ -338,7 +338,7 @@ def old_versions(settings: Settings, table: str) -> ErasureResult:
         return [Event("forget", done.target, outcome(done), details)]
 
     work = lambda: delete_old_versions(settings, table)  # noqa: E731
-    return run_and_record(settings, "forget", [table], work, events)
+    return run_and_record(settings, "forget", [table], work, events, is_final=True)
 
 
 def _within_share(settings: Settings, share: Share | None) -> Settings:
@@ -352,6 +352,8 @@ def run_and_record(
     tables: Sequence[str],
     work: Callable[[], R],
     events: Callable[[R], Sequence[Event]],
+    *,
+    is_final: bool = False,
 ) -> R:
     """The result of a command, after it was recorded.
 
@@ -361,11 +363,13 @@ def run_and_record(
         tables: what it was called with.
         work: does it.
         events: the records of a result.
+        is_final: whether what it does cannot be undone: then it does nothing if the audit log
+            cannot be read, as it could not be recorded.
 
     Raises:
         BaseException: that of ``work``, which is recorded unless it is a `ConfigError`.
     """
-    audit.refuse_newer_lake(settings)
+    audit.refuse_newer_lake(settings, is_needed=is_final)
     takeover.take_over(settings, action)
     try:
         done = work()

@@ -23,7 +23,7 @@ import polars as pl
 from bronze.backup import manifest, table_log
 from bronze.backup.manifest import Manifest, Moment, TableCopy
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import commit, files, log, store
+from bronze.delta import commit, file_names, files, log, store
 from bronze.delta.log import State
 from bronze.delta.positions import STREAM
 from bronze.errors import BronzeError, FileDamaged, LakeError
@@ -154,7 +154,9 @@ def _state_of(chosen: Chosen | None) -> State | None:
 
 def _newest_records(state: State) -> pl.DataFrame:
     """The records of the newest files, with the whole of the last series of each stream."""
-    newest = sorted(state.files, key=lambda file: files.batch_of(file.path) or "", reverse=True)
+    newest = sorted(
+        state.files, key=lambda file: file_names.batch_of(file.path) or "", reverse=True
+    )
     records = pl.DataFrame(schema=schema_of(streams.COLUMNS))
     for start in range(0, len(newest), _FILES):
         records = pl.concat([records, *_rows(state, newest[start : start + _FILES])])
@@ -357,7 +359,7 @@ def _running(state: State, now: datetime) -> dict[tuple[str, str], datetime]:
 
 def _written(file: StoredFile) -> int:
     """When a file was written, in milliseconds since 1970; by its batch, a UUIDv7 (RFC 9562)."""
-    batch = (files.batch_of(file.path) or "").replace("-", "")
+    batch = (file_names.batch_of(file.path) or "").replace("-", "")
     try:
         return int(batch[:12], 16)
     except ValueError:

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import tenacity
 
-from bronze.delta import actions, audit_mark, files, positions, properties, schema, store
+from bronze.delta import actions, audit_mark, file_names, positions, properties, schema, store
 from bronze.delta.layout import file_groups
 from bronze.delta.log import MARK, NAMED_FEATURES, Action, State, infos, read, write
 from bronze.delta.partition import source_of
@@ -193,7 +193,7 @@ def provider_of(path: str, by: Sequence[str]) -> str:
     """The provider of liquid clustering to name for a file: bronze if it has clustered it by these
     columns, "" otherwise.
     """
-    named = files.cluster_of(path)
+    named = file_names.cluster_of(path)
     is_clustered = named is not None and named[0] == file_groups.clustering_id(by)
     return clustering.PROVIDER if is_clustered else ""
 
@@ -356,10 +356,10 @@ def discard(place: Place, batch_id: str) -> None:
         place: the table.
         batch_id: a batch that writes no more files.
     """
-    paths = [path for path in store.listing(place) if files.batch_of(path) == batch_id]
+    paths = [path for path in store.listing(place) if file_names.batch_of(path) == batch_id]
     state = read(place) if paths else None
     # The entry of a batch may have been cleaned up, but then its files are in the table.
-    live = {files.batch_of(unquote(file.path)) for file in state.files} if state else set()
+    live = {file_names.batch_of(unquote(file.path)) for file in state.files} if state else set()
     if state is None or batch_id not in live | _committed_batches(state):
         store.delete(place, paths)
 
@@ -373,11 +373,11 @@ def sweep(state: State, now: float) -> int:
             those of runs so old that the log may not have their entries any more.
     """
     place = state.place
-    live = {files.batch_of(file.path) for file in state.files}
+    live = {file_names.batch_of(file.path) for file in state.files}
     suspects = [
         path
         for path in store.listing(place)
-        if (batch := files.batch_of(path))
+        if (batch := file_names.batch_of(path))
         and batch not in live
         and ORPHAN_AGE < _age(batch, now) < _LOG_AGE
     ]
@@ -388,7 +388,7 @@ def sweep(state: State, now: float) -> int:
     except FileDamaged:
         # An entry that cannot be read may be that of any batch.
         return 0
-    dead = [path for path in suspects if files.batch_of(path) not in landed]
+    dead = [path for path in suspects if file_names.batch_of(path) not in landed]
     store.delete(place, dead)
     return len(dead)
 

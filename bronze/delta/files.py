@@ -13,7 +13,6 @@ from itertools import islice
 from types import TracebackType
 from typing import IO, Any
 from urllib.parse import unquote
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,8 @@ import pyarrow.parquet as pq
 from obstore.exceptions import BaseError
 
 from bronze import failpoint, portion, stopping
-from bronze.delta import store
+from bronze.delta import file_names, store
+from bronze.delta.file_names import DATA, FEED, FEED_FOLDER, Partition
 from bronze.delta.read import deletion_vectors
 from bronze.delta.statistics import Statistics
 from bronze.model.columns import DeltaType
@@ -34,17 +34,6 @@ _LEVEL = 1
 # A column whose values repeat at least this often in the first row group gets a dictionary.
 _REPEATS = 8
 _SAMPLE = 10_000
-_DATA = "part-"
-_FEED_FOLDER = "_change_data/"
-_FEED = "cdc-"
-# The folder of rows without a date.
-_PLAIN = re.compile(r"[\w=/.-]*", re.ASCII)
-_NULL = "__HIVE_DEFAULT_PARTITION__"
-_SUFFIX = ".zstd.parquet"
-_NAME = re.compile(
-    f"(?:{_FEED_FOLDER})?(?:[^/]+=[^/]*/)?(?:{_DATA}|{_FEED})(?P<batch>.+?)(?:-(?P<spec>[0-9a-f]{{8}})-(?P<cluster>[0-9a-f]{{8}}))?"
-    f"-[0-9a-f]{{32}}{re.escape(_SUFFIX)}"
-)
 # The values that are read at a time of row groups of other writers, which may be large.
 _PART_VALUES = 1_200_000
 # A row group is read and written whole: it has no more bytes than this, or one row.
@@ -54,7 +43,6 @@ CHANGE = "_change_type"
 """The column of a file of the change data feed with the kind of change."""
 
 Layout = Sequence[tuple[str, DeltaType]]
-Partition = tuple[tuple[str, str | None], ...]
 _Numbers = npt.NDArray[np.int64]
 
 
@@ -75,7 +63,7 @@ class Output:
     ) -> None:
         self._place = place
         self._partition = partition
-        self._path = f"{folder}{_folders(partition)}{prefix}{batch_id}-{uuid4().hex}{_SUFFIX}"
+        self._path = file_names.new(folder, partition, prefix, batch_id)
         self._statistics = Statistics(tuple(stats))
         self._stack = ExitStack()
         self._sink: IO[bytes] | Any = None
@@ -126,25 +114,18 @@ def groups(table: pa.Table) -> Iterator[pa.Table]:
     return portion.portions_of(table, table.num_rows, _GROUP_BYTES)
 
 
-def _folders(partition: Partition) -> str:
-    # Polars reads the value of a partition from the name of the folder, not from the log; but
-    # readers do not agree on the encoding of other characters there.
-    folders = "".join(f"{name}={_NULL if value is None else value}/" for name, value in partition)
-    return folders if _PLAIN.fullmatch(folders) else ""
-
-
 def data(place: Place, batch_id: str, stats: Sequence[str], partition: Partition = ()) -> Output:
     """A new data file, with ``batch_id`` in its name, by which files of ended runs are found.
 
     Raises:
         LakeUnreachable: it cannot be written.
     """
-    return Output(place, batch_id, stats, _DATA, partition)
+    return Output(place, batch_id, stats, DATA, partition)
 
 
 def feed(place: Place, batch_id: str, partition: Partition = ()) -> Output:
     """A new file of the change data feed; its rows have the column `CHANGE` as well."""
-    return Output(place, batch_id, (), _FEED, partition, _FEED_FOLDER)
+    return Output(place, batch_id, (), FEED, partition, FEED_FOLDER)
 
 
 def write(
@@ -212,7 +193,7 @@ def open_parquet(
         raise store.damage_error(place, path, "is outside of the table's folder")
     vector = file.vector if isinstance(file, StoredFile) else None
     deleted = deletion_vectors.deleted_rows(place, vector) if vector else None
-    source = store.reader(place, path)
+    source = store.reader(place, path, file.size)
     with _map_errors(place, path):
         return _Named(source, place, path, proven, deleted)
 
@@ -431,29 +412,6 @@ def arrow_type(kind: DeltaType) -> pa.DataType:
     if kind.name == "array":
         return pa.large_list(arrow_type(kind.of))
     return _ARROW[kind.name]
-
-
-def cluster_name(batch_id: str, spec: str, cluster: str) -> str:
-    """The part of a file's name for a file of a cluster; for others it is the batch alone.
-
-    Args:
-        batch_id: the batch that writes it.
-        spec: eight hexadecimal digits for the clustering.
-        cluster: eight hexadecimal digits for the cluster.
-    """
-    return f"{batch_id}-{spec}-{cluster}"
-
-
-def batch_of(path: str) -> str | None:
-    """The batch in the name of a file, None for a file of another writer."""
-    named = _NAME.fullmatch(path)
-    return named["batch"] if named else None
-
-
-def cluster_of(path: str) -> tuple[str, str] | None:
-    """The clustering and the cluster in the name of a file, None if it has none."""
-    named = _NAME.fullmatch(path)
-    return (named["spec"], named["cluster"]) if named and named["spec"] else None
 
 
 def _repeating(sample: pa.Table) -> list[str]:

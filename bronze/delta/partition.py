@@ -12,7 +12,8 @@ from typing import Any
 import polars as pl
 
 from bronze import portion
-from bronze.delta.files import Output, Partition
+from bronze.delta.file_names import Partition
+from bronze.delta.files import Output
 from bronze.model.files import WrittenFile
 
 # This many files are open at once. Before another one is opened, all of them are completed.

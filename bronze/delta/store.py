@@ -131,21 +131,23 @@ class _Upload(io.RawIOBase):
 
 
 class _Download(io.RawIOBase):
-    """An object of the store as a file. A small one is read by a single request."""
+    """An object of the store as a file. A small one is read by a single request, of a large one
+    what is asked for, by a request each time.
+    """
 
-    def __init__(self, place: Place, path: str) -> None:
-        self._place, self._path = place, path
-        self._source: Any = None
-        self._at = 0
-        client.request(place, self._open)
+    def __init__(self, place: Place, path: str, size: int) -> None:
+        self._place, self._path, self._at = place, path, 0
+        self._small: bytes | None = None
+        self._size = client.request(place, lambda opened: self._open(opened, size))
 
-    def _open(self, opened: Any) -> None:
+    def _open(self, opened: Any, size: int) -> int:
         path = client.path_in(self._place, self._path)
+        if size > _PART:
+            return int(obstore.head(opened, path)["size"])
         whole = obstore.get(opened, path)
         if whole.meta["size"] <= _PART:
-            self._source = io.BytesIO(bytes(whole.bytes()))
-        else:
-            self._source = obstore.open_reader(opened, path)
+            self._small = bytes(whole.bytes())
+        return int(whole.meta["size"])
 
     def readable(self) -> bool:
         return True
@@ -154,31 +156,35 @@ class _Download(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        length = None if size < 0 else size
-        try:
-            data = bytes(self._source.read(length))
-        except (BaseError, OSError) as error:
-            if not client.is_refusal(error):
-                raise
-            data = client.request(self._place, lambda opened: self._read_again(opened, length))
+        end = self._size if size < 0 else min(self._at + size, self._size)
+        data = self._between(self._at, end) if self._at < end else b""
         self._at += len(data)
         return data
 
-    def _read_again(self, opened: Any, length: int | None) -> bytes:
-        self._open(opened)
-        self._source.seek(self._at)
-        return bytes(self._source.read(length))
+    def _between(self, start: int, end: int) -> bytes:
+        if self._small is not None:
+            return self._small[start:end]
+        path = client.path_in(self._place, self._path)
+        return client.request(
+            self._place,
+            lambda opened: bytes(obstore.get_range(opened, path, start=start, end=end)),
+        )
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = int(self._source.seek(offset, whence))
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
     def tell(self) -> int:
         return self._at
 
 
-def reader(place: Place, path: str) -> IO[bytes] | Any:
+def reader(place: Place, path: str, size: int = 0) -> IO[bytes] | Any:
     """An object to read, from any offset.
+
+    Args:
+        place: the folder of a table.
+        path: the object in it.
+        size: its bytes, if they are known: of a large one nothing is read before it is asked for.
 
     Raises:
         FileDamaged: there is no such object.
@@ -187,7 +193,7 @@ def reader(place: Place, path: str) -> IO[bytes] | Any:
     try:
         if is_local(place):
             return pa.OSFile(str(Path(place.url) / path))
-        return _Download(place, path)
+        return _Download(place, path, size)
     except (BaseError, OSError) as error:
         raise read_error(place, path, error) from None
 

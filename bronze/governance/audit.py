@@ -240,17 +240,25 @@ def _newest(state: State | None) -> AuditMark | None:
     return AuditMark(log_id, end.sequence, end.hash) if end.sequence and log_id else None
 
 
-def refuse_newer_lake(settings: Settings) -> None:
+def refuse_newer_lake(settings: Settings, *, is_needed: bool = True) -> None:
     """Checks that no later release has recorded a command in a format that this one does not know.
 
-    A log that cannot be read is a matter of the command itself.
+    Args:
+        settings: the config.
+        is_needed: whether the command needs the log. One that lands or reads rows goes on with a
+            log that is damaged, and says in its result that it is not recorded; that the lake
+            cannot be read it finds out by itself.
 
     Raises:
-        LakeError: one has.
+        LakeError: one has, or the log is needed and damaged.
+        LakeUnreachable: the log is needed, and the lake cannot be read.
     """
-    state = None
-    with suppress(BronzeError):
+    try:
         state = log.read(audit_state.place(settings))
+    except BronzeError:
+        if is_needed:
+            raise
+        return
     if state is not None:
         state.refuse_newer()
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event
@@ -47,11 +47,9 @@ from bronze.model.locations import Origin
 from bronze.model.results import Failure, LateRecord, RunResult, TableResult
 from bronze.model.stamp import AuditMark, RowStamp
 from bronze.model.units import Unit, UnitResult
-from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.connection import connect, translation
-from bronze.postgres.copy import snapshot as snapshots
+from bronze.postgres.connection import connect
 from bronze.postgres.copy.snapshot import Snapshot
-from bronze.tables import selection
+from bronze.tables import open_sources, selection
 from bronze.tables.selection import Target
 
 Notify = Callable[[LoadEvent], None]
@@ -220,64 +218,6 @@ def _missing_tables(settings: Settings, table_runs: Sequence[TableRun]) -> list[
     return [TableResult(e.table, "", "failed", error=e.failure()) for e in errors]
 
 
-@dataclass(frozen=True)
-class OpenSource:
-    """A source with an open connection; up to ``slots`` more connections may read from it."""
-
-    origin: Origin
-    connection: connect.Connection
-    slots: int
-
-    def take_snapshot(
-        self,
-        settings: Settings,
-        targets: Sequence[Target],
-        stack: ExitStack,
-        consistency: snapshots.Consistency | None = None,
-    ) -> Snapshot:
-        """A snapshot of these tables, open until the stack is closed; ``consistency`` is the
-        config's unless it is given.
-        """
-        source = settings.source[self.origin.name]
-        readable = [target.relation for target in targets if target.relation.readable]
-        return stack.enter_context(
-            snapshots.hold(
-                self.origin,
-                self.connection,
-                readable,
-                source.schema_,
-                consistency or source.consistency,
-                in_threads=settings.run.engine == "threads",
-            )
-        )
-
-
-def open_sources(
-    settings: Settings, batch_id: str, stack: ExitStack, *, detailed: bool = False
-) -> tuple[list[tuple[str, Relation]], dict[str, OpenSource]]:
-    """Connects to all sources, until the stack is closed.
-
-    Returns:
-        All tables, with the names of their sources, and only if ``detailed`` with their columns,
-        keys and definitions, which a snapshot shows again; and the open sources by name.
-
-    Raises:
-        ConfigError, SourceError
-    """
-    relations: list[tuple[str, Relation]] = []
-    sources: dict[str, OpenSource] = {}
-    for name, source in settings.source.items():
-        origin = replace(settings.origin(name), application_name=f"bronze {batch_id}")
-        stack.callback(connect.forget_origin, origin)
-        connection = stack.enter_context(connect.connect(origin, lasting=True))
-        with translation.source_errors(origin):
-            listed = selection.relations_of(connection, name, source.schema_, detailed=detailed)
-            relations += [(name, relation) for relation in listed]
-        connect.remember_server(origin, connection)
-        sources[name] = OpenSource(origin, connection, source.pool.readers)
-    return relations, sources
-
-
 def _plan_all(
     settings: Settings, names: Sequence[str], batch_id: str, stack: ExitStack
 ) -> list[TableRun]:
@@ -288,7 +228,7 @@ def _plan_all(
     stack.callback(thread.shutdown, wait=False)
     is_remote = not client.is_local(place)
     opening = thread.submit(client.open_store, place) if is_remote else None
-    relations, sources = open_sources(settings, batch_id, stack)
+    relations, sources = open_sources.open_all(settings, batch_id, stack)
     targets = _without_streamed(selection.select_targets(settings, relations, names), names)
     if opening is not None:
         opening.result()
@@ -352,7 +292,7 @@ def plan_tables(
         stamp = RowStamp(batch_id, now, origin.name, target.settings.method, lineage_id, audited)
         table_plan, refusal = None, None
         try:
-            relation = relation_in_snapshot(target, snapshot, relations)
+            relation = open_sources.relation_in_snapshot(target, snapshot, relations)
             current = adjust(selection.with_relation(target, relation))
             table_plan = plan.plan_table(
                 current,
@@ -409,39 +349,6 @@ def _compare_audit_marks(
         if notes and table.plan:
             table.plan = replace(table.plan, notes=(*table.plan.notes, *notes))
             return
-
-
-def relation_in_snapshot(
-    target: Target, snapshot: Snapshot, relations: Mapping[int, Relation]
-) -> Relation:
-    """A table as the snapshot shows it; ``relations`` are all tables of the snapshot by their oid.
-
-    Raises:
-        SourceError: it cannot be read in the snapshot.
-    """
-    for label, error in snapshot.refused:
-        if label == target.label:
-            raise error
-    if not target.relation.readable:
-        session = snapshot.holder.info
-        # With the option ``role`` the session has the rights of another one.
-        role = "" if "role" in session.options else session.user
-        raise selection.unreadable_error(target, role)
-    relation = relations.get(target.relation.oid)
-    if relation is None:
-        raise TableRefused(
-            f"Table {target.label} was dropped while the run started.",
-            hint="Its Bronze table is unchanged.",
-            table=target.label,
-            sqlstate="42P01",
-        )
-    if relation.rewritten:
-        raise TableRefused(
-            f"Table {target.label} was refreshed or rewritten while the run started.",
-            hint="Run again; its Bronze table is unchanged.",
-            table=target.label,
-        )
-    return relation
 
 
 def load_tables(

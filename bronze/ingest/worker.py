@@ -22,7 +22,7 @@ from bronze import portion
 from bronze.anomaly import samples
 from bronze.anomaly.detection import score_rows
 from bronze.anomaly.samples import Trained, Training
-from bronze.delta import files, partition
+from bronze.delta import file_names, files, partition
 from bronze.delta.write import clustered, history, merge
 from bronze.delta.write.merge_job import Merge, Merged
 from bronze.errors import SourceUnreachable
@@ -120,7 +120,7 @@ def _write_files(unit: Unit, frames: Iterator[pl.DataFrame]) -> tuple[WrittenFil
     if unit.clustering:
         return clustered.write(frames, into, unit.clustering, unit.estimate)
 
-    def new(values: files.Partition) -> files.Output:
+    def new(values: file_names.Partition) -> files.Output:
         return files.data(into.place, into.stamp.batch_id, into.stats, values)
 
     # Changes are staged in a file, and get to their partitions by the merge.

@@ -8,7 +8,8 @@
 - **quality**: the average score of the rows that the last run of a table read which read any, or of
   a streamed table those that its stream has recorded last; below [alerts] quality it is bad.
 - **duration**: the time from due to landed (from begun, for a run that a command began) of the last
-  run of a table that landed, or of the run that goes on up to now, whichever is longer.
+  run of a table that landed, or of the run that goes on up to now, whichever is longer. The first
+  run of a table is due when the service first knows the table.
 - **failed**: the rows that were quarantined and the values that were rejected, each for itself, by
   the rows that were read, at most 1, of the last run of a table that read any, if it read at least
   100. A row that is quarantined and has a rejected value counts for both.

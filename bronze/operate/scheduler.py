@@ -1,7 +1,8 @@
 """What runs now: a pure function of the tables' clocks, the time and the free capacity.
 
 A table is due when its schedule has had a due time since the one that it last began for. However
-many times were missed, it runs once. Tables of one source that are due at the same second are one
+many times were missed, it runs once. One that never ran is due since the service knows it: due
+times before were not its own. Tables of one source that are due at the same second are one
 run, of one snapshot. A table that runs is not begun again until it has ended; if it has become due
 meanwhile, it is begun once more then.
 
@@ -27,12 +28,12 @@ _URGENT = 1
 class TableClock:
     """What decides when a table runs.
 
-    ``begun_for`` is the due time that its last run began for, None if it never ran; ``running``
-    says that the run goes on, ``retry_at`` when a failed one is tried again. ``waits_since`` is
-    since when it has only waited for its turn, None if it does not. ``requested`` is when
-    an operator asked for a run. ``blocked`` is a sentence why it may not run (paused, resting,
-    quarantined); after ``blocked_until`` this is looked at again. ``sla`` and ``expected``, the
-    time that a run takes, are in seconds.
+    ``begun_for`` is the due time that its last run began for, None if it never ran; ``known`` is
+    since when the service knows it; ``running`` says that the run goes on, ``retry_at`` when a
+    failed one is tried again. ``waits_since`` is since when it has only waited for its turn, None
+    if it does not. ``requested`` is when an operator asked for a run. ``blocked`` is a sentence why
+    it may not run (paused, resting, quarantined); after ``blocked_until`` this is looked at again.
+    ``sla`` and ``expected``, the time that a run takes, are in seconds.
     """
 
     table: str
@@ -42,6 +43,7 @@ class TableClock:
     sla: float | None = None
     expected: float = 0.0
     begun_for: datetime | None = None
+    known: datetime | None = None
     running: bool = False
     retry_at: datetime | None = None
     waits_since: datetime | None = None
@@ -153,7 +155,9 @@ def _due_tables(clocks: Iterable[TableClock], now: datetime, times: DueTimes) ->
         due, reason = last, "schedule"
         if clock.requested is not None:
             due, reason = clock.requested, "command"
-        elif clock.begun_for is None or last > clock.begun_for:
+        elif clock.begun_for is None:
+            due = max(last, clock.known or last)
+        elif last > clock.begun_for:
             pass
         elif clock.retry_at is not None and now >= clock.retry_at and not clock.running:
             due, reason = clock.begun_for, "retry"

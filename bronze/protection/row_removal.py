@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import polars as pl
 import uuid_utils
 
-from bronze.delta import commit, files, log
+from bronze.delta import commit, file_names, files, log
 from bronze.delta.commit import Change
 from bronze.delta.layout import optimize, vacuum
 from bronze.delta.layout.vacuum import VacuumResult
@@ -114,8 +114,8 @@ def _file_without(
 ) -> WrittenFile | None:
     """Writes a file's other rows; None where it has no others."""
     parquet = files.open_parquet(state.place, file)
-    cluster = files.cluster_of(unquote(file.path))
-    name = files.cluster_name(batch, *cluster) if cluster else batch
+    cluster = file_names.cluster_of(unquote(file.path))
+    name = file_names.cluster_name(batch, *cluster) if cluster else batch
     stats = [column for column in optimize.statistics(state) if column in dict(state.columns)]
     parts = files.parts(parquet, state.columns, None, None, dict(file.partition))
     frames = (pl.DataFrame(part) for _, part in parts)

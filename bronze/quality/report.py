@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import files, log, properties, store
+from bronze.delta import file_names, files, log, properties, store
 from bronze.delta.log import State
 from bronze.delta.properties import TableProperties
 from bronze.errors import ConfigError
@@ -246,7 +246,9 @@ def _streamed_moments(settings: Settings) -> dict[str, datetime]:
 
 def _newest_checkpoints(state: State) -> pl.DataFrame:
     """The records of the newest files, with the whole of the last series of each stream."""
-    newest = sorted(state.files, key=lambda file: files.batch_of(file.path) or "", reverse=True)
+    newest = sorted(
+        state.files, key=lambda file: file_names.batch_of(file.path) or "", reverse=True
+    )
     parts: list[pl.DataFrame] = []
     for start in range(0, len(newest), _STREAM_FILES):
         chunk = newest[start : start + _STREAM_FILES]

@@ -19,8 +19,7 @@ from bronze.delta.log import State
 from bronze.errors import BronzeError, LakeError, TableRefused
 from bronze.execution import budget
 from bronze.governance.run_log import RunTable
-from bronze.ingest import pipeline, shape, units
-from bronze.ingest.pipeline import OpenSource
+from bronze.ingest import shape, units
 from bronze.model.columns import KEY_TEXT, NO_KEY, Column, DeltaType, RowKey
 from bronze.model.locations import Place
 from bronze.model.protection import TableProtection
@@ -31,8 +30,9 @@ from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
 from bronze.printable import count
 from bronze.protection import key_text, keys
-from bronze.tables import evolution, row_format, selection
+from bronze.tables import evolution, open_sources, row_format, selection
 from bronze.tables.context import TableContext, streamed_columns_of
+from bronze.tables.open_sources import OpenSource
 from bronze.tables.selection import Target
 from bronze.verify import evidence
 from bronze.verify.evidence import HEAP, SPLIT, SourceTask
@@ -211,7 +211,7 @@ def claims_of_source(
         ConfigError: there is no such table.
         SourceError: a source cannot be queried.
     """
-    relations, sources = pipeline.open_sources(settings, batch_id, stack)
+    relations, sources = open_sources.open_all(settings, batch_id, stack)
     return _claims(settings, selection.select_targets(settings, relations, tables), sources, stack)
 
 
@@ -224,7 +224,7 @@ def claims_of_bronze(
     Raises:
         ConfigError, SourceError: a source cannot be queried.
     """
-    relations, sources = pipeline.open_sources(settings, batch_id, stack)
+    relations, sources = open_sources.open_all(settings, batch_id, stack)
     targets = selection.all_targets(settings, relations)
     count = Counter(target.full_name for target in targets)
     selected = [t for t in targets if t.full_name in names and count[t.full_name] == 1]
@@ -260,7 +260,7 @@ def _claim(
     readers = budget.readers(run.memory, run.workers, source.slots, run.engine)
     context = TableContext(target, snapshot, source.origin, stamp, settings, readers)
     try:
-        relation = pipeline.relation_in_snapshot(target, snapshot, relations)
+        relation = open_sources.relation_in_snapshot(target, snapshot, relations)
         in_snapshot = selection.with_relation(target, relation)
         found = replace(context, target=with_streamed_columns(context, in_snapshot))
         return _resolve(found, log.recent)

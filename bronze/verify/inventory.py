@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import files, log, properties, store
+from bronze.delta import file_names, files, log, properties, store
 from bronze.delta.log import State
 from bronze.delta.properties import TableProperties
 from bronze.errors import (
@@ -145,7 +145,7 @@ def _table_in_lake(
     if error is None:
         place = settings.place(table.schema, table.name)
         try:
-            if not record and not any(files.batch_of(path) for path in store.listing(place)):
+            if not record and not any(file_names.batch_of(path) for path in store.listing(place)):
                 return None
         except BronzeError as unlisted:
             error = unlisted

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bronze.delta import files
+from bronze.delta import file_names
 from bronze.model.files import StoredFile
 
 # A file of at least this part of the target size is not small.
@@ -58,7 +58,7 @@ def to_cluster(
     new: list[StoredFile] = []
     clusters: dict[str, list[StoredFile]] = {}
     for file in stored:
-        clustering, cluster = files.cluster_of(file.path) or ("", "")
+        clustering, cluster = file_names.cluster_of(file.path) or ("", "")
         if clustering == clustering_id(columns):
             clusters.setdefault(cluster, []).append(file)
         elif file.size <= budget:

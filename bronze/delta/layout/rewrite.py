@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from bronze import portion
-from bronze.delta import files, store
+from bronze.delta import file_names, files, store
 from bronze.delta.layout.hilbert import Fence, Numbers, Scale, along, fence, keys, scales, split
 from bronze.errors import Mismatch
 from bronze.model.columns import DeltaType
@@ -300,7 +300,9 @@ def write(job: Write) -> Written:
     """
     order, tally = job.order, [0]
     made: list[WrittenFile] = []
-    name = files.cluster_name(order.batch_id, *order.cluster) if order.cluster else order.batch_id
+    name = (
+        file_names.cluster_name(order.batch_id, *order.cluster) if order.cluster else order.batch_id
+    )
     try:
         for frames in _outputs(job, tally):
             file = files.write(frames, order.place, name, order.stats, order.files[0].partition)

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import io
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,42 +23,29 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake.exceptions import TableNotFoundError
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import NotFoundError
 
 from bronze.delta import store
-from bronze.delta.read import deletion_vectors, remembered
+from bronze.delta.read import deletion_vectors, log_objects, remembered
 from bronze.delta.read.added_files import added_file
 from bronze.delta.read.content import LogContent, TableMetadata, TableProtocol, opened
+from bronze.delta.read.log_objects import LOG, LogObjects, NotSimpleError
 from bronze.delta.schema import DOMAINS, NTZ, VECTORS, kinds
 from bronze.delta.storage import client
-from bronze.delta.storage.store_errors import store_error
 from bronze.model.files import DeletionVector, StoredFile
 from bronze.model.locations import Place
 
 Actions = list[dict[str, Any]]
 _FileKey = tuple[str, DeletionVector | None]
 
-_LOG = "_delta_log"
-_ENTRY = re.compile(r"(\d{20})\.json")
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
-# They repeat what is in entries, or check it.
-_REDUNDANT = re.compile(r"_last_checkpoint|\d{20}(\.\d{20}\.compacted\.json|\.crc)")
-# Bytes of the entries and of the checkpoint: with more, deltalake takes less time and memory.
-_LONGEST, _LARGEST_CHECKPOINT = 2 * 2**20, 256 * 2**10
-_CONCURRENT = 8
 # The last version of readers with no other features than the named ones.
 _NAMED_FEATURES = 3
 _FROM_CHECKPOINT = ("txn", "metaData", "protocol", "domainMetadata", "add")
 # Since when app transactions expire.
 _EXPIRY = "delta.setTransactionRetentionDuration"
 
-
-class _NotSimpleError(Exception):
-    """A log that has to be read by deltalake."""
-
-
 _UNUSUAL = (
-    _NotSimpleError,
+    NotSimpleError,
     NotFoundError,
     pa.ArrowException,
     # Of objects that are missing, or of pyarrow.
@@ -145,13 +130,13 @@ class Replayed:
         Raises:
             LakeError, LakeUnreachable: the store does not answer.
         """
-        if self.last is None or store.is_missing(self.place, _LOG):
+        if self.last is None or store.is_missing(self.place, LOG):
             return False
         try:
-            entries, _ = _listed(_Log(self.place), self.version)
+            entries, _ = log_objects.listed(LogObjects(self.place), self.version)
         except _UNUSUAL:
             return False
-        found = {version: _identity(entry) for version, entry in entries.items()}
+        found = {version: log_objects.identity(entry) for version, entry in entries.items()}
         return found == {self.version: self.last}
 
 
@@ -201,7 +186,7 @@ def replayed(place: Place, version: int | None = None) -> Replayed:
     """
     try:
         return _replayed(place, version, is_long=True)
-    except _NotSimpleError as error:
+    except NotSimpleError as error:
         raise ValueError(f"bronze cannot replay it: {error}") from None
 
 
@@ -214,7 +199,7 @@ def remember_commit(
     before = remembered.get(place) if version else None
     content = None
     if (before is None and version == 0) or (before is not None and before.version == version - 1):
-        last = (_tag(e_tag),) if e_tag else None
+        last = (log_objects.tag(e_tag),) if e_tag else None
         with suppress(*_UNUSUAL):
             layer = [dict(action) for action in actions]
             content = replace(_reconciled(place, version, [layer], before), last=last)
@@ -227,18 +212,18 @@ def _continued(place: Place) -> Replayed | None:
     if known is None or known.last is None:
         return None
     with suppress(*_UNUSUAL):
-        log = _Log(place)
-        entries, _ = _listed(log, known.version)
+        log = LogObjects(place)
+        entries, _ = log_objects.listed(log, known.version)
         versions = sorted(version for version in entries if version >= known.version)
         if versions != list(range(known.version, known.version + len(versions))) or not versions:
             return None
-        if _identity(entries.pop(known.version)) != known.last:
+        if log_objects.identity(entries.pop(known.version)) != known.last:
             return None
         if not entries:
             return known
-        newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(versions[1:])]
+        newest_first = [f"{LOG}/{version:020}.json" for version in reversed(versions[1:])]
         layers = [_actions(data) for data in log.contents(newest_first)]
-        last = _identity(entries[versions[-1]])
+        last = log_objects.identity(entries[versions[-1]])
         return replace(_reconciled(place, versions[-1], layers, known), last=last)
     return None
 
@@ -247,126 +232,23 @@ def _replayed(place: Place, latest: int | None = None, is_long: bool = False) ->
     """Replays a log, up to a version if one is given. Raises one of ``_UNUSUAL`` if deltalake has
     to read it: a long one, unless ``is_long`` says that it is to be replayed all the same.
     """
-    if store.is_missing(place, _LOG):
-        raise FileNotFoundError(_LOG)
-    log = _Log(place)
-    oldest = _hinted_checkpoint(log) if latest is None else 0
-    checkpoint, entries, last = _objects_to_read(log, oldest, latest, is_long)
+    if store.is_missing(place, LOG):
+        raise FileNotFoundError(LOG)
+    log = LogObjects(place)
+    oldest = log_objects.hinted_checkpoint(log) if latest is None else 0
+    checkpoint, entries, last = log_objects.objects_to_read(log, oldest, latest, is_long)
     version = entries[-1] if entries else checkpoint
     if version is None:
-        raise TableNotFoundError(f"no entry in {_LOG}")
-    newest_first = [f"{_LOG}/{version:020}.json" for version in reversed(entries)]
+        raise TableNotFoundError(f"no entry in {LOG}")
+    newest_first = [f"{LOG}/{version:020}.json" for version in reversed(entries)]
     if checkpoint is not None:
-        newest_first.append(f"{_LOG}/{checkpoint:020}.checkpoint.parquet")
+        newest_first.append(f"{LOG}/{checkpoint:020}.checkpoint.parquet")
     contents = log.contents(newest_first)
     layers = [
         _actions(data) if name.endswith(".json") else _checkpoint_actions(data)
         for name, data in zip(newest_first, contents, strict=True)
     ]
     return replace(_reconciled(place, version, layers), last=last)
-
-
-class _Log:
-    """The objects of a log.
-
-    Raises:
-        FileNotFoundError, obstore.exceptions.NotFoundError: there is no such object.
-        LakeError, LakeUnreachable: the store does not answer.
-    """
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-
-    @contextmanager
-    def _store_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (FileNotFoundError, NotFoundError):
-            raise
-        except (BaseError, OSError) as error:
-            raise store_error(self._place, "read", error) from None
-
-    def listing(self, offset: str) -> Iterator[Mapping[str, Any]]:
-        """The objects after an offset."""
-        with self._store_errors():
-            yield from store.objects(self._place, _LOG, offset)
-
-    def content(self, path: str) -> bytes:
-        """The content of an object."""
-        with self._store_errors():
-            return store.get(self._place, path)
-
-    def contents(self, paths: Sequence[str]) -> Iterable[bytes]:
-        """The content of objects, several at a time where each takes a round trip."""
-        if client.is_local(self._place) or len(paths) == 1:
-            return map(self.content, paths)
-        with ThreadPoolExecutor(_CONCURRENT) as pool:
-            return list(pool.map(self.content, paths))
-
-
-def _hinted_checkpoint(log: _Log) -> int:
-    """The version of a checkpoint; 0 without a hint, as nothing is older."""
-    try:
-        return int(json.loads(log.content(f"{_LOG}/_last_checkpoint"))["version"])
-    except (FileNotFoundError, NotFoundError):
-        return 0
-
-
-def _listed(log: _Log, oldest: int) -> tuple[dict[int, Any], dict[int, Any]]:
-    """The objects of the entries and of the checkpoints from a version on, by their versions."""
-    entries: dict[int, Any] = {}
-    checkpoints: dict[int, Any] = {}
-    # The offset is less than the name of the entry of that version.
-    for found in log.listing(f"{_LOG}/{oldest:020}"):
-        name = found["path"].removeprefix(f"{_LOG}/")
-        if match := _ENTRY.fullmatch(name):
-            entries[int(match[1])] = found
-        elif match := _CHECKPOINT.fullmatch(name):
-            checkpoints[int(match[1])] = found
-        elif not _REDUNDANT.fullmatch(name):
-            raise _NotSimpleError(f"unknown object {name}")
-    # Not every store lists from an offset.
-    return _since(entries, oldest), _since(checkpoints, oldest)
-
-
-def _since(objects: Mapping[int, Any], oldest: int) -> dict[int, Any]:
-    return {version: found for version, found in objects.items() if version >= oldest}
-
-
-def _identity(found: Mapping[str, Any]) -> tuple[object, ...]:
-    """What changes when an object is replaced."""
-    if found["e_tag"]:
-        return (_tag(found["e_tag"]),)
-    return found["last_modified"], found["size"]
-
-
-def _tag(e_tag: str) -> str:
-    # Azure's listings have it without quotation marks.
-    return e_tag.strip('"')
-
-
-def _objects_to_read(
-    log: _Log, oldest: int, latest: int | None, is_long: bool
-) -> tuple[int | None, list[int], tuple[object, ...] | None]:
-    """The version of the latest checkpoint, None without one; those of the entries after it; and
-    the identity of the last entry, None without one.
-    """
-    entries, checkpoints = _listed(log, oldest)
-    if latest is not None:
-        entries = {version: found for version, found in entries.items() if version <= latest}
-        checkpoints = {version: o for version, o in checkpoints.items() if version <= latest}
-    checkpoint = max(checkpoints, default=None)
-    if checkpoint is None and oldest:
-        raise _NotSimpleError("the checkpoint is missing")
-    first = 0 if checkpoint is None else checkpoint + 1
-    versions = sorted(version for version in entries if version >= first)
-    if versions != list(range(first, first + len(versions))):
-        raise _NotSimpleError("entries are missing")
-    size = 0 if checkpoint is None else checkpoints[checkpoint]["size"]
-    weight = sum(entries[v]["size"] for v in versions)
-    if not is_long and (weight > _LONGEST or size > _LARGEST_CHECKPOINT):
-        raise _NotSimpleError("the log is long")
-    return checkpoint, versions, _identity(entries[versions[-1]]) if versions else None
 
 
 def _actions(entry: bytes) -> Actions:
@@ -381,13 +263,13 @@ def _checkpoint_actions(data: bytes) -> Actions:
     parquet = pq.ParquetFile(io.BytesIO(data))
     names = parquet.schema_arrow.names
     if "sidecar" in names and parquet.read(["sidecar"])["sidecar"].drop_null():
-        raise _NotSimpleError("the checkpoint has several files")
+        raise NotSimpleError("the checkpoint has several files")
     table = parquet.read([name for name in _FROM_CHECKPOINT if name in names], use_threads=False)
     actions: Actions = []
     for name in table.column_names:
         for value in table[name].drop_null().to_pylist():
             if name == "add" and value["stats"] is None:
-                raise _NotSimpleError("statistics are in columns of their own")
+                raise NotSimpleError("statistics are in columns of their own")
             actions.append({name: value})
     return actions
 
@@ -420,7 +302,7 @@ def _reconciled(
             elif kind == "protocol":
                 protocol = protocol or _protocol(value)
         if len(set(keys)) != len(keys):
-            raise _NotSimpleError("an entry has two actions of a file")
+            raise NotSimpleError("an entry has two actions of a file")
         seen.update(keys)
     if before is not None:
         adds += [add for add in before.adds if _key(add) not in seen]
@@ -428,9 +310,9 @@ def _reconciled(
         domains = {**before.domains, **domains}
         metadata, protocol = metadata or before.metadata, protocol or before.protocol
     if metadata is None or protocol is None:
-        raise _NotSimpleError("the log has no table")
+        raise NotSimpleError("the log has no table")
     if not _is_plain(protocol) or _EXPIRY in metadata.configuration:
-        raise _NotSimpleError("the table has other features")
+        raise NotSimpleError("the table has other features")
     present = {name: text for name, text in domains.items() if text is not None}
     return Replayed(
         place, version, metadata, protocol, adds, transactions=transactions, domains=present

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bronze import stopping
-from bronze.delta import files
+from bronze.delta import file_names, files
 from bronze.delta.storage.client import is_local
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile
@@ -51,7 +51,11 @@ def read(
         The rows in their order, with the columns of ``layout``; None where the file is not one of
         bronze in a local folder, the rows are many or large, or polars does not find them all.
     """
-    if not is_local(place) or files.batch_of(file.path) is None or not _is_cheap(parquet, values):
+    if (
+        not is_local(place)
+        or file_names.batch_of(file.path) is None
+        or not _is_cheap(parquet, values)
+    ):
         return None
     stopping.check()
     wanted = files.numbers_in_file(parquet, numbers)

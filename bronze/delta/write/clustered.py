@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from bronze import portion, stopping
-from bronze.delta import files
+from bronze.delta import file_names, files
 from bronze.delta.files import Output
 from bronze.delta.layout import file_groups, rewrite
 from bronze.delta.layout.hilbert import Fence, Scale, fence, keys, order, scales
@@ -68,7 +68,7 @@ def write(
         Mismatch: not as many rows were written as there were; no file is left.
     """
     spec = file_groups.clustering_id(how.by)
-    name = files.cluster_name(into.stamp.batch_id, spec, uuid4().hex[:8])
+    name = file_names.cluster_name(into.stamp.batch_id, spec, uuid4().hex[:8])
     made: list[WrittenFile] = []
     try:
         with _scratch() as scratch:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bronze import portion
-from bronze.delta import files
+from bronze.delta import file_names, files
 from bronze.delta.read import deletion_vectors, single_rows
 from bronze.delta.write import changes as changing
 from bronze.delta.write import row_edits
@@ -99,9 +99,9 @@ def _rewrite(
 ) -> Merged:
     """Writes the file again, with its edits."""
     batch, partition = job.into.stamp.batch_id, job.file.partition
-    cluster = files.cluster_of(job.file.path)
+    cluster = file_names.cluster_of(job.file.path)
     # Updates leave the rows in place, so the file stays in its cluster.
-    name = files.cluster_name(batch, *cluster) if cluster else batch
+    name = file_names.cluster_name(batch, *cluster) if cluster else batch
     moved: list[pl.DataFrame] = []
     weights = [changing.weights(job.into.place, change) for change in job.changes]
     with (

@@ -83,6 +83,7 @@ class Alerting:
         self._paths = kinds.paths(settings.alerts)
         channels = tuple(channel.name for channel in settings.alerts.channels)
         self._alerts = life.only_for(known or {}, channels)
+        self._since = datetime.now(UTC)
         self._first: dict[tuple[Key, Message], bool] = {}
         self._advice: dict[tuple[Key, datetime], tuple[str, ...]] = {}
         self.changed = threading.Condition(threading.RLock())
@@ -123,6 +124,7 @@ class Alerting:
         now: datetime | None = None,
         *,
         at_once: bool = False,
+        is_whole: bool = False,
     ) -> None:
         """Makes the alerts of what is wrong now, stores them, and has sent what they owe.
 
@@ -131,12 +133,15 @@ class Alerting:
             silences: of which alerts nobody is told.
             now: the time.
             at_once: whether what is right again is resolved without waiting for a minute.
+            is_whole: whether this process has looked at everything and ends, so that what is
+                absent is over.
         """
         now = now or datetime.now(UTC)
         wrong = [*conditions, *self._channel_conditions()]
         with self.changed:
             waits = (timedelta(), timedelta()) if at_once else (CLEAR, RELAPSE)
-            evaluation = Evaluation(now, wrong, silences, self._paths, *waits)
+            since = None if is_whole else self._since
+            evaluation = Evaluation(now, wrong, silences, self._paths, *waits, since)
             self._replace(life.step(self._alerts, evaluation))
         self._send()
 
@@ -230,7 +235,7 @@ class Alerting:
             known = {key: alert for key, alert in stored.items() if self._only(key)}
             merged = life.merge(known, self._alerts, tuple(self._couriers), now)
             self._storage.put(store.changes(known, merged))
-            self._alerts = merged
+            self._alerts, self._since = merged, now
         self._offer()
 
     def _channel_conditions(self) -> list[Condition]:

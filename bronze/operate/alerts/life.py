@@ -6,7 +6,9 @@ messages are sent after the alerts were stored, and a restart neither repeats no
 
 - One alert is open per key (kind and subject).
 - A condition opens its alert at its second evaluation, and after its ``hold`` time. It resolves
-  when it was absent at two evaluations and for a minute.
+  when it was absent at two evaluations and for a minute. A process that has just started knows
+  nothing of the time before: its minute begins with it. One that has looked at everything and ends
+  (`bronze serve --once`) resolves what is absent then.
 - What comes again soon after it was resolved comes and goes: that is told once, and it is resolved
   when it has stayed away for longer.
 - A condition whose cause has an open alert opens none: one outage is one message.
@@ -86,10 +88,11 @@ class Alert:
     """One alert.
 
     ``present`` and ``absent`` count evaluations in a row with and without its condition, which was
-    ``seen`` last at a time. ``recurring`` says that it comes and goes. ``step`` is the last step of
-    the path that was told, -1 for nobody, ``told`` when that was. ``owed`` are the messages that
-    are to be sent, in their order; ``heard`` are the channels that know, or may know, that it is
-    open; ``receipts`` what was sent. ``effects`` is how many conditions it explains.
+    ``seen`` last at a time; None if only a process before this one has seen it. ``recurring`` says
+    that it comes and goes. ``step`` is the last step of the path that was told, -1 for nobody,
+    ``told`` when that was. ``owed`` are the messages that are to be sent, in their order; ``heard``
+    are the channels that know, or may know, that it is open; ``receipts`` what was sent.
+    ``effects`` is how many conditions it explains.
     """
 
     condition: Condition
@@ -156,7 +159,9 @@ class Path:
 class Evaluation:
     """What is known at one evaluation. ``paths`` are by key, or for all other keys of a kind by the
     kind and ""; without one nobody is told. ``clear`` and ``relapse`` are as
-    `CLEAR` and `RELAPSE`.
+    `CLEAR` and `RELAPSE`. ``since`` is when this process began to know what is wrong; None for one
+    that has looked at everything and ends: what is absent is over, or, if it comes and goes, when
+    this process has never seen it, and it was opened a ``relapse`` ago.
     """
 
     now: datetime
@@ -165,6 +170,7 @@ class Evaluation:
     paths: Mapping[Key, Path] = field(default_factory=dict)
     clear: timedelta = CLEAR
     relapse: timedelta = RELAPSE
+    since: datetime | None = None
 
     def is_silenced(self, key: Key) -> bool:
         """Whether nothing is told of an alert now."""
@@ -174,6 +180,13 @@ class Evaluation:
         """Who is told of an alert."""
         kind, _ = alert.key
         return self.paths.get(alert.key) or self.paths.get((kind, ""), Path())
+
+    def is_over(self, alert: Alert) -> bool:
+        """Whether an alert has been absent for long enough to be resolved."""
+        if self.since is None and not alert.recurring:
+            return True
+        last = alert.seen or self.since or alert.opened or self.now
+        return self.now - last >= (self.relapse if alert.recurring else self.clear)
 
 
 def step(alerts: Mapping[Key, Alert], evaluation: Evaluation) -> dict[Key, Alert]:
@@ -249,13 +262,13 @@ def unsent(alert: Alert, message: Message) -> Alert:
     return replace(alert, heard=heard, owed=owed)
 
 
-def restart(alert: Alert, now: datetime) -> Alert:
+def restart(alert: Alert) -> Alert:
     """A stored alert in a process that has just started: what was owed may have been sent, and
     nothing is known of the time since.
     """
     channels = [m.channel for m in alert.owed if m.act == "open" and m.opening == alert.opened]
     heard = tuple(dict.fromkeys([*alert.heard, *channels]))
-    return replace(alert, heard=heard, seen=now, present=0, absent=0)
+    return replace(alert, heard=heard, seen=None, present=0, absent=0)
 
 
 def merge(
@@ -269,7 +282,7 @@ def merge(
     An alert that is stored as open goes on, unless it was opened here again: then those who know of
     the stored opening are owed its end. Channels that no longer exist are owed nothing.
     """
-    merged = {key: restart(alert, now) for key, alert in stored.items()}
+    merged = {key: restart(alert) for key, alert in stored.items()}
     for key, alert in current.items():
         earlier = merged.get(key)
         if earlier and earlier.is_open and not alert.is_open and alert.opened != earlier.opened:
@@ -358,9 +371,7 @@ def _without(alert: Alert, evaluation: Evaluation) -> Alert | None:
             if absent >= EVALUATIONS and not alert.owed
             else replace(alert, absent=absent, present=0)
         )
-    clear = evaluation.relapse if alert.recurring else evaluation.clear
-    away = now - alert.seen if alert.seen else clear
-    if absent < EVALUATIONS or away < clear:
+    if absent < EVALUATIONS or not evaluation.is_over(alert):
         return replace(alert, absent=absent, present=0)
     return replace(alert, state="resolved", resolved=now, absent=absent, present=0)
 

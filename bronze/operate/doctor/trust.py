@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from bronze.config.settings import Settings
-from bronze.errors import ConfigError, SecretsUnreachable
+from bronze.errors import ConfigError, LakeError, LakeUnreachable, SecretsUnreachable
 from bronze.operate.alerts.life import Key
 from bronze.operate.conditions import SERVICE
 from bronze.operate.doctor import lake_checks, secret_checks
@@ -27,9 +27,14 @@ def lake_faults(settings: Settings) -> dict[Key, str]:
         BronzeError: the lake cannot be read.
     """
     faults: dict[Key, str] = {}
-    for verdict in lake_checks.audit(settings).examine():
-        if verdict.state == "problem":
-            faults["audit_broken", SERVICE] = verdict.message
+    try:
+        for verdict in lake_checks.audit(settings).examine():
+            if verdict.state == "problem":
+                faults["audit_broken", SERVICE] = verdict.message
+    except LakeUnreachable:
+        raise
+    except LakeError as error:
+        faults["audit_broken", SERVICE] = error.message
     fault = _key_fault(settings)
     if fault:
         faults["keys_missing", SERVICE] = fault

@@ -11,7 +11,7 @@ from datetime import datetime
 import polars as pl
 
 from bronze.config.settings import GOVERNANCE, Settings
-from bronze.delta import files, log
+from bronze.delta import file_names, log
 from bronze.errors import BronzeError
 from bronze.governance.frames import schema_of
 from bronze.governance.tables import data_lineage
@@ -193,7 +193,7 @@ class _Reader:
         state = log.read(place)
         newest_first = sorted(
             state.files if state else (),
-            key=lambda file: files.batch_of(file.path) or "",
+            key=lambda file: file_names.batch_of(file.path) or "",
             reverse=True,
         )
         found, rows = [empty], 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import time
 import urllib.request
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from datetime import timedelta
 
@@ -28,7 +29,8 @@ from bronze.operate.service.watch import Watch
 
 _EVALUATED_EVERY = 5.0
 _SOON = 0.5
-_SENT_WITHIN = 10.0
+# Longer than a channel has to answer.
+_SENT_WITHIN = 12.0
 _BEAT_EVERY = 60.0
 _FETCH_TIMEOUT = 10.0
 _CURRENT = 60.0
@@ -84,22 +86,37 @@ class Alarms:
         self._evaluation.join(grace)
         return not self._is_started or self.alerting.stop(grace)
 
-    def evaluate_to_the_end(self) -> None:
+    def evaluate_to_the_end(self, *, is_whole: bool) -> None:
         """Evaluates as often as an alert needs to open, and waits until people are told, within
-        10 s: for a service that ends by itself.
+        12 s; then once more, as only now it is known which channels fail: for a service that ends
+        by itself.
+
+        Args:
+            is_whole: whether everything was looked at: what an earlier process has told, and is
+                wrong no more, is then resolved (`bronze.operate.alerts.life`).
         """
         self._evaluation.stop()
         self._evaluation.join(_EVALUATED_EVERY)
-        self._overview.see()
+        self._overview.see_the_end()
         for _ in range(EVALUATIONS):
             self._evaluate()
-        alerting = self.alerting
-        with alerting.changed:
-            alerting.changed.wait_for(
-                lambda: not any(alert.owed for alert in alerting.alerts.values()), _SENT_WITHIN
-            )
+        self._wait_until_sent(lambda: ())
+        for _ in range(EVALUATIONS):
+            self._evaluate(is_whole=is_whole)
+        self._wait_until_sent(self.alerting.troubles)
 
-    def _evaluate(self) -> float | None:
+    def _wait_until_sent(self, but_for: Callable[[], Iterable[str]]) -> None:
+        """Waits until no channel is owed a message, but for some."""
+        alerting = self.alerting
+
+        def is_sent() -> bool:
+            alerts = alerting.alerts.values()
+            return {message.channel for a in alerts for message in a.owed} <= {*but_for()}
+
+        with alerting.changed:
+            alerting.changed.wait_for(is_sent, _SENT_WITHIN)
+
+    def _evaluate(self, *, is_whole: bool = False) -> float | None:
         if not self._is_started:
             self.alerting.start()
             self._is_started = True
@@ -118,7 +135,7 @@ class Alarms:
         is_new = time.monotonic() - self._known_at < _TOLD_FOR
         unseen = self._overview.unseen_since if is_new else None
         found = conditions_of(settings, self._overview.view, findings, unseen)
-        self.alerting.evaluate(found, controls.silences(records))
+        self.alerting.evaluate(found, controls.silences(records), is_whole=is_whole)
         self._note_storage()
         return _EVALUATED_EVERY
 

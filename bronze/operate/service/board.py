@@ -148,6 +148,13 @@ class Board:
         """The time of the wall clock."""
         return self.clock.now()
 
+    @property
+    def reaches_all(self) -> bool:
+        """Whether the lake and all sources answer, and all streams work."""
+        with self.changed:
+            is_away = self.unread or self.lake_error or self.source_errors
+            return not is_away and not any(stream.fault for stream in self.streams.values())
+
     def state(self, key: str) -> TableState:
         """The state of a table or chore."""
         return self.states.setdefault(key, TableState())

@@ -76,6 +76,9 @@ class Dispatch:
         board = self._board
         outlook = self._outlook()
         tables = board.all_tables()
+        for table in tables:
+            state = board.state(table.key)
+            state.known = state.known or outlook.now
         clocks = states.clocks_of(board.settings, tables, board.states, outlook)
         if board.once:
             clocks = [clock for clock in clocks if clock.table not in self._tried]

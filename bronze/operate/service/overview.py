@@ -78,12 +78,20 @@ class Overview:
         """The last runs of a table that are known, the newest first."""
         return self._history.runs(key)[::-1]
 
-    def see(self) -> None:
-        """Reads what the lake has now, and makes the view."""
-        if not self._board.unread:
-            self._read()
-            with self._lock:
-                self._view = self._make_view(self._history)
+    def see_the_end(self) -> None:
+        """Reads what the lake has now, and makes the last view, for ``--once``: of a process that
+        tries nothing again.
+        """
+        self.routine.stop()
+        self.routine.join(_LONGEST)
+        board = self._board
+        live = replace(board.live(), is_stopping=False, retries={})
+        if board.unread:
+            self._view = self._make_view(None, Outlooks(), live)
+            return
+        self._read()
+        with self._lock:
+            self._view = self._make_view(self._history, live=live)
 
     def _look(self) -> float | None:
         board = self._board
@@ -118,14 +126,15 @@ class Overview:
                     board.tables[name] = tuple(t for t in tables if t.source == name)
                     board.touch()
 
-    def _make_view(self, history: History | None, outlooks: Outlooks | None = None) -> View:
+    def _make_view(
+        self, history: History | None, outlooks: Outlooks | None = None, live: Live | None = None
+    ) -> View:
         board = self._board
         with board.changed:
             tables, records = board.all_tables(), list(board.controls)
             settings, now = board.settings, board.now
-        live, alerts = board.live(), self.alerts()
-        outlooks = outlooks or self._outlooks
-        return view_of(settings, tables, history, live, records, alerts, now, outlooks)
+        live, outlooks = live or board.live(), outlooks or self._outlooks
+        return view_of(settings, tables, history, live, records, self.alerts(), now, outlooks)
 
     def _read(self) -> None:
         self._read_at, self._board.has_new_records = time.monotonic(), False

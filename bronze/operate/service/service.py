@@ -88,7 +88,9 @@ def serve(
     """
     # A lake that does not answer is waited for by the service itself.
     with suppress(TimeoutError):
-        read = deadline.start(lambda: audit.refuse_newer_lake(settings), "bronze-format")
+        read = deadline.start(
+            lambda: audit.refuse_newer_lake(settings, is_needed=False), "bronze-format"
+        )
         read.result(_RECORDED_WITHIN)
     # Without an answer of the lake, the first command that reaches it does so.
     with suppress(LakeError):
@@ -270,8 +272,7 @@ class Service:
         board.troubles["clock_jumped"] = Trouble(now, now + _TOLD_FOR, text)
         board.guards.shift(jump)
         for state in board.states.values():
-            state.retry_at = state.retry_at + jump if state.retry_at else None
-            state.waits_since = state.waits_since + jump if state.waits_since else None
+            state.shift(jump)
         if board.limit and board.limit.since:
             board.limit = replace(board.limit, since=board.limit.since + jump)
         board.touch()
@@ -352,7 +353,8 @@ class Service:
             if board.settings.backup.root and not (lake_error or stop.is_set()):
                 self._copy_at_the_end()
                 outcomes = list(board.outcomes)
-            self._alarms.evaluate_to_the_end()
+            is_whole = not is_left and not stop.is_set() and board.reaches_all
+            self._alarms.evaluate_to_the_end(is_whole=is_whole and self._watch.finish())
         for routine in (*self._watch.routines, self._measuring, self.overview.routine):
             routine.stop()
         self._copying.routine.join(until - time.monotonic())

@@ -131,6 +131,9 @@ class Streaming:
             if stream.stop.is_set() or board.once:
                 board.note_outcomes([error])
                 plan.begins_at = 0.0
+                fault = stream.fault
+                if fault:
+                    stream.facts = replace(stream.facts, error=fault.message, error_kind=fault.kind)
             else:
                 self._begin_later(stream, plan)
             board.touch()

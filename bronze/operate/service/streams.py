@@ -130,6 +130,11 @@ class Stream:
     has_ended: bool = False
     _looks: list[tuple[datetime, int]] = field(default_factory=list)
 
+    @property
+    def fault(self) -> Failure | None:
+        """Why it has ended as a whole; None while it goes on, and where some tables have failed."""
+        return None if self.error in self.failed.values() else self.error
+
     def _note_log_kept(self, event: SlotRetains, now: datetime) -> None:
         """Notes in how long the slot is lost, at the rate of the last minutes."""
         looks = [look for look in self._looks if (now - look[0]).total_seconds() < _RATE_OVER]

@@ -22,6 +22,7 @@ from bronze.errors import BronzeError, ConfigError
 from bronze.governance.escrow import heads
 from bronze.model.results import Failure
 from bronze.operate import beat, controls
+from bronze.operate.alerts import deadline
 from bronze.operate.alerts.life import Key
 from bronze.operate.breaker import Outcome
 from bronze.operate.conditions import SERVICE
@@ -45,6 +46,7 @@ _OTHER_LOOKS = 4.0
 _TOLD_FOR = timedelta(minutes=10)
 _EXAMINED_EVERY = 60.0
 _EXAMINED_AGAIN = 3.0
+_EXAMINED_WITHIN = 30.0
 _SHARE = 0.01
 _ESCROWED_EVERY = 1800.0
 _ESCROWED_AGAIN = 60.0
@@ -63,6 +65,7 @@ class Watch:
         self.escrow = Routine("escrow", self._put_into_escrow)
         self._escrow_fault = ""
         self._suspected: set[Key] = set()
+        self._is_examined = False
         self.sources: dict[str, Routine] = {}
         self._probes: dict[str, Routine] = {}
 
@@ -97,6 +100,18 @@ class Watch:
                 self.sources[name].start()
                 self._probes[name] = Routine(f"probe {name}", partial(self._probe_source, name))
                 self._probes[name].start()
+
+    def finish(self) -> bool:
+        """Looks at what makes the lake untrustworthy, unless that was done: for ``--once``, at its
+        end. Whether all of it is known, within 30 s.
+        """
+        for routine in (self.trust, self.escrow):
+            routine.stop()
+        work = deadline.start(self._examine_to_the_end, "bronze-trust")
+        with suppress(TimeoutError):
+            if fault := work.exception(_EXAMINED_WITHIN):
+                LOG.error("fault", work=self.trust.name, error=type(fault).__name__)
+        return self._is_examined
 
     # Sources
 
@@ -253,13 +268,15 @@ class Watch:
             sources = [name for name in settings.source if name not in board.source_errors]
         # What cannot be looked at now stays as it was.
         seen, found = set[str](), dict[Key, str]()
-        with suppress(BronzeError):
-            found.update(self._drill_faults(settings))
         if self._escrow_fault:
             found["audit_broken", SERVICE] = self._escrow_fault
         with suppress(BronzeError):
-            found.update(trust.lake_faults(settings))
+            found.update(self._drill_faults(settings))
             seen |= {SERVICE}
+        try:
+            found.update(trust.lake_faults(settings))
+        except BronzeError:
+            seen.clear()
         for name in sources:
             with suppress(BronzeError):
                 found.update(trust.source_faults(settings, name))
@@ -272,9 +289,21 @@ class Watch:
             new = [key for key in found if key in self._suspected and key not in known]
             board.faults = {**stays, **{key: (now, found[key]) for key in new}}
             self._suspected = set(found)
-        if self._suspected - board.faults.keys():
+            is_sure = found.keys() <= board.faults.keys()
+            self._is_examined = is_sure and seen >= {SERVICE, *settings.source}
+        if not is_sure:
             return _EXAMINED_AGAIN
         return max(_EXAMINED_EVERY, (time.monotonic() - began) / _SHARE)
+
+    def _examine_to_the_end(self) -> bool:
+        for routine in (self.trust, self.escrow):
+            routine.join(_EXAMINED_WITHIN)
+        if not self._is_examined:
+            self._put_into_escrow()
+            if self._examine() == _EXAMINED_AGAIN:
+                time.sleep(_EXAMINED_AGAIN)
+                self._examine()
+        return self._is_examined
 
     def _drill_faults(self, settings: Settings) -> dict[Key, str]:
         """Whether the last drill of a recovery has failed; notes its figures."""

@@ -26,12 +26,13 @@ _USUAL = freshness.USUAL_RUNS
 @dataclass
 class TableState:
     """A table: ``begun_for`` is the due time that its last run began for, ``attempt`` which attempt
-    that was, ``retry_at`` when it is tried again. ``waits_since`` is since when it has only waited
-    for its turn. ``durations`` are the seconds of its last runs. ``died`` is in how many runs in a
-    row the process has died.
+    that was, ``known`` since when the service knows it, ``retry_at`` when it is tried again.
+    ``waits_since`` is since when it has only waited for its turn. ``durations`` are the seconds of
+    its last runs. ``died`` is in how many runs in a row the process has died.
     """
 
     begun_for: datetime | None = None
+    known: datetime | None = None
     running: bool = False
     attempt: int = 0
     retry_at: datetime | None = None
@@ -43,6 +44,12 @@ class TableState:
     def add_duration(self, seconds: float) -> None:
         """Adds that of a run that has landed."""
         self.durations = [*self.durations, seconds][-_USUAL:]
+
+    def shift(self, jump: timedelta) -> None:
+        """Moves what it waits for, after the clock has jumped."""
+        self.known = self.known + jump if self.known else None
+        self.retry_at = self.retry_at + jump if self.retry_at else None
+        self.waits_since = self.waits_since + jump if self.waits_since else None
 
 
 def state_of(known: TableHistory, reset: datetime | None, died: int, now: datetime) -> TableState:
@@ -126,6 +133,7 @@ def clocks_of(
                 sla=table.settings.sla,
                 expected=freshness.expected_seconds(state.durations) or 0.0,
                 begun_for=state.begun_for,
+                known=state.known,
                 running=state.running,
                 retry_at=state.retry_at,
                 waits_since=state.waits_since,

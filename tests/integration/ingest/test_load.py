@@ -18,7 +18,7 @@ import pytest
 from deltalake import DeltaTable
 
 from bronze.config.settings import Settings
-from bronze.delta import files
+from bronze.delta import file_names
 from bronze.errors import SnapshotLost
 from bronze.ingest import pipeline
 from bronze.maintenance import maintain
@@ -91,8 +91,8 @@ def test_a_clustered_load_writes_its_bytes_once(large: Source) -> None:
     (loaded,) = pipeline.run(settings).tables
     assert (loaded.rows_read, loaded.version, loaded.notes) == (90_000, 0, ())
     paths = [Path(uri).name for uri in DeltaTable(str(large.table("t"))).file_uris()]
-    assert len({files.cluster_of(path) for path in paths}) == 2
-    assert all(files.batch_of(path) for path in paths)
+    assert len({file_names.cluster_of(path) for path in paths}) == 2
+    assert all(file_names.batch_of(path) for path in paths)
     assert len(list(large.table("t").glob("*.parquet"))) == len(paths) == loaded.files
     assert max(shares_read(large, ["v", "id"])) < 0.6
     assert differences(settings) == {}

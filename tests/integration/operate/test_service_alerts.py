@@ -14,13 +14,15 @@ import pytest
 from bronze.config.settings import Settings
 from bronze.demo.server import Server
 from bronze.operate import beat
+from bronze.operate.alerts import store
 from bronze.operate.alerts.life import Condition
 from bronze.operate.conditions import conditions_of
 from bronze.operate.service import alarms, service, watch
+from bronze.operate.tables import requests
 from tests.conftest import Source
 from tests.integration.operate.test_service import config, make
 from tests.integration.operate.test_service_failures import stopped
-from tests.support.receiver import receiver
+from tests.support.receiver import Receiver, receiver
 from tests.support.serving import Hands, serving, until
 
 OUTAGE = ("source_unreachable", "test")
@@ -37,15 +39,15 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, seconds)
 
 
-def with_channel(source: Source, url: str, **alerts: object) -> Settings:
+def with_channel(database: Source, url: str, heartbeat: str = "", **sections: Any) -> Settings:
     """A config with a channel, and tables that are due all the time."""
     channel = {"kind": "webhook", "name": "own", "url": url}
-    return config(
-        source,
-        alerts={"channels": [channel], **alerts},
-        serve={"schedule": {"full_refresh": "every 10s", "maintain": "", "verify": ""}},
-        breaker={"threshold": 2, "pause": 1, "longest": 1},
-    )
+    usual = {
+        "alerts": {"channels": [channel], "heartbeat": heartbeat},
+        "serve": {"schedule": {"full_refresh": "every 10s", "maintain": "", "verify": ""}},
+        "breaker": {"threshold": 2, "pause": 1, "longest": 1},
+    }
+    return config(database, **{**usual, **sections})
 
 
 @pytest.mark.soak
@@ -174,3 +176,115 @@ def test_once_tells_what_has_failed(source: Source) -> None:
         kinds = {json.loads(request.body)["kind"] for request in inbox.wait(2)}
     assert own.code == 1
     assert kinds == {"table_failed", "config_invalid"}
+
+
+def told(inbox: Receiver) -> list[tuple[str, str]]:
+    """What a channel has got: the act and the kind of each notice."""
+    notices = [json.loads(request.body) for request in inbox.requests]
+    return [(notice["act"], notice["kind"]) for notice in notices]
+
+
+def run_once(settings: Settings) -> int | None:
+    """The exit code of a service that does what is due, as cron starts it."""
+    with serving(settings, once=True) as own:
+        pass
+    return own.code
+
+
+def test_once_resolves_what_an_earlier_one_has_told(source: Source) -> None:
+    """When it has looked at everything and finds it no more; those who were told hear it before it
+    ends.
+    """
+    source.execute("CREATE TABLE divisor (by int)")
+    source.execute("INSERT INTO divisor VALUES (0)")
+    # Its run takes longer than it does until the alerts are evaluated first.
+    source.execute("CREATE VIEW bad AS SELECT 1 / by AS id, pg_sleep(1)::text AS word FROM divisor")
+    with receiver() as inbox:
+        settings = with_channel(source, inbox.url, breaker={"threshold": 9})
+        assert run_once(settings) == 1
+        ((act, kind),) = told(inbox)
+        run_once(settings)
+        assert len(inbox.requests) == 1
+        source.execute("UPDATE divisor SET by = 1")
+        requests.request(settings, "now", ["bad"])
+        assert run_once(settings) == 0
+        assert (act, told(inbox)[1:]) == ("open", [("resolve", kind)])
+        assert run_once(settings) == 0
+    assert len(inbox.requests) == 2
+    (alert,) = (store.load(settings) or {}).values()
+    assert alert.state == "resolved"
+
+
+def test_once_tells_that_a_source_is_away_and_resolves_nothing_that_it_cannot_see(
+    source: Source,
+) -> None:
+    """Such as a table that the config has and the source does not."""
+    make(source, "word")
+    with receiver() as inbox:
+        assert run_once(with_channel(source, inbox.url, tables={"gone": {}})) == 0
+        away = {"dsn": "host=127.0.0.1 port=1 dbname=x user=x"}
+        assert run_once(with_channel(source, inbox.url, source=away)) == 3
+        assert told(inbox) == [("open", "config_invalid"), ("open", "source_unreachable")]
+        assert run_once(with_channel(source, inbox.url)) == 0
+    ends = [("resolve", "config_invalid"), ("resolve", "source_unreachable")]
+    assert sorted(told(inbox)[2:]) == ends
+
+
+@pytest.mark.soak
+def test_once_tells_which_channel_fails(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It learns that when it has something to tell; what was owed is sent, and that is over."""
+    monkeypatch.setattr(alarms, "_SENT_WITHIN", 1)
+    make(source, "word")
+    with receiver() as inbox, receiver() as other:
+        other.answer(500)
+        settings = config(
+            source,
+            tables={"gone": {}},
+            alerts={
+                "channels": [
+                    {"kind": "webhook", "name": "own", "url": inbox.url},
+                    {"kind": "webhook", "name": "other", "url": other.url},
+                ]
+            },
+        )
+        for _ in range(2):
+            run_once(settings)
+            assert told(inbox) == [("open", "config_invalid"), ("open", "channel")]
+        other.answer(200)
+        run_once(settings)
+    assert told(inbox)[2:] == [("resolve", "channel")]
+
+
+@pytest.mark.soak
+def test_once_looks_for_personal_data_and_keys(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, however soon all else is done; and finds when it is right again."""
+    monkeypatch.setattr(watch, "_EXAMINED_AGAIN", 0.1)
+    source.execute("CREATE TABLE person (id int PRIMARY KEY, email text)")
+    with receiver() as inbox:
+        settings = with_channel(source, inbox.url)
+        assert run_once(settings) == 0
+        assert told(inbox) == [("open", "personal_data")]
+        clear = with_channel(source, inbox.url, tables={"person": {"protect": {"email": "clear"}}})
+        assert run_once(clear) == 0
+    assert told(inbox) == [("open", "personal_data"), ("resolve", "personal_data")]
+
+
+@pytest.mark.soak
+def test_once_tells_that_a_stream_is_down(source: Source) -> None:
+    """As a whole, such as where another one has its slot."""
+    source.execute("CREATE TABLE live (id int PRIMARY KEY)")
+    source.execute("SELECT pg_create_physical_replication_slot('standby_of_alerts')")
+    with receiver() as inbox:
+        settings = with_channel(
+            source,
+            inbox.url,
+            tables={"live": {"pattern": "streaming"}},
+            stream={"slot": "standby_of_alerts"},
+        )
+        try:
+            assert run_once(settings) == 1
+        finally:
+            source.execute("SELECT pg_drop_replication_slot('standby_of_alerts')")
+    assert told(inbox) == [("open", "stream_down")]

@@ -623,11 +623,11 @@ def test_a_file_with_a_read_error_is_not_removed(
     before = {path.name for path in files(source)}
     opened = store.reader
 
-    def failing(place: Place, path: str) -> Any:
+    def failing(place: Place, path: str, size: int = 0) -> Any:
         if path in before:
             error = OSError(errno.EIO, "Input/output error")
             return Failing(Path(place.url) / path, error, 1)
-        return opened(place, path)
+        return opened(place, path, size)
 
     monkeypatch.setattr(store, "reader", failing)
     found = verify(settings, at_rest=at_rest, repair=True)

@@ -16,7 +16,7 @@ import pytest
 import tenacity
 from deltalake import DeltaTable, write_deltalake
 
-from bronze.delta import commit, files, log, positions
+from bronze.delta import commit, file_names, files, log, positions
 from bronze.errors import BronzeError, CommitConflict, LakeError, Overtaken
 from bronze.governance import writer
 from bronze.model.columns import DeltaType
@@ -101,7 +101,7 @@ def test_facts_are_in_the_history(place: Place) -> None:
     put(place, [1], 1, name=batch(5))
     put(place, [2], 2)
     facts = [json.loads(entry[commit.FACTS]) for entry in DeltaTable(place.url).history()]
-    assert facts[1] == {"batch_id": files.batch_of(_path(place, 0))}
+    assert facts[1] == {"batch_id": file_names.batch_of(_path(place, 0))}
 
 
 def _path(place: Place, version: int) -> str:

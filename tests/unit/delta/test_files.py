@@ -127,30 +127,6 @@ def test_row_groups_have_statistics_where_order_is_plain(tmp_path: Path) -> None
     assert known == {"short", "int", "long", "date", "at", 'naive "at"'}
 
 
-def test_the_name_of_a_file_has_its_batch(tmp_path: Path) -> None:
-    """Two files of a batch have different names, which both tell the batch."""
-    place = Place(str(tmp_path))
-    written = [files.write([frame(1)], place, BATCH, ()) for _ in range(2)]
-    paths = [file.path for file in written if file]
-    assert len(set(paths)) == 2
-    assert [files.batch_of(path) for path in paths] == [BATCH, BATCH]
-    assert files.batch_of("part-00000-0b6b1a31-c000.snappy.parquet") is None
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "part-00000-1a2b3c4d-c000.zstd.parquet.crc",
-        "_delta_log/00000000000000000000.json",
-        "_change_data/cdc-00000.parquet",
-        "foreign.parquet",
-    ],
-)
-def test_names_of_other_files_have_no_batch(path: str) -> None:
-    """A name that is not of ours has no batch."""
-    assert files.batch_of(path) is None
-
-
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are written as object stores are: by uploads in parts."""

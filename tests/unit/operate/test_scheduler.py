@@ -58,6 +58,17 @@ def test_a_table_that_never_ran_is_due_at_once() -> None:
     assert run == Start("DE", NIGHT, "schedule", ("sales.orders",))
 
 
+def test_a_table_that_never_ran_is_due_since_it_is_known() -> None:
+    """Not since a due time before; tables that became known together are one run. One that still
+    waits at its next due time is due since then.
+    """
+    new = replace(ORDERS, begun_for=None, known=at(590))
+    hourly = replace(new, table="sales.prices", schedule=HOURLY)
+    (run,) = decided(new, hourly, minutes=599).start
+    assert run == Start("DE", at(590), "schedule", ("sales.prices", "sales.orders"))
+    assert decided(hourly, minutes=601).start[0].due == at(600)
+
+
 def test_a_table_that_runs_is_not_begun_again_until_it_has_ended() -> None:
     """What has become due meanwhile waits with a sentence, and begins then."""
     running = replace(ORDERS, schedule=HOURLY, begun_for=NIGHT, running=True)

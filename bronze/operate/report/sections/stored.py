@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from bronze.delta import files
+from bronze.delta import file_names
 from bronze.delta.layout import choice
 from bronze.delta.layout.choice import Choice
 from bronze.delta.log import State
@@ -86,7 +86,7 @@ def _layout(target: str, state: State | None, wish: Sequence[str]) -> _Layout:
     size = sum(file.size for file in stored)
     known = Choice.read(TableProperties.read(state.properties).clustering_choice)
     by = state.clustering or tuple(wish) or choice.chosen(state)
-    in_clusters = sum(f.size for f in stored if f.provider or files.cluster_of(f.path))
+    in_clusters = sum(f.size for f in stored if f.provider or file_names.cluster_of(f.path))
     column, skipped = _skipped(state, by)
     rows = [file.rows for file in stored]
     return _Layout(

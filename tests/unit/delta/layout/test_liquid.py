@@ -192,7 +192,7 @@ def test_checkpoints_keep_providers_tags_and_columns(place: Place) -> None:
 def test_long_logs_keep_their_columns(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log that deltalake would read, as it is long, is replayed for its domains."""
     put(place, rows(100))
-    monkeypatch.setattr("bronze.delta.read.replay._LONGEST", 0)
+    monkeypatch.setattr("bronze.delta.read.log_objects._LONGEST", 0)
     improve(place)
     put(place, rows(100, 1))
     assert state_of(place).clustering == ("place", "day")

@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uuid_utils import uuid7
 
-from bronze.delta import commit, files, log, store
+from bronze.delta import commit, file_names, files, log, store
 from bronze.delta.layout import hilbert, optimize, rewrite
 from bronze.delta.layout.optimize import OptimizeResult, TableLayout
 from bronze.errors import CommitConflict, LakeError, Mismatch
@@ -168,7 +168,7 @@ def test_clustered_rows_are_the_same_rows(place: Place) -> None:
     assert (done.version, done.rows) == (state.version, 2000)
     assert (done.files_before, done.files_after) == (4, len(state.files))
     assert (done.bytes_after, done.rewritten) == (sum(f.size for f in state.files),) * 2
-    assert {files.cluster_of(f.path) is None for f in state.files} == {False}
+    assert {file_names.cluster_of(f.path) is None for f in state.files} == {False}
     feed = DeltaTable(place.url).load_cdf(starting_version=state.version)
     assert pl.DataFrame(feed.read_all()).height == 0
     assert not optimize.is_needed(state, SMALL)
@@ -514,7 +514,7 @@ def test_a_concurrent_writer_that_always_wins(
     with pytest.raises(CommitConflict) as caught:
         improve(place)
     assert caught.value.hint
-    assert {files.cluster_of(file.path) for file in state_of(place).files} == {None}
+    assert {file_names.cluster_of(file.path) for file in state_of(place).files} == {None}
     assert unlisted(place) == set()
 
 
@@ -614,7 +614,7 @@ def test_files_of_a_killed_optimization_are_swept(
     monkeypatch.undo()
     left = unlisted(place)
     assert left
-    assert None not in {files.batch_of(name) for name in left}
+    assert None not in {file_names.batch_of(name) for name in left}
     later = dt.datetime.now().timestamp() + 2 * 24 * 3600
     assert commit.sweep(state_of(place), later) == len(left)
     assert content(place) == before

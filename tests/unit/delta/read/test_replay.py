@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from bronze.delta import commit, log
 from bronze.delta.positions import Position
-from bronze.delta.read import added_files, replay
+from bronze.delta.read import added_files, log_objects, replay
 from bronze.delta.read import content as contents
 from bronze.delta.read.content import Opened
 from bronze.delta.read.replay import Replayed
@@ -270,7 +270,7 @@ def test_a_long_log_is_left_to_deltalake(
     DeltaTable(place.url).create_checkpoint()
     write_deltalake(place.url, rows, mode="append")
     agrees(place)
-    monkeypatch.setattr(replay, limit, 10)
+    monkeypatch.setattr(log_objects, limit, 10)
     content = replay.content_of(place)
     assert isinstance(content, Opened)
     assert len(content.files()) == 2

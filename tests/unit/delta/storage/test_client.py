@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+import polars as pl
 import pytest
 from obstore.store import from_url
 
 from bronze import secrets
-from bronze.delta import commit, log, store
+from bronze.delta import commit, files, log, store
 from bronze.delta.commit import Change
 from bronze.delta.positions import Position
 from bronze.delta.read import remembered
@@ -80,6 +82,34 @@ def test_tables_of_a_bucket_share_a_client(s3: Store, made: list[str]) -> None:
     store.put(place(s3, "share/t9", aws_region="eu-west-1"), "x", b"")
     assert made == ["s3://lake"] * 4
     assert pickle.loads(pickle.dumps(places)) == places  # noqa: S301
+
+
+def test_of_a_large_file_only_what_is_asked_for_is_read(s3: Store) -> None:
+    """Its size, its footer and the pages of the columns, each by one request; a small file is read
+    by a single request.
+    """
+    values = np.random.default_rng(0).integers(0, 2**62, 300_000)
+    frame = pl.DataFrame({f"c{number}": np.roll(values, number) for number in range(8)})
+    table = place(s3, "large")
+    large = files.write(frame.iter_slices(150_000), table, "a", ())
+    small = files.write([frame.head(9)], table, "b", ())
+    assert large
+    assert small
+    layout = [(name, DeltaType("long")) for name in frame.columns]
+    gateway = s3.gateway
+    for file, asked, requests, sent in (
+        (large, ["c3"], 2 + 2, large.size / 7),
+        (large, frame.columns, 2 + 2 * 8, large.size + 2**17),
+        (small, frame.columns, 1, 2**14),
+    ):
+        gateway.requests.clear()
+        gateway.sent = 0
+        parts = [
+            pl.DataFrame(t) for _, t in files.parts(files.open_parquet(table, file), layout, asked)
+        ]
+        assert pl.concat(parts).equals(frame.head(file.rows).select(asked))
+        assert len(gateway.requests) == requests
+        assert gateway.sent < sent
 
 
 @pytest.fixture

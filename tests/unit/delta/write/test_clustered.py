@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze import failpoint, stopping
-from bronze.delta import files
+from bronze.delta import file_names
 from bronze.delta.write import clustered
 from bronze.errors import LakeError, Stopped
 from bronze.model.columns import DeltaType
@@ -89,7 +89,7 @@ def test_every_row_is_written_once(
         written = clustered.write(iter(frames), destination(folder), how, estimate)
         assert sum(file.rows for file in written) == sum(parts)
         assert len(list(folder.rglob("*.parquet"))) == len(written)
-        assert len({files.cluster_of(file.path) for file in written}) == bool(written)
+        assert len({file_names.cluster_of(file.path) for file in written}) == bool(written)
         if written:
             found = pl.concat(read(folder, written)).sort("id")
             assert found.equals(pl.concat(frames).cast({"status": pl.String}))

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze import portion
-from bronze.delta import files
+from bronze.delta import file_names, files
 from bronze.delta.write import changes as changing
 from bronze.delta.write import insert, merge, merge_job, row_edits
 from bronze.delta.write.changes import Changes
@@ -449,7 +449,7 @@ def test_a_file_is_rewritten_for_its_columns_alone(bench: Bench) -> None:
     assert now.schema["price"] == pl.Decimal(30, 4)
     assert now["id"].to_list() == [1, 2, 3]
     assert now["more"].to_list() == [None] * 3
-    assert files.batch_of(made.file.path) == NOW.batch_id
+    assert file_names.batch_of(made.file.path) == NOW.batch_id
     assert made.old.path == paths[0]
 
 

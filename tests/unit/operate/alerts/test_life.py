@@ -55,9 +55,13 @@ def evaluated(
     seconds: float,
     *conditions: Condition,
     silences: Sequence[Silence] = (),
+    since: float | None = 0,
 ) -> dict[Key, Alert]:
-    """The alerts after an evaluation at a moment."""
-    return step(alerts, Evaluation(at(seconds), conditions, silences, PATHS))
+    """The alerts after an evaluation at a moment, by a process that knows what is wrong since
+    another, or by one that has looked at everything.
+    """
+    began = None if since is None else at(since)
+    return step(alerts, Evaluation(at(seconds), conditions, silences, PATHS, since=began))
 
 
 def opened() -> dict[Key, Alert]:
@@ -196,13 +200,56 @@ def test_what_may_have_arrived_is_resolved() -> None:
     alerts = opened()
     (message,) = alerts[ORDERS].owed
     begun = begin(alerts[ORDERS], message)
-    for alert in (begun, restart(alerts[ORDERS], at(15))):
+    for alert in (begun, restart(alerts[ORDERS])):
         assert messages(evaluated(evaluated({ORDERS: alert}, 20), 90)) == [("resolve", "first")]
     failed = unsent(begun, message)
     assert failed == alerts[ORDERS]
     # The same if it turns out after the resolution.
     resolved = evaluated(evaluated({ORDERS: begun}, 20), 90)[ORDERS]
     assert unsent(resolved, message).owed == ()
+
+
+def test_a_process_that_has_just_started_resolves_nothing_for_a_minute() -> None:
+    """It knows nothing of the time before, however long ago an alert was opened."""
+    stored = {ORDERS: restart(all_sent(opened())[ORDERS])}
+    alerts = evaluated(evaluated(stored, 3600, since=3600), 3659, since=3600)
+    assert alerts[ORDERS].state == "open"
+    alerts = evaluated(alerts, 3660, since=3600)
+    assert messages(alerts) == [("resolve", "first")]
+
+
+def test_a_process_that_has_looked_at_everything_resolves_what_is_absent_at_its_end() -> None:
+    """At its second evaluation, also what it has seen itself before it ran the table."""
+    stored = {ORDERS: restart(all_sent(opened())[ORDERS])}
+    for seen in ([], [condition(ORDERS)]):
+        alerts = evaluated(stored, 18, *seen, since=18)
+        alerts = evaluated(evaluated(alerts, 20, since=18), 21, since=None)
+        assert messages(alerts) == [("resolve", "first")]
+
+
+def test_what_comes_and_goes_from_process_to_process_is_told_once() -> None:
+    """It is resolved by one that never finds it, 15 minutes after it was opened."""
+    failed = condition(DOWN)
+
+    def ran(
+        alerts: dict[Key, Alert], seconds: float, *, before: bool, after: bool
+    ) -> dict[Key, Alert]:
+        begun = {key: restart(alert) for key, alert in all_sent(alerts).items()}
+        begun = evaluated(begun, seconds, *[failed] * before, since=seconds)
+        for _ in range(2):
+            begun = evaluated(begun, seconds + 1, *[failed] * after, since=None)
+        return begun
+
+    alerts = ran({}, 0, before=False, after=True)
+    assert messages(alerts) == [("open", "first")]
+    alerts = ran(alerts, 300, before=True, after=False)
+    assert messages(alerts) == [("resolve", "first")]
+    alerts = ran(alerts, 600, before=False, after=True)
+    assert messages(alerts) == [("open", "first")]
+    for seconds, before, after in ((900, True, False), (1200, False, True), (1500, True, False)):
+        alerts = ran(alerts, seconds, before=before, after=after)
+        assert not messages(alerts)
+    assert messages(ran(alerts, 1502, before=False, after=False)) == [("resolve", "first")]
 
 
 def test_a_resolution_that_is_late_is_about_its_own_opening() -> None:
@@ -239,6 +286,7 @@ class Living(RuleBasedStateMachine):
         self.alerts: dict[Key, Alert] = {}
         self.wrong: set[Key] = set()
         self.silences: list[Silence] = []
+        self.since = 0.0
         self.arrived: list[tuple[Key, Message]] = []
         self.is_certain = True
 
@@ -247,15 +295,18 @@ class Living(RuleBasedStateMachine):
         """Something breaks, or is mended."""
         self.wrong ^= {key}
 
-    @rule(seconds=st.sampled_from([5, 10, 60, 300, 1200]))
-    def evaluate(self, seconds: float) -> None:
-        """Time passes, and the service looks."""
+    @rule(seconds=st.sampled_from([5, 10, 60, 300, 1200]), whole=st.booleans())
+    def evaluate(self, seconds: float, whole: bool = False) -> None:
+        """Time passes, and the service looks, maybe at everything."""
         self.seconds += seconds
         conditions = [
             condition(key, self.seconds, causes=() if key == DOWN else (DOWN,))
             for key in sorted(self.wrong)
         ]
-        self.alerts = evaluated(self.alerts, self.seconds, *conditions, silences=self.silences)
+        since = None if whole else self.since
+        self.alerts = evaluated(
+            self.alerts, self.seconds, *conditions, silences=self.silences, since=since
+        )
 
     @rule(key=st.sampled_from(KEYS))
     def see_to(self, key: Key) -> None:
@@ -294,7 +345,8 @@ class Living(RuleBasedStateMachine):
     @rule()
     def start_again(self) -> None:
         """What was owed may have been sent."""
-        self.alerts = {key: restart(alert, at(self.seconds)) for key, alert in self.alerts.items()}
+        self.alerts = {key: restart(alert) for key, alert in self.alerts.items()}
+        self.since = self.seconds
         if any(alert.owed for alert in self.alerts.values()):
             self.is_certain = False
 
