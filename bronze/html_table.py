@@ -8,6 +8,8 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
+from bronze.printable import size
+
 MOST_ROWS = 100
 """How many items a notebook gets: the audit log may have many more."""
 
@@ -27,19 +29,26 @@ _HIDDEN = frozenset(
     }
 )
 _NAMES = {"target": "Bronze table", "recorded_timestamp": "recorded"}
-_IDENTIFIERS = frozenset({"version", "sequence", "pid", "port"})
+_IDENTIFIERS = frozenset({"version", "sequence", "pid", "port", "oid"})
 _UNKNOWN_BELOW_ZERO = frozenset({"rows", "source_rows"})
 _SIZES = frozenset({"bytes", "rewritten"})
-_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _COLOURS = {
     **dict.fromkeys(("failed", "fail", "differs", "problem"), "#c62828"),
     **dict.fromkeys(("stopped", "warning", "unknown"), "#b26a00"),
     **dict.fromkeys(("landed", "equal", "pass"), "#2e7d32"),
 }
-_LONG_TEXT, _LONG_LIST = 200, 3
+_LONG_TEXT, _LONG_MESSAGE, _LONG_LIST = 200, 280, 3
 _SUMMARY = 60
 _LEFT = "text-align:left;vertical-align:top"
 _RIGHT = "text-align:right;vertical-align:top;white-space:nowrap"
+
+
+def heading(kind: str, summary: Iterable[str], exit_code: int) -> str:
+    """The kind of a result, what it says in short, and its exit code, in colour if it is not 0."""
+    colour = f' style="color:{_COLOURS["failed"]}"' if exit_code else ""
+    parts = [escape(text) for text in summary]
+    parts.append(f"<span{colour}>exit code {exit_code}</span>")
+    return f'<p style="margin:.3em 0"><b>{escape(kind)}</b>: {", ".join(parts)}</p>'
 
 
 def items_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -72,7 +81,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
 
 def messages(texts: Iterable[str]) -> str:
     """A paragraph for each text."""
-    return "".join(f'<p style="margin:.3em 0">{_folded(text)}</p>' for text in texts)
+    return "".join(f'<p style="margin:.3em 0">{_folded(text, _LONG_MESSAGE)}</p>' for text in texts)
 
 
 def _table_cell(name: str, value: object, style: str) -> str:
@@ -83,9 +92,9 @@ def _table_cell(name: str, value: object, style: str) -> str:
     return f'<td style="{style}">{_folded(cell_text(name, value))}</td>'
 
 
-def _folded(text: str) -> str:
-    """The text; of a long one the beginning, which opens."""
-    if len(text) <= _LONG_TEXT:
+def _folded(text: str, most: int = _LONG_TEXT) -> str:
+    """The text; of one longer than ``most`` the beginning, which opens."""
+    if len(text) <= most:
         return escape(text)
     return _details(f"{text[:_SUMMARY]}…", text)
 
@@ -118,17 +127,10 @@ def cell_text(name: str, value: object) -> str:
     if name in _UNKNOWN_BELOW_ZERO and isinstance(value, int) and value < 0:
         return ""
     if isinstance(value, int) and (name in _SIZES or name.endswith("_bytes")):
-        return _size(value)
+        return size(value)
     if isinstance(value, int) and name not in _IDENTIFIERS:
         return f"{value:,}"
     if isinstance(value, float) and math.isfinite(value):
         # A score of 99.99 is not 100.
         return f"{math.floor(value * 10) / 10:.1f}" if name == "score" else f"{value:,.1f}"
     return "" if value is None else str(value)
-
-
-def _size(count: int) -> str:
-    for unit, name in _UNITS:
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} B"

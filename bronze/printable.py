@@ -1,4 +1,4 @@
-r"""Makes text safe for terminals: control and format characters are shown as escapes.
+r"""Text for people: counted things, sizes, and control characters shown as escapes.
 
 Names, comments and values of a source or a lake may contain any character. A terminal would execute
 escape sequences, and change the order of text at bidirectional control characters. They are printed
@@ -11,6 +11,22 @@ import logging
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LATIN, _PLANE = 0xFF, 0xFFFF
+_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number of things: "1 table", "1,000 tables". The ``plural`` is needed where it is not the
+    ``noun`` and an s; both may have a verb: "1 row is", "2 rows are".
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def size(number: int) -> str:
+    """A number of bytes: "512 B", "1.5 MB"."""
+    for unit, name in _UNITS:
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return f"{number} B"
 
 
 def visible(text: str) -> str:

@@ -28,6 +28,7 @@ from bronze.model.anomaly import Model, Monitoring
 from bronze.model.columns import Column
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
+from bronze.printable import count
 from bronze.tables.context import TableContext, ask_source
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.naming import short_name
@@ -238,9 +239,9 @@ def _stored_model(
     if record["settings"] != settings:
         return model, "its columns or settings have changed"
     if own.retrain and age >= own.retrain:
-        return model, f"the last one is {age / 86400:.0f} days old"
+        return model, f"the last one is {count(round(age / 86400), 'day')} old"
     if rows >= _GROWTH * max(model.rows, 1):
-        return model, f"the table has grown from {model.rows:,} to {rows:,} rows"
+        return model, f"the table has grown from {model.rows:,} to {count(rows, 'row')}"
     share = _last_share(context, model)
     if share > _EXCESS * own.expected:
         return model, f"{share:.1%} of the last run's rows were anomalies"

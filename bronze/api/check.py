@@ -13,6 +13,7 @@ from typing import Any
 
 import uuid_utils
 
+from bronze.api.load_pattern import LoadPattern, load_pattern
 from bronze.config.settings import Settings
 from bronze.delta import log, store
 from bronze.delta.properties import TableProperties
@@ -37,7 +38,7 @@ from bronze.model.stamp import RowStamp
 from bronze.postgres.catalog import survey
 from bronze.postgres.catalog.constraints import Constraints
 from bronze.postgres.catalog.relations import Relation
-from bronze.postgres.catalog.survey import Personal
+from bronze.postgres.catalog.survey import Survey
 from bronze.postgres.connection import capacity, connect, parameters, translation
 from bronze.postgres.copy import rows_reader
 from bronze.postgres.copy.snapshot import Consistency, Snapshot
@@ -47,7 +48,7 @@ from bronze.tables import blind_spots, open_sources, selection
 from bronze.tables.context import TableContext, constraints_of, streamed_columns_of
 from bronze.tables.open_sources import OpenSource
 
-_REJECTS = "values Delta cannot hold become NULL and are kept in governance.rejected_values"
+REJECTED = "may be rejected"
 _AS_TEXT = "PostgreSQL's text"
 _STANDBY = (
     "is a standby: a cursor column needs an overlap, nothing can be streamed, and it cancels reads"
@@ -94,6 +95,7 @@ class TableReport:
     ``untranslated`` the CHECK constraints that only PostgreSQL can evaluate. ``unprotected`` are
     the columns that look personal and that the config does not mention. ``written_by`` is the
     version of bronze that wrote the Bronze table last, "" where none has or it was not recorded.
+    ``load`` is how it is loaded.
     """
 
     table: str
@@ -110,6 +112,7 @@ class TableReport:
     limits: tuple[str, ...] = ()
     unprotected: tuple[str, ...] = ()
     written_by: str = ""
+    load: LoadPattern | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,7 +142,19 @@ class CheckReport(Shown):
 
     def _row(self, item: TableReport) -> Mapping[str, Any]:
         columns = [f"{column.target} {column.delta_type}" for column in item.columns]
-        return {**asdict(item), "columns": columns, "rules": [rule.name for rule in item.rules]}
+        load = item.load
+        cells = {
+            "table": item.table,
+            "target": item.target,
+            "kind": item.kind,
+            "pattern": load.pattern if load else "",
+            "cursor": load.cursor if load else "",
+            **asdict(item),
+            "columns": columns,
+            "rules": [rule.name for rule in item.rules],
+        }
+        del cells["load"]
+        return cells
 
 
 def check(settings: Settings, tables: Sequence[str] = ()) -> CheckReport:
@@ -186,8 +201,7 @@ class _CheckedSource:
 
     ``no_stream`` is why none of them can be streamed, ``limits`` are limits of connections that are
     too low, with hints. ``unfit`` says, by table, why it cannot be streamed; ``streamed`` are the
-    others with their keys. ``relations`` and ``personal`` (the columns that look personal) are by
-    oid.
+    others with their keys. ``relations`` and ``surveys`` are by oid.
     """
 
     source: OpenSource
@@ -197,7 +211,7 @@ class _CheckedSource:
     unfit: Mapping[str, TableRefused]
     streamed: Mapping[str, selection.Target]
     relations: Mapping[int, Relation]
-    personal: Mapping[int, Sequence[Personal]]
+    surveys: Mapping[int, Survey]
 
     @property
     def problems(self) -> list[BronzeError]:
@@ -250,7 +264,7 @@ def _check_source(
         unfit=unfit,
         streamed={target.label: target for target in keyed},
         relations={relation.oid: relation for relation in shared.relations},
-        personal={surveyed.relation.oid: surveyed.personal for surveyed in surveys},
+        surveys={surveyed.relation.oid: surveyed for surveyed in surveys},
     )
 
 
@@ -288,7 +302,8 @@ def _table_report(
     orphans: Mapping[tuple[str, int], str],
 ) -> TableReport:
     relation = target.relation
-    personal = checked.personal.get(relation.oid, ())
+    surveyed = checked.surveys.get(relation.oid)
+    personal = surveyed.personal if surveyed else ()
     notes = selection.unprotected_notes(target, personal)
     notes += blind_spots.ctid_notes(relation, checked.snapshot.version)
     notes += blind_spots.reader_notes(target.settings)
@@ -303,6 +318,7 @@ def _table_report(
         columns=(),
         notes=notes,
         unprotected=tuple(column.column for column in selection.unprotected(target, personal)),
+        load=load_pattern(settings, target, surveyed) if surveyed else None,
     )
     columns: tuple[Column, ...] = ()
     try:
@@ -402,7 +418,7 @@ def _column(column: Column) -> ColumnReport:
     if column.protect:
         note = _PROTECTED[column.protect.method]
     elif column.reject:
-        note = _REJECTS
+        note = REJECTED
     elif column.kind.name == "string" and column.source_type.split("(")[0] not in (
         "text",
         "character varying",

@@ -22,6 +22,7 @@ from bronze.model.columns import KEY_TEXT
 from bronze.model.results import Failure
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.catalog.survey import Personal, Survey
+from bronze.printable import count, size
 from bronze.rows.metadata import COMMIT_TIMESTAMP, METADATA_COLUMNS
 from bronze.tables import selection
 from bronze.tables.naming import free, name_faults, proposed_names, table_name
@@ -78,11 +79,11 @@ def config_text(survey: DatabaseSurvey, dsn: str, name: str) -> str:
 
 
 def _heading(survey: DatabaseSurvey) -> str:
-    tables = _count(len(survey.surveys), "table")
-    size = _size(sum(s.size for s in survey.surveys))
+    tables = count(len(survey.surveys), "table")
+    stored = size(sum(s.size for s in survey.surveys))
     return _comment(
         f"Written by `bronze init` for the database {_name_in_comment(survey.database)}: PostgreSQL"
-        f" {survey.version}, {tables}, {size}.",
+        f" {survey.version}, {tables}, {stored}.",
         "Row counts and sizes are PostgreSQL's estimates. `bronze check` shows what each column"
         " becomes, `bronze run` loads the tables.",
     )
@@ -337,9 +338,9 @@ def _remarks(surveyed: Survey, survey: DatabaseSurvey) -> Iterator[str]:
     """The comments on a table: size, key, proposed pattern, personal data, and problems."""
     relation = surveyed.relation
     kind = "" if relation.kind == "table" else f"{relation.kind}, "
-    rows = "number of rows unknown" if surveyed.rows < 0 else _count(surveyed.rows, "row")
+    rows = "number of rows unknown" if surveyed.rows < 0 else count(surveyed.rows, "row")
     key = ", ".join(map(_name_in_comment, relation.key)) or "none"
-    yield f"{kind}{rows}, {_size(surveyed.size)}, key: {key}"
+    yield f"{kind}{rows}, {size(surveyed.size)}, key: {key}"
     cursor = f", cursor {_name_in_comment(surveyed.cursor)}" if surveyed.cursor else ""
     yield f"proposed pattern: {surveyed.pattern}{cursor} ({surveyed.reason})"
     others = [c.column for c in surveyed.cursors if c.whole and c.column != surveyed.cursor]
@@ -354,17 +355,6 @@ def _remarks(surveyed: Survey, survey: DatabaseSurvey) -> Iterator[str]:
         yield f"it cannot be loaded: {reason.message} {reason.hint}"
     elif not surveyed.sampled:
         yield "its rows could not be sampled, only the names of its columns were examined"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def _size(size: int) -> str:
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size} bytes"
 
 
 def _comment(*paragraphs: str) -> str:

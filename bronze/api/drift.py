@@ -7,7 +7,7 @@ file is in. `drift` compares the newest of these records with the file, and with
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from bronze.errors import ConfigError
 from bronze.governance import audit, audit_state
 from bronze.governance.tables.audit_log import AuditRecord
 from bronze.model.results import Shown
+from bronze.printable import count
 
 _KEY = "config"
 _NAMED = 8
@@ -75,6 +76,20 @@ class DriftReport(Shown):
     def exit_code(self) -> int:
         """0: what runs is what is on disk and committed; 1: it is not."""
         return 1 if self.problems else 0
+
+    def _summary(self) -> Iterable[str]:
+        found = count(len(self.problems), "problem") if self.problems else "no drift"
+        return [self.path, found]
+
+    def _row(self, item: DriftReport) -> Mapping[str, Any]:
+        ran = item.running
+        return {
+            "file": f"{item.hash[:12]} {item.file}".rstrip(),
+            "commit": item.commit[:12],
+            "ran last": f"{ran.hash[:12]} {ran.file}".rstrip() if ran else "",
+            "by": f"{ran.action} of {ran.actor}" if ran else "",
+            "at": ran.recorded if ran else None,
+        }
 
 
 def drift(settings: Settings) -> DriftReport:

@@ -16,6 +16,7 @@ from bronze.postgres.catalog import survey
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.connection import connect, translation
 from bronze.postgres.copy import snapshot
+from bronze.printable import count
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -140,7 +141,8 @@ def _no_tables(
     place = f"the database {database}" + (f", schema {', '.join(schemas)}" if schemas else "")
     if relations:
         return ConfigError(
-            f"The role {role} may read none of the {len(relations)} tables in {place}.",
+            f"The role {role} may not read any table in {place}, which has"
+            f" {count(len(relations), 'table')}.",
             hint="GRANT it USAGE on the schema and SELECT on its tables.",
         )
     return ConfigError(

@@ -16,6 +16,7 @@ from bronze.governance import audit
 from bronze.governance.audit import Event
 from bronze.model.locations import TableName
 from bronze.model.results import EXIT_CODES, Failure, RunResult
+from bronze.printable import count
 from bronze.tables import lake
 from bronze.unity import register as registering
 from bronze.unity.results import RegisterResult
@@ -80,7 +81,9 @@ def _notes(done: RegisterResult) -> list[str]:
     sentences = [_sentence(failure) for failure in failures[:_MOST_NOTES]]
     if len(failures) > _MOST_NOTES:
         more = len(failures) - _MOST_NOTES
-        sentences.append(f"{more} more errors of Unity Catalog: `bronze register` shows them.")
+        sentences.append(
+            f"{count(more, 'more error')} of Unity Catalog: `bronze register` shows them."
+        )
     return sentences
 
 

@@ -142,7 +142,7 @@ class Manifest:
     root: str
     config: str
     audit: tuple[int, str]
-    moments: tuple[Moment, ...]
+    moments: tuple[Moment, ...] = field(repr=False)
     tables: tuple[TableCopy, ...] = field(repr=False)
     previous: str
     hash: str = ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from bronze.backup.purges import OutstandingErasure
 from bronze.model.results import Failure, Shown, exit_code
+from bronze.printable import count, size
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,19 @@ class BackupResult(Shown):
         failed = exit_code([table.error for table in self.tables], self.unrecorded)
         return failed or int(bool(self.erasures))
 
+    def _summary(self) -> Iterable[str]:
+        copied = f"{count(self.objects, 'object')} ({size(self.bytes)}) copied"
+        total = f"{count(self.total_objects, 'object')} ({size(self.total_bytes)}) in all"
+        return [f"generation {self.generation}", *super()._summary(), copied, total]
+
+    def _messages(self) -> Iterator[str]:
+        for erasure in self.erasures:
+            at = f"{erasure.at:%Y-%m-%d %H:%M:%S} UTC"
+            yield f"An erasure has not reached the copy: {erasure.table}, {at}: {erasure.reason}"
+        for name, reason in self.excluded.items():
+            yield f"{name} is not in it: {reason}"
+        yield from super()._messages()
+
 
 @dataclass(frozen=True, repr=False)
 class VerifiedCopy(Shown):
@@ -85,3 +99,20 @@ class VerifiedCopy(Shown):
     def exit_code(self) -> int:
         """0 if the copy is whole, 1 if not."""
         return int(bool(self.faults))
+
+    def _summary(self) -> Iterable[str]:
+        read = f"{self.objects:,} of {count(self.total_objects, 'object')} read"
+        found = count(len(self.faults), "fault") if self.faults else "no fault"
+        return [count(self.generations, "generation"), read, found]
+
+    def _row(self, item: VerifiedCopy) -> Mapping[str, Any]:
+        return {
+            "generations": item.generations,
+            "objects": item.total_objects,
+            "objects read": item.objects,
+            "bytes": item.bytes,
+            "seconds": item.seconds,
+        }
+
+    def _messages(self) -> Iterator[str]:
+        yield from self.faults

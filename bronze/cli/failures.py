@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ import typer
 
 from bronze.api.display.log_lines import LOG
 from bronze.cli.explanations import BUG, command_for
+from bronze.cli.wrapping import wrapped
 from bronze.errors import BronzeError
 from bronze.model.results import Failure
 from bronze.printable import VisibleFormatter, visible, visible_json
@@ -96,11 +99,18 @@ def _print_error(message: str, hint: str, explain: str) -> None:
     if LOG.format == "json":
         LOG.error(message, **({"hint": hint} if hint else {}), explain=explain)
         return
-    typer.secho(visible(message), fg=typer.colors.RED, err=True)
+    typer.secho(_lines(visible(message)), fg=typer.colors.RED, err=True)
     if hint:
-        typer.echo(f"  {visible(hint)}", err=True)
+        typer.echo(_lines(f"  {visible(hint)}"), err=True)
     if "bronze explain" not in hint:
         typer.secho(f"  {explain}", dim=True, err=True)
+
+
+def _lines(text: str) -> str:
+    """A text as a terminal has room for it."""
+    if not sys.stderr.isatty():
+        return text
+    return wrapped(text, shutil.get_terminal_size().columns)
 
 
 def _interrupt(*_: object) -> None:

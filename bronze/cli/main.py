@@ -12,6 +12,7 @@ import os
 from typing import Annotated
 
 import typer
+import typer.main
 
 from bronze.cli.commands import begin, load, maintain, operate, protect, reference, service, trust
 from bronze.cli.commands.copies import backup, restore
@@ -20,7 +21,7 @@ from bronze.cli.commands.integrations.deploy import deploy
 from bronze.cli.commands.register import register
 from bronze.cli.commands.status import report, status
 from bronze.cli.commands.validate import validate
-from bronze.cli.groups import BEGIN, LOAD, OPERATE, RECOVER, TRUST, add
+from bronze.cli.groups import BEGIN, LOAD, OPERATE, RECOVER, TRUST, add, tidy
 from bronze.version import VERSION
 
 app = typer.Typer(
@@ -123,8 +124,10 @@ def main() -> None:
         os.environ.pop(name, None)
     # pydantic would read the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+    command = typer.main.get_command(app)
+    tidy(command)
     try:
-        app()
+        command()
     finally:
         # The interpreter would search all objects for cycles twice before it ends.
         gc.freeze()

@@ -15,6 +15,7 @@ from bronze.cli import output
 from bronze.cli.screens import results
 from bronze.demo import inventory, server
 from bronze.errors import ConfigError
+from bronze.printable import count
 
 CONFIG = """\
 # The demo's config. `bronze init` writes one for a database of your own.
@@ -125,7 +126,8 @@ def run_tour(directory: Path, scale: float, keep: bool) -> None:
         f"The demo took {time.monotonic() - began:.0f} s. Its files are in {directory}:"
     )
     output.print_line(
-        f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\""
+        f"  python -c \"import polars; print(polars.read_delta('{_orders(directory)}'))\"",
+        whole=True,
     )
     if keep:
         output.print_line(f"  bronze check -c {directory / 'bronze.toml'}")
@@ -169,8 +171,10 @@ def _show(directory: Path, started: server.Server, scale: float) -> None:
         sum(getattr(change, kind) for change in changed.values())
         for kind in ("inserted", "updated", "deleted")
     ]
+    inserted, updated, deleted = counts
     output.print_line(
-        "\nA day of business: {:,} rows inserted, {:,} updated, {:,} deleted".format(*counts)
+        f"\nA day of business: {count(inserted, 'row')} inserted, {updated:,} updated,"
+        f" {deleted:,} deleted"
     )
     output.print_line("What has changed:")
     _load(opened)

@@ -22,6 +22,8 @@ from bronze.model.locations import Place
 
 # Bytes of objects that are one request.
 _PART = 10 * 2**20
+# The most bytes of an object that are read before they are asked for.
+_MOST_AHEAD = 4 * 2**20
 
 
 def is_missing(place: Place, under: str = "") -> bool:
@@ -131,13 +133,18 @@ class _Upload(io.RawIOBase):
 
 
 class _Download(io.RawIOBase):
-    """An object of the store as a file. A small one is read by a single request, of a large one
-    what is asked for, by a request each time.
+    """An object of the store as a file. A small one is read by a single request. Of a large one
+    what is asked for is read, and, where reads follow each other, as much again as these have read:
+    the columns of a row group are next to each other, and small.
     """
 
     def __init__(self, place: Place, path: str, size: int) -> None:
         self._place, self._path, self._at = place, path, 0
         self._small: bytes | None = None
+        # Where the last read ended, how many bytes the reads before it have had in a row, and what
+        # follows them.
+        self._end = self._streak = 0
+        self._ahead = b""
         self._size = client.request(place, lambda opened: self._open(opened, size))
 
     def _open(self, opened: Any, size: int) -> int:
@@ -157,14 +164,25 @@ class _Download(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         end = self._size if size < 0 else min(self._at + size, self._size)
-        data = self._between(self._at, end) if self._at < end else b""
+        data = b""
+        if self._at < end:
+            small = self._small
+            data = self._large(self._at, end) if small is None else small[self._at : end]
         self._at += len(data)
         return data
 
+    def _large(self, start: int, end: int) -> bytes:
+        if start != self._end:
+            self._streak, self._ahead = 0, b""
+        known = start + len(self._ahead)
+        if known < end:
+            self._ahead += self._between(known, end + min(self._streak, _MOST_AHEAD))
+        self._streak, self._end = self._streak + end - start, end
+        data, self._ahead = self._ahead[: end - start], self._ahead[end - start :]
+        return data
+
     def _between(self, start: int, end: int) -> bytes:
-        if self._small is not None:
-            return self._small[start:end]
-        path = client.path_in(self._place, self._path)
+        path, end = client.path_in(self._place, self._path), min(end, self._size)
         return client.request(
             self._place,
             lambda opened: bytes(obstore.get_range(opened, path, start=start, end=end)),

@@ -29,6 +29,7 @@ from bronze.errors import BronzeError, ConfigError, EngineLost, SecretsUnreachab
 from bronze.execution import budget, shared_builds
 from bronze.execution.parcel import Packing, Parcel, forget_parts, unpack
 from bronze.library_errors import error_text
+from bronze.printable import count
 
 PACKAGES = ("bronze", "deltalake", "distributed", "numpy", "polars", "pyarrow")
 """The packages of which driver and workers need the same versions."""
@@ -360,7 +361,7 @@ def _check_room(name: str, threads: int, limit: int, memory: int) -> None:
     most = budget.most_readers(memory)
     if threads > most:
         raise ConfigError(
-            f"The Dask worker at {name} has {threads} threads, and [run] memory ="
+            f"The Dask worker at {name} has {count(threads, 'thread')}, and [run] memory ="
             f" {memory // 10**6}MB is enough for {most} in one process.",
             hint=f"Start workers with --nthreads {most}, or raise [run] memory: it is for each"
             " process.",

@@ -28,6 +28,7 @@ from bronze.governance.tables import audit_log
 from bronze.governance.tables.audit_log import AuditRecord, Head
 from bronze.model.files import StoredFile
 from bronze.model.results import Shown
+from bronze.printable import count
 
 _START = Head()
 _AGO = re.compile(r"([0-9]+)\s*([smhd])", re.IGNORECASE)
@@ -69,6 +70,12 @@ class AuditReport(Shown):
     def exit_code(self) -> int:
         """0: no problem is known; 1: there are problems."""
         return 1 if self.problems else 0
+
+    def _summary(self) -> Iterable[str]:
+        shown = f"{len(self.records):,} of {count(self.count, 'record')}"
+        if not self.verified:
+            return [shown, "not verified"]
+        return [shown, count(len(self.problems), "problem") if self.problems else "all whole"]
 
 
 def report(

@@ -13,6 +13,7 @@ from bronze.delta import audit_mark, log, properties, store
 from bronze.delta.audit_mark import Known
 from bronze.errors import BronzeError
 from bronze.model.locations import TableName
+from bronze.printable import count
 
 _MAX_NAMES = 5
 
@@ -112,9 +113,10 @@ def absence(testimony: Testimony, where: str) -> str:
     """What it means that there is no log, or one without records."""
     if testimony.tables or testimony.governance_tables:
         return (
-            f"there is no record at {where}, beside {len(testimony.tables)} Bronze tables and"
-            f" {len(testimony.governance_tables)} governance tables: the log was deleted, emptied"
-            " or never written"
+            f"there is no record at {where}, beside"
+            f" {count(len(testimony.tables), 'Bronze table')} and"
+            f" {count(len(testimony.governance_tables), 'governance table')}: the log was deleted,"
+            " emptied or never written"
         )
     return (
         f"there is no record at {where}, and no table in the lake: no command has ever written to"

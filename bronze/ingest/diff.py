@@ -30,6 +30,7 @@ from bronze.ingest.worker import FileMerge, merge_file
 from bronze.model.files import DeletionVector, StoredFile, WrittenFile
 from bronze.model.stamp import RowStamp
 from bronze.model.units import KnownRows, Unit, UnitResult
+from bronze.printable import count
 from bronze.rows.fingerprint import Fingerprints
 from bronze.tables import known_rows
 
@@ -317,7 +318,8 @@ def _check_row_counts(plan: Plan, merged: Sequence[Merged]) -> None:
         after += sum(frame.height for frame in others if frame is not None)
         if after != before - (result.deleted if removes else 0):
             raise Mismatch(
-                f"A file of {plan.target.name} with {before} rows was rewritten with {after} rows.",
+                f"A file of {plan.target.name} with {count(before, 'row')} was rewritten with"
+                f" {after:,}.",
                 hint="Nothing was committed. This is a bug in bronze: report it.",
                 table=plan.target.label,
             )

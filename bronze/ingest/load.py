@@ -48,6 +48,7 @@ from bronze.model.results import Status, TableResult
 from bronze.model.stamp import RowStamp
 from bronze.model.units import KnownRows, RejectedValue, UnitResult
 from bronze.postgres.connection.translation import STANDBY_HINT
+from bronze.printable import count
 from bronze.quality import checks
 from bronze.rows import fingerprint
 from bronze.tables import known_rows
@@ -286,8 +287,8 @@ def _row_counts_differ(
 
 def _wrong_row_count(table: TableRun, difference: Difference, edit: Edit) -> Mismatch:
     return Mismatch(
-        f"Table {table.target.label} has {difference.source_rows} rows in the source, but would"
-        f" have {difference.bronze_rows + edit.growth} in Bronze.",
+        f"Table {table.target.label} has {count(difference.source_rows, 'row')} in the source, but"
+        f" would have {difference.bronze_rows + edit.growth} in Bronze.",
         hint="Nothing was committed. Run again; if the error comes again, report it as a bug.",
         table=table.target.label,
     )

@@ -20,6 +20,7 @@ from bronze.model.locations import Origin
 from bronze.model.stamp import RowStamp
 from bronze.model.units import NO_FINDINGS, Findings, RejectedValue, UnitResult
 from bronze.postgres.copy.snapshot import Snapshot
+from bronze.printable import count
 from bronze.tables import known_rows
 from bronze.tables.evolution import ColumnContract
 from bronze.tables.selection import Target
@@ -84,7 +85,7 @@ def schema_changes(plan: Plan | None) -> tuple[str, ...]:
     if plan is None:
         return ()
     if plan.state is None:
-        return (f"created with {len(plan.contract.columns)} columns",)
+        return (f"created with {count(len(plan.contract.columns), 'column')}",)
     return plan.contract.notes
 
 

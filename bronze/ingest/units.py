@@ -29,6 +29,7 @@ from bronze.postgres.connection.connect import Connection
 from bronze.postgres.copy import row_sizes, splits
 from bronze.postgres.copy.packed_reader import OLDEST_VERSION as OLDEST_PACKED
 from bronze.postgres.copy.splits import Split
+from bronze.printable import count
 from bronze.rows.metadata import COMMIT_TIMESTAMP
 from bronze.tables import row_format
 from bronze.tables.context import TableContext, ask_source
@@ -296,7 +297,8 @@ def check_history_fits(context: TableContext, rows: int) -> None:
     if lacking := budget.lacking_for_history(context.run.memory, rows):
         lacking *= context.settings.memory_parts
         raise TableRefused(
-            f"The history {context.target.name} has {rows:,} versions, too many for the memory.",
+            f"The history {context.target.name} has {count(rows, 'version')}, too many for the"
+            " memory.",
             hint=f"Raise [run] memory: about {lacking // 10**6} MB more are needed.",
             table=context.target.label,
         )

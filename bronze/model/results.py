@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from html import escape
 from typing import Any, ClassVar, Literal
 
 from bronze import html_table
+from bronze.printable import count
 
 Status = Literal["landed", "unchanged", "failed", "stopped"]
 
@@ -97,9 +97,19 @@ class Shown:
             for item in items
             for failure in (getattr(item, "error", None), getattr(item, "problem", None))
         ]
-        named += [("", failure) for failure in getattr(self, "missing", ())]
-        named.append(("", getattr(self, "unrecorded", None)))
-        return [(name, failure) for name, failure in named if isinstance(failure, Failure)]
+        known = [failure for _, failure in named]
+        others = [*getattr(self, "missing", ()), *getattr(self, "problems", ())]
+        # The problems of a check are those of its tables and the others.
+        named += [("", failure) for failure in others if failure not in known]
+        named += [
+            ("Not recorded", getattr(self, "unrecorded", None)),
+            ("The lake was not copied", getattr(self, "copy_error", None)),
+        ]
+        return [
+            (name, failure)
+            for name, failure in dict.fromkeys(named)
+            if isinstance(failure, Failure)
+        ]
 
     def _row(self, item: Any) -> Mapping[str, Any]:
         """The cells of an item, by column."""
@@ -108,9 +118,11 @@ class Shown:
     def _summary(self) -> Iterable[str]:
         """What the line says, besides the exit code."""
         items: Sequence[Any] = getattr(self, self._items) if self._items else ()
-        states = Counter(getattr(item, "status", "") for item in items)
-        counts = [f"{count} {state}" for state, count in states.items() if state]
-        return [f"{len(items)} {self._items}", *counts] if items else []
+        states = Counter(
+            getattr(item, "status", "") or getattr(item, "state", "") for item in items
+        )
+        counts = [f"{number:,} {state}" for state, number in states.items() if state]
+        return [count(len(items), self._items.removesuffix("s")), *counts] if items else []
 
     def __repr__(self) -> str:
         code: int = getattr(self, "exit_code")  # noqa: B009 - a property of each result
@@ -123,8 +135,9 @@ class Shown:
             table = html_table.items_table(rows)
         else:
             table = html_table.facts_table(self._row(self))
-        texts = html_table.messages(dict.fromkeys(self._messages()))
-        return f"<div>{escape(repr(self))}{table}{texts}</div>"
+        code: int = getattr(self, "exit_code")  # noqa: B009 - a property of each result
+        head = html_table.heading(type(self).__name__, self._summary(), code)
+        return f"<div>{head}{table}{html_table.messages(dict.fromkeys(self._messages()))}</div>"
 
     def _messages(self) -> Iterator[str]:
         """What no row of the table says."""
@@ -244,6 +257,10 @@ class StreamResult(Shown):
     def exit_code(self) -> int:
         """0: success; 1: some tables are no longer streamed, or a record could not be written."""
         return exit_code((table.error for table in self.tables), self.unrecorded)
+
+    def _summary(self) -> Iterable[str]:
+        changes = f"{count(self.changes, 'change')} in {count(self.transactions, 'transaction')}"
+        return [f"stream {self.stream}", *super()._summary(), changes]
 
 
 @dataclass(frozen=True)

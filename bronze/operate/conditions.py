@@ -21,6 +21,7 @@ from bronze.operate.facts.wording import clause, duration, moment
 from bronze.operate.metrics import processing_of
 from bronze.operate.tables.guards import LAKE_KINDS
 from bronze.operate.view import StreamFacts, TableView, View
+from bronze.printable import count
 
 CROWD = 5
 """More tables than these with the same trouble are one condition."""
@@ -260,7 +261,7 @@ class _Maker:
         is_resting = breaker is not None and breaker.state(self.view.now) != "closed"
         since = (last.ended or last.began) if last else self.view.now
         if is_resting and breaker:
-            failures = f"it failed {breaker.failures} times in a row"
+            failures = f"it failed {count(breaker.failures, 'time')} in a row"
             text = f"{table.table} is quarantined: {failures}{_message(table)}"
             begin, more = breaker.failed_at or since, self._error_causes(last)
             yield self._of_table("table_quarantined", table, begin, text, more=more, explained=True)

@@ -35,9 +35,10 @@ from bronze.operate.facts.half_hours import (
     worst_values,
 )
 from bronze.operate.facts.outlook import Outlooks
-from bronze.operate.facts.wording import count, duration
+from bronze.operate.facts.wording import duration
 from bronze.operate.history import History
 from bronze.operate.view import Live, Metric, MetricName, TableView
+from bronze.printable import count
 
 _DAY = timedelta(hours=24)
 Recent = tuple[tuple[datetime, float], ...]

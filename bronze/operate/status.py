@@ -19,11 +19,11 @@ from bronze.model.locations import TableName
 from bronze.operate import beat, controls
 from bronze.operate.alerts import store as alert_store
 from bronze.operate.current import view_of
-from bronze.operate.facts.wording import count
 from bronze.operate.history import History
 from bronze.operate.tables import catalog
 from bronze.operate.tables.catalog import ServedTable
 from bronze.operate.view import Live, TableView, View
+from bronze.printable import count
 
 RUNS = 10
 """How many runs of a table are shown."""

@@ -34,6 +34,7 @@ from bronze.delta.folder import Folder
 from bronze.delta.layout import vacuum
 from bronze.delta.layout.vacuum import VacuumResult
 from bronze.errors import ConfigError, LakeError, TableRefused
+from bronze.printable import count
 from bronze.protection import lake_table, row_removal
 from bronze.protection.erasure_result import ErasureResult, Evidence, SourceAnswer
 from bronze.protection.lake_table import ProtectedTable
@@ -265,13 +266,13 @@ def _open_questions(table: ProtectedTable, evidence: Evidence) -> Iterator[str]:
     """What the lake cannot answer, and what to do about it."""
     if evidence.unreadable:
         yield (
-            f"{evidence.unreadable} files that no version names are not Parquet, as their writing"
-            " was interrupted or has not ended: nothing can be read from them, and after a day they"
-            " are deleted"
+            f"{count(evidence.unreadable, 'file of no version is', 'files of no version are')} not"
+            " Parquet, because the writing was interrupted or has not ended: no value can be read"
+            " there, and such files are deleted after a day"
         )
     if evidence.doubtful:
         yield (
-            f"{evidence.doubtful} rows or records may be this person's or another's: they were"
+            f"{evidence.doubtful:,} rows or records may be this person's or another's: they were"
             " written when a column was protected in another way, or had another name, which is"
             f" used for something else now. `bronze forget {table.name} --old-versions` deletes"
             " those that are not of the current version; select the others by another column"

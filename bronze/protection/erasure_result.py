@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from bronze.model.results import Failure, Shown
+from bronze.printable import count
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,24 @@ class ErasureResult(Shown):
         is_open = self.left or self.doubtful or self.unrecorded
         return 1 if is_open or not self.is_found else 0
 
+    def _row(self, item: ErasureResult) -> Mapping[str, Any]:
+        return {
+            "target": item.target,
+            "version": item.version,
+            "rows erased": item.rows,
+            "records erased": item.records,
+            "files deleted": item.files,
+            "bytes": item.bytes,
+            "log entries deleted": item.entries,
+            "left": item.left,
+            "source": item.source and asdict(item.source),
+            "read before": item.before and asdict(item.before),
+            "read afterwards": item.after and asdict(item.after),
+            "seconds": item.seconds,
+        }
+
     def _summary(self) -> Sequence[str]:
-        erased = f"{self.rows} rows and {self.records} records erased"
-        parts = [self.target, erased if self.is_found else "nothing found", f"{self.left} left"]
-        parts += [f"{self.doubtful} doubtful"] if self.doubtful else []
+        erased = f"{count(self.rows, 'row')} and {count(self.records, 'record')} erased"
+        parts = [self.target, erased if self.is_found else "nothing found", f"{self.left:,} left"]
+        parts += [f"{self.doubtful:,} doubtful"] if self.doubtful else []
         return parts

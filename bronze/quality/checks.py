@@ -12,6 +12,7 @@ from bronze.governance.tables import quality as quality_table
 from bronze.governance.tables.quality import Figure, TableFigures
 from bronze.model.locations import Place
 from bronze.model.quality import BEST_SCORE, QualityRules, QualityTotals, ResolvedRule
+from bronze.printable import count
 
 SCORE, QUARANTINED, FRESHNESS, NULLS = "score", "quarantined", "freshness", "null_share"
 _SEVERE = ("high", "critical")
@@ -83,9 +84,9 @@ def _null_figures(
     yield Figure(
         NULLS, "check", checked=cells, failed=empty, measured=share, allowed=allowed, passed=passed
     )
-    for name, count in nulls.items():
-        share = count / max(rows, 1)
-        yield Figure(NULLS, "check", name, checked=rows, failed=count, measured=share)
+    for name, empty in nulls.items():
+        share = empty / max(rows, 1)
+        yield Figure(NULLS, "check", name, checked=rows, failed=empty, measured=share)
 
 
 def _table_figures(
@@ -196,15 +197,18 @@ def columns_with_most_nulls(figures: Sequence[Figure]) -> str:
 
 
 def _reason(figure: Figure, figures: Sequence[Figure]) -> str:
-    count = f"{figure.failed:,} of {figure.checked:,}"
+    is_one = figure.failed == 1
+    rows = f"{figure.failed:,} of {count(figure.checked or 0, 'row')}"
     if figure.kind != "check":
-        return f"{count} rows break the rule {figure.rule!r}"
+        return f"{rows} {'breaks' if is_one else 'break'} the rule {figure.rule!r}"
     if figure.rule == "schema_compliance":
-        return f"{count} rows have values that Delta cannot store"
+        return f"{rows} {'has' if is_one else 'have'} values that Delta cannot store"
     if figure.rule == "duplicates":
-        return f"{count} rows are duplicates, not below {figure.allowed:.2%}"
+        what = "is a duplicate" if is_one else "are duplicates"
+        return f"{rows} {what}, not below {figure.allowed:.2%}"
+    nulls = f"{figure.failed:,} of {count(figure.checked or 0, 'value')}"
     return (
-        f"{count} values are NULL, not below {figure.allowed:.2%}, most of them in"
+        f"{nulls} {'is' if is_one else 'are'} NULL, not below {figure.allowed:.2%}, most of them in"
         f" {columns_with_most_nulls(figures)}"
     )
 

@@ -97,6 +97,14 @@ class QualityReport(Shown):
         rules = [figure.rule for figure in item.unmet]
         return {"table": item.table, "target": item.target, **latest, "unmet": rules}
 
+    def _messages(self) -> Iterator[str]:
+        for name in self.missing:
+            yield f"{name}: there are no figures yet: its next run records them"
+        for table in self.tables:
+            if not table.fresh:
+                yield f"{table.target} is older than its limit of {table.allowed:,} s"
+        yield from super()._messages()
+
 
 def quality(settings: Settings, tables: Sequence[str] = (), trend: int = 1) -> QualityReport:
     """Reads the quality of tables.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from bronze.model.results import Failure, Shown, exit_code
+from bronze.printable import count
 
 RegisterStatus = Literal["created", "recreated", "updated", "unchanged", "failed"]
 
@@ -50,3 +52,13 @@ class RegisterResult(Shown):
         """
         errors = [*self.problems, *(table.error for table in self.tables)]
         return exit_code(errors, self.unrecorded)
+
+    def _row(self, item: RegisteredTable) -> Mapping[str, Any]:
+        return {"table": item.name, "catalog": item.host, **asdict(item), "name": "", "host": ""}
+
+    def _summary(self) -> Iterable[str]:
+        return [*super()._summary(), f"{count(self.reads, 'read')}, {count(self.writes, 'write')}"]
+
+    def _messages(self) -> Iterator[str]:
+        yield from self.changes
+        yield from super()._messages()

@@ -21,6 +21,7 @@ from bronze.execution import budget, executors
 from bronze.execution.executors import Task, Workflow
 from bronze.ingest.pipeline import Notify, worker_pool
 from bronze.model.events import TableProgress
+from bronze.printable import count
 from bronze.tables import evolution, row_format
 from bronze.verify import file_check
 from bronze.verify.file_check import CheckedFile, FileCheckTask
@@ -125,8 +126,8 @@ def with_file_faults(
     notes = [*result.notes]
     if altered_deleted:
         notes.append(
-            f"{altered_deleted:,} of the altered rows are deleted in the source, so that their"
-            " original values are unknown"
+            f"{count(altered_deleted, 'altered row is', 'altered rows are')} deleted in the source:"
+            " the original values are unknown"
         )
     columns = row_format.foreign_column_changes(state.columns, state.properties)
     if columns:

@@ -28,6 +28,7 @@ from bronze.postgres import statement
 from bronze.postgres.catalog.relations import Relation
 from bronze.postgres.copy import row_hash, splits
 from bronze.postgres.copy.snapshot import Snapshot
+from bronze.printable import count
 from bronze.protection import key_text, keys
 from bronze.tables import evolution, open_sources, row_format, selection
 from bronze.tables.context import TableContext, streamed_columns_of
@@ -183,7 +184,10 @@ class Claim:
         elif result.status == "differs" and result.position is None:
             notes.append("the Bronze table has no position on the source's timeline")
         if self.keeps_deleted and (kept := result.extra - duplicates):
-            notes.append(f'{kept:,} rows are only in Bronze, which deletes = "ignore" allows')
+            notes.append(
+                f"{count(kept, 'row is', 'rows are')} only in Bronze, which"
+                ' deletes = "ignore" allows'
+            )
         if self.context.snapshot.name is None:
             notes.append("the source cannot share a snapshot: each query saw a moment of its own")
         return tuple(notes)

@@ -22,6 +22,7 @@ from bronze.model.columns import DeltaType
 from bronze.model.files import RowFormat, StoredFile
 from bronze.model.locations import Place
 from bronze.model.units import DELETED
+from bronze.printable import count
 from bronze.tables import soundness
 from bronze.tables.soundness import RowCheck
 from bronze.verify.rows import buckets, digests
@@ -181,7 +182,7 @@ def _extend_bounds(
 def _fault_by_statistics(file: StoredFile, rows: int, bounds: Mapping[str, tuple[Any, Any]]) -> str:
     """How the file differs from its statistics in the log, "" if it does not."""
     if file.rows not in (-1, rows):
-        return f"has {rows:,} rows, but {file.rows:,} by the log"
+        return f"has {count(rows, 'row')}, but {file.rows:,} by the log"
     low, high = dict(file.low), dict(file.high)
     for name, (least, most) in bounds.items():
         if (least is not None and name in low and least < low[name]) or (

@@ -36,6 +36,7 @@ from bronze.model.files import StoredFile
 from bronze.model.locations import Destination
 from bronze.model.results import Failure, TableResult
 from bronze.model.units import KnownRows
+from bronze.printable import count
 from bronze.tables import duplicate_keys, row_format
 from bronze.tables.selection import Target
 from bronze.verify.claim import Claim, with_streamed_columns
@@ -350,7 +351,9 @@ def with_repair(
         notes.append("the next `bronze stream` resyncs this table once")
     if repair.error and repair.has_removal and not repair.is_loaded:
         rows = repair.removed + repair.file_rows
-        notes.append(f"{rows:,} rows were removed and not loaded again: verify again")
+        notes.append(
+            f"{count(rows, 'row was', 'rows were')} removed and not loaded again: verify again"
+        )
     return replace(
         after,
         # The rows that are left may be equal though others are missing.
@@ -365,9 +368,9 @@ _REPAIRED = "repaired: "
 
 
 def _summary(repair: RepairResult, counts: Sequence[int]) -> str:
-    summary = f"{_REPAIRED}{repair.removed:,} rows removed"
+    summary = f"{_REPAIRED}{count(repair.removed, 'row')} removed"
     if repair.removed_files:
-        summary += f", {len(repair.removed_files)} files removed"
+        summary += f", {count(len(repair.removed_files), 'file')} removed"
     if counts:
         summary += ", {:,} inserted, {:,} updated, {:,} deleted".format(*counts)
     return summary
@@ -379,8 +382,9 @@ def _losses(repair: RepairResult) -> list[str]:
     losses = []
     if names and repair.has_history:
         losses.append(
-            f"the earlier versions of rows in {names} are lost ({repair.file_rows:,} versions by"
-            " the log): the source has only the current ones"
+            f"the earlier versions of rows in {names} are lost"
+            f" ({count(repair.file_rows, 'version')} by the log): the source has only the current"
+            " ones"
         )
     elif names:
         losses.append(
@@ -389,12 +393,12 @@ def _losses(repair: RepairResult) -> list[str]:
         )
     if repair.removed_deleted and not repair.has_history:
         losses.append(
-            f"{repair.removed_deleted:,} altered rows that are deleted in the source are lost;"
-            " earlier versions of the table have them until vacuum"
+            f"{count(repair.removed_deleted, 'altered row')}, deleted in the source, cannot be"
+            " loaded again; earlier versions of the table keep the values until vacuum"
         )
     if repair.removed and repair.has_history:
         losses.append(
-            f"{repair.removed:,} altered versions are lost from the history; earlier versions of"
-            " the table have them until vacuum"
+            f"{count(repair.removed, 'altered version is', 'altered versions are')} lost from the"
+            " history; earlier versions of the table keep the values until vacuum"
         )
     return losses

@@ -361,7 +361,7 @@ def test_commands_for_protected_tables_print_their_results(source: Source) -> No
     assert data_files(source) == files
     done = invoke("forget", "t", "--key", "id=1", "-c", path)
     assert done.exit_code == 0
-    assert "none has such a row" in done.stdout
+    assert "no such row in them" in done.stdout
     done = invoke("forget", "t", "--key", "id=2", "--without-source", "--json", "-c", path)
     assert json.loads(done.stdout)["rows"] == 1
     done = invoke("forget", "t", "--old-versions", "--json", "-c", path)
@@ -418,4 +418,4 @@ def test_the_next_run_records_what_a_killed_run_committed(source: Source) -> Non
     assert "died before it was recorded" in told.stdout
     shown = invoke("audit", "-c", config, "--table", "t").stdout
     assert shown.count("died") == 1
-    assert "created with 1 columns" in shown
+    assert "created with 1 column" in shown

@@ -80,7 +80,7 @@ def test_heads_on_s3_are_locked_and_stay_after_a_deletion(tmp_path: Path) -> Non
         report = audit_proof.report(settings, verify=True)
         assert report.escrowed == 2
         (problem,) = report.problems
-        assert "were deleted, and their lock kept them" in problem
+        assert "has kept 1 head that was deleted" in problem
         assert heads.heads_after(settings, report.log, 1)
         assert not heads.heads_after(settings, report.log, 2)
 

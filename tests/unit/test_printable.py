@@ -21,7 +21,7 @@ from bronze.config import loading
 from bronze.errors import ConfigError
 from bronze.model.events import BatchApplied, Notice, TableFailed, TableLanded
 from bronze.model.results import Failure, RunResult, TableResult
-from bronze.printable import VisibleFormatter, visible, visible_json
+from bronze.printable import VisibleFormatter, count, size, visible, visible_json
 from tests.support.effort import examples
 
 EVIL = "a\x1b[2J\x9b31m\u202eb\x07\r\n\u2028c\x00\u200fd"
@@ -142,3 +142,21 @@ def test_a_target_with_control_characters_is_refused(tmp_path: Path) -> None:
             )
     with pytest.raises(ConfigError, match="cannot be read"):
         loading.load("a\0b")
+
+
+def test_things_are_counted_in_words() -> None:
+    """One is singular; a plural that is not made with an s is given, with a verb if need be."""
+    assert (count(0, "row"), count(1, "row"), count(1000, "row")) == (
+        "0 rows",
+        "1 row",
+        "1,000 rows",
+    )
+    assert (count(1, "batch", "batches"), count(2, "batch", "batches")) == ("1 batch", "2 batches")
+    assert count(2, "row is", "rows are") == "2 rows are"
+
+
+def test_sizes_have_a_unit() -> None:
+    """With decimal prefixes."""
+    assert [size(n) for n in (0, 999, 1500, 2_000_000, 3 * 10**9)] == [
+        "0 B", "999 B", "1.5 kB", "2.0 MB", "3.0 GB",
+    ]  # fmt: skip

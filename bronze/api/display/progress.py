@@ -26,7 +26,7 @@ from bronze.model.events import (
     TableLanded,
     TableProgress,
 )
-from bronze.printable import visible
+from bronze.printable import count, visible
 
 if TYPE_CHECKING:
     from bronze.cdc.stream import Notify as NotifyStep
@@ -223,9 +223,10 @@ def _display(phase: str, verifying: bool) -> LoadProgress:
 
 def _line(event: LoadEvent) -> str:
     if isinstance(event, TableProgress):
-        text = f"{event.table}: {event.share:.0%}, {event.rows:,} rows"
+        text = f"{event.table}: {event.share:.0%}, {count(event.rows, 'row')}"
     elif isinstance(event, TableLanded):
-        text = f"{event.table}: {event.result.status}, {event.result.rows_read:,} rows read"
+        read = count(event.result.rows_read, "row")
+        text = f"{event.table}: {event.result.status}, {read} read"
     else:
         status = "stopped" if event.error.kind == Stopped.__name__ else "failed"
         text = f"{event.table}: {status}: {event.error.message}"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bronze.errors import Stopped
 from bronze.model.events import LoadEvent, RunPlanned, TableLanded, TableProgress
-from bronze.printable import visible
+from bronze.printable import count, visible
 
 MOST_BARS = 12
 _STYLES = {"landed": "green", "unchanged": "cyan", "failed": "bold red", "stopped": "yellow"}
@@ -89,7 +89,7 @@ class RunDisplay:
                 Text(f"  {visible(name)}", overflow="ellipsis"),
                 ProgressBar(total=1.0, completed=state.share, width=_BAR_WIDTH),
                 Text(f"{state.share:.0%}"),
-                Text(f"{state.rows:,} rows"),
+                Text(count(state.rows, "row")),
                 Text(f"{state.rows / seconds:,.0f}/s", "dim"),
                 Text(duration(seconds), "dim"),
             )
@@ -107,10 +107,12 @@ class RunDisplay:
         total = f" of {self.total:,}" if self.total else ""
         line = Text("Verifying tables: " if self.verifying else "Loading tables: ")
         line.append(f"{ended:,}{total} done", "bold")
-        for status, count in self.counts.items():
-            line.append(", ").append(f"{count:,} {status}", _STYLES.get(status, ""))
+        for status, number in self.counts.items():
+            line.append(", ").append(f"{number:,} {status}", _STYLES.get(status, ""))
         rows = self.rows_of_ended + sum(state.rows for state in self.moving.values())
-        line.append(f"  {rows:,} rows  {rows / max(seconds, 0.001):,.0f}/s  {duration(seconds)}")
+        line.append(
+            f"  {count(rows, 'row')}  {rows / max(seconds, 0.001):,.0f}/s  {duration(seconds)}"
+        )
         return line
 
 

@@ -18,6 +18,7 @@ from bronze.api.traces import exporting
 from bronze.errors import BronzeError
 from bronze.model.events import BatchApplied, LoadEvent, StreamEvent, TableFailed, TableProgress
 from bronze.model.results import Failure, RunResult, TableResult
+from bronze.printable import count
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -78,7 +79,7 @@ class RunTrace:
         )
         failed = sum(table.error is not None for table in done.tables)
         if done.exit_code:
-            _fail(self.span, f"{failed} of {len(done.tables)} tables failed")
+            _fail(self.span, f"{failed:,} of {count(len(done.tables), 'table')} failed")
 
     def _table(self, tracer: Tracer, table: TableResult, ended: int) -> None:
         from opentelemetry import trace

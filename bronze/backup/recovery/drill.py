@@ -10,12 +10,12 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import polars as pl
@@ -65,6 +65,30 @@ class DrillResult(Shown):
     def exit_code(self) -> int:
         """0: passed within rto and rpo; 1: not, or it could not be recorded."""
         return int(self.record.result != "passed" or self.unrecorded is not None)
+
+    def _summary(self) -> Iterable[str]:
+        return [f"generation {self.record.generation}", self.record.result]
+
+    def _row(self, item: DrillResult) -> Mapping[str, Any]:
+        record = item.record
+        return {
+            "result": record.result,
+            "copy of": record.made,
+            "recovered in": f"{record.recovery_seconds:.1f} s (rto {record.rto_seconds:,} s)",
+            "lost": f"{record.lost_seconds:.1f} s (rpo {record.rpo_seconds:,} s)",
+            "took": ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in item.stages),
+            "tables": record.tables,
+            "rows": record.rows,
+            "objects": record.objects,
+            "bytes": record.bytes,
+            "decrypted": record.decrypted,
+            "scratch root": item.root,
+        }
+
+    def _messages(self) -> Iterator[str]:
+        if self.record.message:
+            yield self.record.message
+        yield from super()._messages()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from bronze.errors import BronzeError, ConfigError
 from bronze.governance.audit_proof import moment
 from bronze.model.locations import Place, TableName
 from bronze.model.results import Shown
+from bronze.printable import count
 from bronze.protection import keys
 from bronze.version import VERSION
 
@@ -85,6 +86,27 @@ class MetadataReport(Shown):
     def exit_code(self) -> int:
         """0: the lake has all that the snapshot has; 1: it lacks something."""
         return int(bool(self.lacking))
+
+    def _summary(self) -> Iterable[str]:
+        snapshot = self.snapshot
+        parts = [snapshot.taken, f"generation {snapshot.generation}"]
+        parts += [count(len(snapshot.tables), "table"), count(len(snapshot.keys), "key")]
+        return [*parts, f"{len(self.lacking):,} lacking", f"{len(self.changes):,} changed"]
+
+    def _row(self, item: MetadataReport) -> Mapping[str, Any]:
+        snapshot = item.snapshot
+        return {
+            "lake": snapshot.root,
+            "compared with": item.root,
+            "written by": f"bronze {snapshot.bronze}",
+            "snapshots": f"{count(len(item.days), 'day')} since {item.days[0]}",
+            "tables": [f"{name} v{table.version}" for name, table in snapshot.tables.items()],
+            "config": count(len(snapshot.config), "value"),
+        }
+
+    def _messages(self) -> Iterator[str]:
+        yield from (f"lacking: {text}" for text in self.lacking)
+        yield from (f"changed: {text}" for text in self.changes)
 
 
 def put_daily(
@@ -240,7 +262,7 @@ def _differences(snapshot: Metadata, now: Metadata) -> Iterator[tuple[bool, str]
         if key not in now.keys:
             yield True, f"the key {key} is missing ({'.'.join(filter(None, use))})"
     if new := len(now.keys.keys() - snapshot.keys.keys()):
-        yield False, f"{new} keys are new"
+        yield False, f"{count(new, 'key is', 'keys are')} new"
     for place, value in now.config.items():
         if snapshot.config.get(place) != value:
             before_text = json.dumps(snapshot.config.get(place), ensure_ascii=False)

@@ -35,6 +35,7 @@ from bronze.errors import ConfigError, FileDamaged
 from bronze.governance.audit_proof import moment
 from bronze.model.locations import Place
 from bronze.model.results import Failure, Shown, exit_code
+from bronze.printable import size
 from bronze.stopping import Signal
 
 _THREADS = 4
@@ -83,6 +84,11 @@ class RestoreResult(Shown):
     def exit_code(self) -> int:
         """0: all tables are restored; 1: some are not."""
         return exit_code(table.error for table in self.tables)
+
+    def _summary(self) -> Iterable[str]:
+        done = "would be restored into" if self.is_dry else "restored into"
+        parts = [f"generation {self.generation} of {self.made:%Y-%m-%d %H:%M:%S} UTC"]
+        return [*parts, f"{done} {self.root}", *super()._summary(), size(self.bytes)]
 
 
 Notify = Callable[[RestoredTable], None]

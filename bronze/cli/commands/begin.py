@@ -59,7 +59,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the source running.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop a source left running.")] = False,
 ) -> None:
-    """Run everything on an embedded PostgreSQL with an inventory database."""
+    """Run everything on an embedded PostgreSQL with inventory data."""
     from bronze.cli import tour
 
     with exit_codes(False):

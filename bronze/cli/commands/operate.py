@@ -191,7 +191,7 @@ def _print_alerts(reports: list[AlertReport]) -> None:
     for report in reports:
         style = "red" if report.level == "critical" and report.state == "open" else None
         # What is to be copied into another command is not broken into lines.
-        print_line(f"{report.alert}  {report.level}, {_state(report)}", style)
+        print_line(f"{report.alert}  {report.level}, {_state(report)}", style, whole=True)
         told = f"told: {', '.join(report.told)}" if report.told else "nobody was told"
         waiting = f"; waiting: {', '.join(report.waiting)}" if report.waiting else ""
         print_line(f"  {clause(report.text)}, since {_time(report.since)}; {told}{waiting}")

@@ -9,6 +9,7 @@ import typer
 
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.options import AsJson, Config
+from bronze.printable import count
 
 if TYPE_CHECKING:
     from bronze.unity.results import RegisterResult
@@ -52,7 +53,9 @@ def _print(result: RegisterResult) -> None:
             print_line(f"{table.name}: {note}")
     for note in result.notes:
         print_line(note)
-    print_line(f"{result.reads} reads, {result.writes} writes in {result.seconds:.1f} s")
+    print_line(
+        f"{count(result.reads, 'read')}, {count(result.writes, 'write')} in {result.seconds:.1f} s"
+    )
     # Tables of a catalog that cannot be reached have one error.
     for failure in dict.fromkeys((*result.problems, *(table.error for table in result.tables))):
         if failure:

@@ -10,6 +10,7 @@ import typer
 
 from bronze.cli.failures import exit_codes
 from bronze.cli.options import AsJson, Config
+from bronze.printable import size
 
 
 def status(
@@ -58,4 +59,4 @@ def report(
             typer.echo(html, nl=False)
         else:
             page.write(out, html)
-            output.print_line(f"Wrote {out}: {output.size(len(html.encode()))}.")
+            output.print_line(f"Wrote {out}: {size(len(html.encode()))}.")

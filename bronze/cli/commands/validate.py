@@ -89,18 +89,14 @@ def _passed(checks: Sequence[CheckResult]) -> Iterator[str]:
 
 
 def _lines(check: CheckResult) -> Iterator[str]:
+    from bronze.operate.validation.results import figure
+
     subject = f" of {check.subject}" if check.subject else ""
     demand = (
-        f" ({check.demand} {_figure(check.limit, check.unit)})" if check.unit != "faults" else ""
+        f" ({check.demand} {figure(check.limit, check.unit)})" if check.unit != "faults" else ""
     )
-    value = "" if check.value is None else f" {_figure(check.value, check.unit)}"
+    value = "" if check.value is None else f" {figure(check.value, check.unit)}"
     shown = "" if check.unit == "faults" else value + demand
     yield f"  {check.state:7} {check.name}{subject}:{shown} {check.text}"
     if check.hint and check.state != "pass":
         yield f"          {check.hint}"
-
-
-def _figure(value: float, unit: str) -> str:
-    if unit == "share":
-        return f"{value:.2%}"
-    return f"{value:.1f} s" if unit == "seconds" else f"{value:.1f}"

@@ -67,8 +67,10 @@ def _without(text: str, table: str, short: str) -> str:
     return text
 
 
-def print_failures(errors: Mapping[str, Failure | None]) -> None:
-    """Prints the errors of tables, those of one cause together; stopped ones in one line."""
+def print_failures(errors: Mapping[str, Failure | None], verb: str = "failed") -> None:
+    """Prints the errors of tables, those of one cause together; stopped ones in one line. The
+    ``verb`` says what several tables have in common.
+    """
     if LOG.format == "json":
         for table, error in errors.items():
             if error:
@@ -88,7 +90,7 @@ def print_failures(errors: Mapping[str, Failure | None]) -> None:
                 group.hint,
             )
         else:
-            print_error(f"{len(group.tables):,} tables failed: {group.message}")
+            print_error(f"{len(group.tables):,} tables {verb}: {group.message}")
             print_hint(f"tables: {names_of(group.tables)}")
             print_hint(group.hint)
     print_explain(error.kind for table, error in errors.items() if error and table not in stopped)

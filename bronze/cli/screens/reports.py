@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -20,7 +20,7 @@ from bronze.cli.output import (
     print_table,
     quality_score,
 )
-from bronze.printable import visible
+from bronze.printable import count, visible
 from bronze.tables.naming import short_name
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def _unmet(table: TableQuality) -> None:
         keys = f", such as {', '.join(figure.examples)}" if figure.examples else ""
         if figure.rule == NULLS and figure.kind == "check":
             keys = f", most of them in {columns_with_most_nulls(table.figures)}"
-        print_line(f"{table.target}: {name}: {count} ({figure.share or 0:.2%}){keys}")
+        text = f"{table.target}: {name}: {count} ({figure.share or 0:.2%}){keys}"
+        print_line(text, None if table.runs and table.runs[0].landed else "red")
     if not table.fresh:
         age = f"{_age(table)} old" if math.isfinite(table.age) else "nothing has ever landed"
         print_line(f"{table.target}: not fresh: {age}; the limit is {table.allowed:,} s")
@@ -88,10 +89,12 @@ def audit(report: AuditReport) -> None:
         when = row.recorded_timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         action = " ".join(filter(None, (row.action, row.subject, row.result)))
         actor = f"{row.actor}@{row.host}"
-        print_line(f"{row.sequence:>6}  {when}  {actor}  {action}  {_short_details(row.details)}")
+        details = _short_details(row.details, row.action)
+        line = f"{row.sequence:>6}  {when}  {actor}  {action}  {details}"
+        print_line(line.rstrip(), _RESULTS.get(row.result))
     for problem in report.problems:
         print_error(f"{problem}.")
-    print_line(f"{report.count:,} records in all{_proof(report)}")
+    print_line(f"{count(report.count, 'record')} in all{_proof(report)}")
     for note in report.notes:
         print_line(f"  {note}")
     if report.head:
@@ -105,28 +108,37 @@ def _proof(report: AuditReport) -> str:
         return ", and they are not as they were written" if report.count else ""
     unsealed = f"; the first {report.unsealed:,} are not sealed: anybody could have written them"
     witnesses = (
-        f"; {report.vouching:,} of {report.tables:,} Bronze tables know of them, up to"
+        f"; known to {report.vouching:,} of {count(report.tables, 'Bronze table')}, up to"
         f" {report.vouched:,}"
     )
     escrow = f"; the escrow at {report.escrow} has their heads up to {report.escrowed:,}"
     return (
-        f", all of them whole: {report.files:,} files of {report.place} were read"
+        f", all of them whole: {count(report.files, 'file')} of {report.place} read"
         f"{witnesses}{escrow if report.escrowed else ''}{unsealed if report.unsealed else ''}"
     )
 
 
-def _short_details(details: str) -> str:
-    """The details of a record, without the hashes of the config's keys."""
+_RESULTS = {"failed": "red", "incomplete": "yellow"}
+
+
+def _short_details(details: str, action: str) -> str:
+    """The details of a record. Those of a config are in its own record, but for the hashes of its
+    keys; the documents of --json have all.
+    """
     try:
         values = dict(json.loads(details))
     except (TypeError, ValueError, RecursionError):
         return details
-    values.pop("keys", None)
+    values.pop("config" if action != "config" else "keys", None)
     return ", ".join(
-        f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in values.items()
-        if value or name == "position"
+        f"{name} {_detail(value)}" for name, value in values.items() if value or name == "position"
     )
+
+
+def _detail(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "; ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 _STATES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown": "dim"}
@@ -161,13 +173,15 @@ def keys(reports: Sequence[KeyReport], as_json: bool) -> None:
     if as_json:
         print_json([asdict(key) for key in reports])
         return
-    names = ("key", "table", "column", "purpose", "master key", "made", "state")
+    # On a narrow terminal each column that says nothing costs another one.
+    replaced = any(not key.current for key in reports)
+    names = ["key", "table", "column", "purpose", "master key", "made", *["state"] * replaced]
     rows = [
         [
-            *(key.id, key.table, key.column, key.purpose, key.master),
+            *(key.id, short_name(key.table), key.column, key.purpose, key.master),
             f"{key.created:%Y-%m-%d %H:%M}",
-            "current" if key.current else "old",
+            *["current" if key.current else "old"] * replaced,
         ]
         for key in reports
     ]
-    print_figures(names, rows, names)
+    print_table(names, rows, long=("made",))

@@ -6,16 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from bronze.cli.output import (
+    STATUSES,
     is_terminal,
     print_error,
     print_figures,
     print_json,
     print_line,
+    print_styled,
     quality_score,
-    size,
 )
 from bronze.cli.screens.failure_groups import names_of, print_failures, print_notes
+from bronze.printable import count, size
 from bronze.tables.naming import short_name
 
 if TYPE_CHECKING:
@@ -78,12 +82,9 @@ def _statuses(rows: Sequence[TableResult], shown: Sequence[TableResult]) -> str:
 
 def _print_sum(result: RunResult) -> None:
     rows = sum(row.rows_read for row in result.tables)
-    counts = Counter(row.status for row in result.tables)
-    each = ", ".join(f"{count:,} {status}" for status, count in counts.items())
-    print_line(
-        f"{_count(len(result.tables), 'table')}: {each}. {rows:,} rows read in"
-        f" {result.seconds:.1f} s, batch {result.batch_id}"
-    )
+    line = _verdict([row.status for row in result.tables])
+    line.append(f" {count(rows, 'row')} read in {result.seconds:.1f} s, batch {result.batch_id}")
+    print_styled(line)
     scored = [row for row in result.tables if row.score is not None]
     if scored:
         print_line(_scores(scored))
@@ -91,12 +92,22 @@ def _print_sum(result: RunResult) -> None:
         print_error(f"The lake was not copied: {result.copy_error.message}", result.copy_error.hint)
 
 
+def _verdict(statuses: Sequence[str]) -> Text:
+    """How many tables there are, and how many have each status, in its colour."""
+    line, separator = Text(f"{count(len(statuses), 'table')}:"), " "
+    for status, number in Counter(statuses).items():
+        line.append(separator).append(f"{number:,} {status}", STATUSES.get(status, ""))
+        separator = ", "
+    return line.append(".")
+
+
 def _scores(scored: Sequence[TableResult]) -> str:
     """The average score of all rows, and how many rows of each table are quarantined."""
     rows = sum(row.rows_read for row in scored)
     average = sum((row.score or 0.0) * row.rows_read for row in scored) / max(rows, 1)
-    low = [f"{row.quarantined:,} of {row.table}" for row in scored if row.quarantined]
-    quarantined = f"; quarantined: {', '.join(low)}" if low else ""
+    low = sorted((row for row in scored if row.quarantined), key=lambda row: -row.quarantined)
+    named = names_of(f"{row.quarantined:,} of {row.table}" for row in low)
+    quarantined = f"; quarantined: {named}" if low else ""
     return f"average score {quality_score(average)}{quarantined}"
 
 
@@ -114,15 +125,14 @@ def _print_stream_figures(result: StreamResult) -> None:
     cells = [_cells(row) for row in result.tables]
     names = ("Bronze table", "status", *_FIGURES[:6], _FIGURES[-1])
     print_figures(names, [[*row[:8], row[-1]] for row in cells])
+    if not result.changes:
+        print_line(f"no changes in {result.seconds:.1f} s by stream {result.stream}")
+        return
     print_line(
-        f"{_count(result.changes, 'change')} in {_count(result.transactions, 'transaction')},"
-        f" landed in {result.batches:,} batch{'es' * (result.batches != 1)}"
+        f"{count(result.changes, 'change')} in {count(result.transactions, 'transaction')},"
+        f" landed in {count(result.batches, 'batch', 'batches')}"
         f" in {result.seconds:.1f} s by stream {result.stream}"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def stream_to_drop(name: str, as_json: bool) -> None:
@@ -186,7 +196,7 @@ def maintain_result(result: MaintainResult) -> None:
     failed = sum(row.error is not None for row in result.tables)
     idle = len(result.tables) - len(rows) - failed
     print_line(
-        f"{_count(len(result.tables), 'table')} in {result.seconds:.1f} s:"
+        f"{count(len(result.tables), 'table')} in {result.seconds:.1f} s:"
         f" {len(rows):,} maintained, {idle:,} had nothing to do"
     )
     for row in result.tables:
@@ -216,14 +226,14 @@ def print_record_failure(
         print_error(f"{message}: {result.unrecorded.message}", result.unrecorded.hint)
 
 
-def rewrapped_keys(count: int, as_json: bool) -> None:
+def rewrapped_keys(number: int, as_json: bool) -> None:
     """Prints how many keys were wrapped with the current master key."""
     if as_json:
-        print_json({"rewrapped": count})
+        print_json({"rewrapped": number})
     else:
         print_line(
-            f"{count} keys were wrapped with the current master key."
-            if count
+            f"{count(number, 'key was', 'keys were')} wrapped with the current master key."
+            if number
             else "All keys are wrapped with the current master key already."
         )
 
@@ -249,10 +259,10 @@ def verify_result(result: VerifyResult, quiet: bool = False) -> None:
 
 def _print_faults(row: VerifiedTable) -> None:
     if row.stray_files:
-        strays = f"{row.stray_files:,} files ({size(row.stray_bytes)})"
-        print_line(f"{row.table}: {strays} in its folder are unknown to its log")
+        strays = f"{count(row.stray_files, 'file')} ({size(row.stray_bytes)})"
+        print_line(f"{row.table}: its log does not know of {strays} in its folder")
     for file in row.files:
-        print_line(f"{row.table}: file {file.file} {file.what} ({file.rows:,} rows)")
+        print_line(f"{row.table}: file {file.file} {file.what} ({count(file.rows, 'row')})")
     for faulty in row.rows:
         what = f" ({faulty.what})" if faulty.what else ""
         print_line(f"{row.table}: {faulty.fault} {faulty.key}{what} {faulty.file}".rstrip())
@@ -271,7 +281,8 @@ def _print_verify_figures(result: VerifyResult) -> None:
         cells += [f"{count:,}" for count in (*counts, row.altered, len(row.files))]
         rows.append([*cells, f"{row.seconds:.1f}", _version(row.version)])
     print_figures(("Bronze table", "status", *names, "s", "v"), rows)
-    print_line(_basis(result))
+    line = _verdict([row.status for row in result.tables])
+    print_styled(line.append(f" {_basis(result)}"))
     print_notes((row.table, note) for row in result.tables for note in row.notes)
 
 
@@ -283,10 +294,10 @@ def _basis(result: VerifyResult) -> str:
     files = sum(table.bronze_files for table in tables)
     hashed = sum(max(table.source_rows, 0) for table in tables)
     sources = ", ".join(sorted({table.source for table in tables if table.source}))
-    source = f"{hashed:,} rows of {sources} were hashed"
+    source = f"{count(hashed, 'row')} of {sources} hashed"
     source = "The source was not asked" if result.at_rest else source
-    rows = f"{bronze:,} rows of Bronze" + (f" and {inactive:,} inactive ones" if inactive else "")
-    read = f"{source}; {rows} in {files:,} files of {len(tables):,} tables"
+    rows = f"{count(bronze, 'row')} of Bronze" + (f" and {inactive:,} inactive" if inactive else "")
+    read = f"{source}; {rows} in {count(files, 'file')} of {count(len(tables), 'table')}"
     if any(table.trusted for table in tables):
-        return f"{read} were compared by their stored hashes."
-    return f"{read} were read, and hashed again."
+        return f"{read} compared by the stored hashes."
+    return f"{read} read and hashed again."

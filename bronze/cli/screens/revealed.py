@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 
 from bronze.cli.output import print_json, print_line, print_table, width
-from bronze.printable import visible
+from bronze.printable import count, visible
 
 if TYPE_CHECKING:
     from polars import DataFrame
@@ -65,17 +65,17 @@ def _print_records(
         for name, value in zip(names, row, strict=True):
             pad = " " * (longest - cell_len(visible(name)))
             style = "cyan" if name in protected else None
-            print_line(f"  {visible(name)}{pad}  {visible(value)}".rstrip(), style)
+            print_line(f"  {visible(name)}{pad}  {visible(value)}".rstrip(), style, whole=True)
 
 
-def _print_count(count: int, total: int | None) -> None:
+def _print_count(shown: int, total: int | None) -> None:
     if total is None:
-        print_line(f"the first {count:,} rows; --limit 0 shows all", "dim")
-    elif count < total:
-        first = "the first" if count == 1 else f"the first {count:,}"
-        print_line(f"{first} of {total:,} rows; --limit 0 shows all", "dim")
+        print_line(f"the first {count(shown, 'row')}; --limit 0 shows all", "dim")
+    elif shown < total:
+        first = "the first" if shown == 1 else f"the first {shown:,}"
+        print_line(f"{first} of {count(total, 'row')}; --limit 0 shows all", "dim")
     else:
-        print_line(f"{count:,} row{'' if count == 1 else 's'}", "dim")
+        print_line(count(shown, "row"), "dim")
 
 
 def _visible_row(row: Sequence[Any]) -> tuple[Any, ...]:

@@ -92,13 +92,12 @@ class StatusPage:
             print_line(f"and {len(tables) - _MOST_TABLES:,} more, which have more time")
 
     def _table(self, table: TableView, runs: Sequence[RunRecord]) -> None:
-        from bronze.cli.output import print_figures, print_line
+        from bronze.cli.output import print_facts, print_figures, print_line
 
         because = f": {table.why}" if table.why else ""
         style = _RED if table.state in _BAD else None
         print_line(f"{table.source}.{table.table} is {table.state}{because}.", style)
-        for name, value in self._facts(table):
-            print_line(f"  {name:<12} {value}")
+        print_facts(self._facts(table))
         names = ("began", "status", "reason", "due", "seconds", "rows read", "score")
         rows = [self._run(run) for run in runs]
         if rows:

@@ -27,6 +27,7 @@ from bronze.delta.properties import CLUSTERING, TableProperties
 from bronze.delta.read.clustering import CLUSTERED, Columns
 from bronze.model.files import StoredFile
 from bronze.model.locations import Place
+from bronze.printable import count
 
 FEWEST_FILES = 4
 """A table of fewer files of the target size has nothing to skip."""
@@ -229,7 +230,7 @@ def choose(job: Question) -> Choice:
     reasons = "; ".join(f"{one.column} {one.reason}" for one in asked if one.column in best)
     why = (
         f"filters skip {shares[best]:.0%} of the bytes instead of {now:.0%}, so that the rewrite"
-        f" pays after {max(1, round(1 / gain))} reads ({reasons})"
+        f" pays after {count(max(1, round(1 / gain)), 'read')} ({reasons})"
     )
     return Choice(best, why, job.size, fingerprint)
 
@@ -268,9 +269,9 @@ def _guess(values: pl.Series, key: Sequence[str]) -> _Filter | None:
         return _Filter(name, 1.0, True, "is a time")
     is_unique = distinct > values.len() * 0.9
     if values.dtype.is_integer() and not is_unique:
-        return _Filter(name, 1.0, False, f"has {distinct:,} values in a sample")
+        return _Filter(name, 1.0, False, f"has {count(distinct, 'value')} in a sample")
     if distinct <= _FEW and not is_unique:
-        return _Filter(name, 0.5, False, f"has {distinct:,} values in a sample")
+        return _Filter(name, 0.5, False, f"has {count(distinct, 'value')} in a sample")
     return None
 
 

@@ -23,6 +23,7 @@ from bronze.errors import Mismatch
 from bronze.model.columns import DeltaType
 from bronze.model.files import StoredFile, WrittenFile
 from bronze.model.locations import Place
+from bronze.printable import count
 
 # The rows of a group that are sampled for its scales, and those that are measured; how many row
 # groups of a file are read for that.
@@ -403,8 +404,8 @@ def _order_result(progress: _Progress, written: Sequence[Written]) -> Made:
         counts.add(sum(file.rows for file in order.files))
     if len(counts) > 1:
         raise Mismatch(
-            f"Rewriting {len(order.files)} files of the table at {order.place.url} would have"
-            f" changed the number of their rows: {', '.join(map(str, sorted(counts)))}.",
+            f"Rewriting {count(len(order.files), 'file')} of the table at {order.place.url} would"
+            f" have changed the number of rows: {', '.join(map(str, sorted(counts)))}.",
             hint="Nothing was changed. If it happens again, verify the table.",
         )
     return Made(order, made, counts.pop())

@@ -20,6 +20,7 @@ from obstore.exceptions import BaseError
 from bronze.delta import store
 from bronze.model.files import DeletionVector, WrittenFile
 from bronze.model.locations import Place
+from bronze.printable import count
 
 Numbers = npt.NDArray[np.int64]
 
@@ -97,7 +98,9 @@ def deleted_rows(place: Place, vector: DeletionVector) -> Numbers:
         data = _content(place, path, vector) if path else _z85(vector.location)[: vector.size]
         rows = _numbers(data)
         if len(rows) != vector.cardinality:
-            raise ValueError(f"it has {len(rows)} rows, but {vector.cardinality} by the log")
+            raise ValueError(
+                f"it has {count(len(rows), 'row')}, but {vector.cardinality} by the log"
+            )
     except ValueError as error:
         reason = f"is not a deletion vector: {error}"
         raise store.damage_error(place, path or "of the log with a vector", reason) from None

@@ -31,6 +31,7 @@ from bronze.errors import LakeError, Mismatch
 from bronze.model.files import WrittenFile
 from bronze.model.locations import Destination
 from bronze.model.units import Clustering
+from bronze.printable import count
 
 # The rows of the first chunk from which the ranges are made.
 _SAMPLE = 100_000
@@ -97,7 +98,8 @@ def _check_rows(into: Destination, rows: int, made: Iterable[WrittenFile]) -> No
     written = sum(file.rows for file in made)
     if written != rows:
         raise Mismatch(
-            f"{rows} rows were read for the table at {into.place.url}, and {written} written.",
+            f"{count(rows, 'row was', 'rows were')} read for the table at {into.place.url},"
+            f" and {written:,} written.",
             hint="Nothing was committed. Run again; if the error comes again, report it as a bug.",
         )
 

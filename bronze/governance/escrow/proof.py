@@ -20,6 +20,7 @@ from bronze.governance import audit_state
 from bronze.governance.escrow import heads
 from bronze.governance.escrow.heads import StoredHead, StoredHeads
 from bronze.governance.tables.audit_log import CONTINUES, RECOVERY, AuditRecord
+from bronze.printable import count
 
 _KEY = "audit.escrow"
 _MAX_LOGS = 3
@@ -76,8 +77,8 @@ def faults(proof: EscrowProof, log_id: str, records: Sequence[AuditRecord]) -> I
         )
     if stored.deleted:
         yield (
-            f"{stored.deleted} heads in the escrow at {stored.where} were deleted, and their lock"
-            " kept them"
+            f"the lock of the escrow at {stored.where} has kept"
+            f" {count(stored.deleted, 'head that was', 'heads that were')} deleted"
         )
     if log_id not in stored.logs and (named_by := _first_with_escrow(records)):
         yield (

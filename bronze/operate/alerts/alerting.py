@@ -33,6 +33,7 @@ from bronze.operate.alerts.life import (
 )
 from bronze.operate.alerts.notices import Notice, alert_id, notice
 from bronze.operate.alerts.storage import Storage
+from bronze.printable import count
 
 _STORED_WITHIN = 5.0
 _ADVISED_WITHIN = 5.0
@@ -244,7 +245,8 @@ class Alerting:
                 name,
                 KINDS[CHANNEL].level,
                 trouble.since,
-                f"Channel {name} fails: {trouble.error}; {trouble.waiting} alerts wait for it",
+                f"Channel {name} fails: {trouble.error};"
+                f" {count(trouble.waiting, 'alert waits', 'alerts wait')} for it",
             )
             for name, trouble in self.troubles().items()
         ]

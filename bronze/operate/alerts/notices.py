@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 
 from bronze.operate.alerts.life import Act, Alert, Key, Level, Message
-from bronze.printable import visible
+from bronze.printable import count, visible
 
 _OPENINGS = {
     "open": "",
@@ -78,7 +78,9 @@ def notice(
     condition, act = alert.condition, message.act
     lines = [f"Since {_time(condition.since)}. {condition.kind}, {condition.level}."]
     if alert.effects:
-        lines.append(f"{alert.effects:,} other alerts have this cause and are not sent.")
+        lines.append(
+            f"{count(alert.effects, 'other alert has', 'other alerts have')} this cause: not sent."
+        )
     if alert.recurring:
         lines.append("It comes and goes: it is resolved when it has stayed away for 15 minutes.")
     if act == "open":

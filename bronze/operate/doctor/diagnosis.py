@@ -28,6 +28,7 @@ from bronze.operate.doctor.examination import (
     ok,
     unknown,
 )
+from bronze.printable import count
 
 GROUPS = (
     "config",
@@ -149,8 +150,10 @@ def _config(settings: Settings) -> Check:
             yield ok("The config is not from a file.")
             return
         loaded = loading.load(settings.path)
-        sources = f"{len(loaded.source)} source{'' if len(loaded.source) == 1 else 's'}"
-        yield ok(f"{settings.path} is valid: {sources}, {len(loaded.tables)} tables by name.")
+        sources = count(len(loaded.source), "source")
+        yield ok(
+            f"{settings.path} is valid: {sources}, {count(len(loaded.tables), 'table')} by name."
+        )
 
     hint = "Check the disk or the network folder that it lies on."
     return Check("config", examine_config, f"The config file {settings.path}", hint)

@@ -18,6 +18,7 @@ from bronze.errors import BronzeError
 from bronze.governance import audit_proof
 from bronze.model.locations import Place, TableName
 from bronze.operate.doctor.examination import Check, Verdict, ok, problem, unknown, warning
+from bronze.printable import count
 
 _HANGS = "Check the URL of [lake] root, its endpoint, the network, and the disk under a mount."
 _FEW_BYTES, _SHARE = 2 * 10**9, 0.05
@@ -50,7 +51,7 @@ def _examine(settings: Settings, local: bool) -> Iterator[Verdict]:
     if local and store.is_missing(root):
         yield _missing_folder(root)
         return
-    yield ok(f"{name} can be read: it has {len(store.folders(root))} schemas.")
+    yield ok(f"{name} can be read: it has {count(len(store.folders(root)), 'schema')}.")
     store.prove_exclusive(root)
     yield ok(f"{name} can be written, and refuses a second writer of one object.")
     if local:
@@ -105,8 +106,12 @@ def _logs(settings: Settings) -> Verdict:
         entries, behind = _log_length(settings.place(schema, table))
         if behind > _LONG or entries > _MANY:
             name = TableName(schema, table).label
-            long.append(f"{name} has {entries:,} entries, {behind:,} since its last checkpoint")
-    seen = f"{looked} tables" if looked == len(tables) else f"{looked} of {len(tables)} tables"
+            long.append(
+                f"{name} has {count(entries, 'entry', 'entries')}, {behind:,} since its last"
+                " checkpoint"
+            )
+    total = count(len(tables), "table")
+    seen = total if looked == len(tables) else f"{looked:,} of {total}"
     if long:
         more = f"; and {len(long) - _LISTED} more" if len(long) > _LISTED else ""
         return warning(
@@ -152,7 +157,7 @@ def _examine_governance(settings: Settings) -> Iterator[Verdict]:
     elif not tables:
         yield ok("There is no governance table yet: the first run makes them.")
     else:
-        yield ok(f"All {len(tables)} governance tables are whole.")
+        yield ok(f"{count(len(tables), 'governance table is', 'governance tables are')} whole.")
 
 
 def _table_fault(place: Place) -> str:
@@ -166,7 +171,7 @@ def _table_fault(place: Place) -> str:
     except BronzeError as error:
         return f"cannot be read: {error.message.rstrip('.')}"
     if lost:
-        more = f" and {len(lost) - 1:,} more files" if len(lost) > 1 else ""
+        more = f" and {count(len(lost) - 1, 'more file')}" if len(lost) > 1 else ""
         return f"lacks {lost[0]}{more}"
     return ""
 
@@ -193,4 +198,4 @@ def _examine_audit(settings: Settings) -> Iterator[Verdict]:
     else:
         which = "all" if proof.checked == proof.last else f"the newest {proof.checked:,}"
         sealed = "sealed with the key" if settings.audit.key else "not sealed with a key"
-        yield ok(f"The audit log has {proof.last:,} records; {which} are whole, {sealed}.")
+        yield ok(f"The audit log has {count(proof.last, 'record')}; {which} are whole, {sealed}.")

@@ -21,6 +21,7 @@ from bronze.postgres.connection.parameters import address, parameters
 from bronze.postgres.connection.translation import source_errors
 from bronze.postgres.replication import slot as slots
 from bronze.postgres.replication.slot import Slot
+from bronze.printable import count, size
 from bronze.tables import selection
 from bronze.tables.selection import Target
 
@@ -215,7 +216,7 @@ def _rights_verdict(settings: Settings, name: str, targets: Sequence[Target]) ->
         for streamed in (False, True):
             errors += selection.missing_tables(settings, targets, streamed=streamed)
     if not errors:
-        return ok(f"{len(targets)} tables are selected, and all of them may be read.")
+        return ok(f"{count(len(targets), 'table is', 'tables are')} selected and may be read.")
     message = errors[0].message
     if len(errors) > 1:
         names = ", ".join(error.table for error in errors[:_LISTED])
@@ -253,10 +254,14 @@ def _settings_verdict(
     free, needed = int(row[0]), capacity.connections_needed(origin, streamed)[0]
     if free < needed:
         return warning(
-            f"{address(origin)} has {max(free, 0)} free connections; bronze needs {needed}.",
+            f"{address(origin)} has {count(max(free, 0), 'free connection')}; bronze needs"
+            f" {needed}.",
             "Close some connections (pg_stat_activity has them), or raise max_connections.",
         )
-    return ok(f"The server's settings allow what bronze needs; {free} connections are free.")
+    return ok(
+        "The server's settings allow what bronze needs;"
+        f" {count(free, 'connection is', 'connections are')} free."
+    )
 
 
 def _stream_verdict(
@@ -270,7 +275,7 @@ def _stream_verdict(
     errors += table_sync.unfit_tables(missing).values()
     for error in filter(None, errors):
         return problem(error.message, error.hint)
-    return ok(f"All {len(streamed)} streamed tables can be streamed by publication {publication}.")
+    return ok(f"{count(len(streamed), 'table')} can be streamed by publication {publication}.")
 
 
 def _slot_verdict(
@@ -299,10 +304,10 @@ def _slot_state(slot: Slot, budget: int, rate: float) -> Verdict:
             f"Replication slot {slot.name} is lost ({reason}): its changes are gone.",
             "`bronze stream` makes a new one, and compares all its tables.",
         )
-    kept = f"Replication slot {slot.name} keeps {_size(slot.retained)} of log{_left(slot, rate)}"
+    kept = f"Replication slot {slot.name} keeps {size(slot.retained)} of log{_left(slot, rate)}"
     hint = "The stream has to run and keep up: `bronze status`; `bronze stream` in the foreground."
     if slot.retained > budget or slot.wal_status == "unreserved":
-        return warning(f"{kept}; [stream] wal_budget is {_size(budget)}.", hint)
+        return warning(f"{kept}; [stream] wal_budget is {size(budget)}.", hint)
     if slot.active_pid is None:
         return warning(f"{kept}, and nobody streams from it.", hint)
     return ok(f"{kept}, and is streamed from.")
@@ -326,19 +331,12 @@ def _log_rate(connection: Connection) -> float:
 def _left(slot: Slot, rate: float) -> str:
     if slot.safe_wal_size is None:
         return ""
-    left = f"; {_size(max(slot.safe_wal_size, 0))} more may be written before it can be lost"
+    left = f"; {size(max(slot.safe_wal_size, 0))} more may be written before it can be lost"
     if rate <= 0:
         return left
     hours = max(slot.safe_wal_size, 0) / rate / 3600
     time_left = f"{hours:.0f} h" if hours >= 1 else f"{hours * 60:.0f} min"
-    return f"{left}, in about {time_left} at the average of {_size(int(rate * 3600))}/h"
-
-
-def _size(count: int) -> str:
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} B"
+    return f"{left}, in about {time_left} at the average of {size(int(rate * 3600))}/h"
 
 
 def _clock_verdict(connection: Connection) -> Verdict:

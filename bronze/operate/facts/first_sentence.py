@@ -6,8 +6,9 @@ from dataclasses import replace
 from datetime import datetime
 
 from bronze.operate.alerts.life import Alert
-from bronze.operate.facts.wording import clause, count, duration, moment
+from bronze.operate.facts.wording import clause, duration, moment
 from bronze.operate.view import TableView, View
+from bronze.printable import count
 
 _NOT_FRESH = ("never landed", "unknown", "failed", "quarantined")
 

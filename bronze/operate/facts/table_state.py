@@ -11,6 +11,7 @@ from bronze.operate.facts.table_history import TableHistory
 from bronze.operate.facts.wording import clause, duration, moment
 from bronze.operate.freshness import Late
 from bronze.operate.view import LakeSlow, Pause, Running, TableLike, TableState
+from bronze.printable import count
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def cause_of(facts: Facts) -> str:
         return _pause(facts.pause, facts)
     if facts.is_quarantined and facts.breaker:
         failures = facts.breaker.failures
-        return f"it failed {failures} times in a row and rests{_last_error(facts)}"
+        return f"it failed {count(failures, 'time')} in a row and rests{_last_error(facts)}"
     if facts.has_failed:
         has_run = f"its last run failed{_last_error(facts)}"
         return clause(facts.waiting) if facts.is_streamed else has_run

@@ -38,11 +38,6 @@ def moment(time: datetime, now: datetime, zone: str = "UTC") -> str:
     return local.strftime(form)
 
 
-def count(number: int, noun: str) -> str:
-    """A number of things: "1 table", "1,000 tables"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def clause(text: str) -> str:
     """A sentence as it stands inside of another one: without its full stop."""
     return " ".join(text.split()).rstrip(".")

@@ -20,7 +20,8 @@ from bronze.governance.tables import runs as runs_table
 from bronze.governance.tables.anomaly import anomalies, profiles
 from bronze.model.columns import DeltaType
 from bronze.operate.facts.added import parts_of
-from bronze.operate.facts.wording import clause, count
+from bronze.operate.facts.wording import clause
+from bronze.printable import count
 from bronze.quality import checks
 
 MOST_ROWS = 2_000_000

@@ -16,6 +16,7 @@ from bronze.operate.tables import guards
 from bronze.operate.tables.catalog import ServedTable
 from bronze.operate.tables.guards import LAKE, Guards, source_subject, table_subject
 from bronze.operate.tables.requests import TableRequests
+from bronze.printable import count
 
 CHORE_PRIORITY = 9
 _LATELY = timedelta(minutes=10)
@@ -182,7 +183,7 @@ def _rest(failures: int, state: TableState, until: datetime | None) -> str:
     tried = f"; it is tried alone at {until:%H:%M:%S} UTC" if until else ""
     if state.died >= guards.POISON:
         return f"it is quarantined: the process ended in {state.died} of its runs{tried}"
-    return f"it is quarantined after {failures} failures in a row{tried}"
+    return f"it is quarantined after {count(failures, 'failure')} in a row{tried}"
 
 
 def chore_clock(

@@ -15,6 +15,7 @@ from bronze.operate.tables import catalog
 from bronze.operate.validation import table_rows
 from bronze.operate.validation.results import CheckResult, Measure
 from bronze.operate.view import TableView
+from bronze.printable import count
 from bronze.quality import report
 
 NULL_SHARE = 0.05
@@ -85,10 +86,10 @@ def _rows(
     yield nulls.result(
         table.target,
         rows.null_share,
-        f"{sum(rows.nulls.values()):,} NULLs in {rows.rows:,} rows{emptiest}",
+        f"{count(sum(rows.nulls.values()), 'NULL')} in {count(rows.rows, 'row')}{emptiest}",
         "If the source means these NULLs, allow them: quality = { null_share = … } of the table.",
     )
-    text = f"{rows.duplicates:,} of {rows.rows:,} rows have the key of another row"
+    text = f"{rows.duplicates:,} of {count(rows.rows, 'row')} have the key of another row"
     if rows.duplicates <= demanded.allow_rows:
         yield duplicates.allowed(table.target, rows.duplicate_share, text)
         return

@@ -35,6 +35,15 @@ class CheckResult:
     hint: str = ""
 
 
+def figure(value: float, unit: str) -> str:
+    """A value of a check for people: "1.25%", "2.0 s", "3"."""
+    if unit == "share":
+        return f"{value:.2%}"
+    if unit == "faults":
+        return f"{value:,.0f}"
+    return f"{value:,.1f} s" if unit == "seconds" else f"{value:.1f}"
+
+
 @dataclass(frozen=True)
 class Measure:
     """What a check measures: its limit is the same for every value."""
@@ -115,7 +124,11 @@ class ValidationResult(Shown):
         return 0 if measured and not self.count("fail") and not self.unrecorded else 1
 
     def _row(self, item: CheckResult) -> Mapping[str, Any]:
-        return asdict(item)
+        value = "" if item.value is None else figure(item.value, item.unit)
+        limit = f"{item.demand} {figure(item.limit, item.unit)}"
+        cells = {**asdict(item), "value": value, "limit": limit}
+        del cells["demand"], cells["unit"]
+        return cells
 
     def _summary(self) -> Iterable[str]:
         states: tuple[CheckState, ...] = ("pass", "fail", "unknown")

@@ -9,6 +9,7 @@ from bronze.config.settings import Settings
 from bronze.errors import BronzeError
 from bronze.operate.validation.results import CheckResult, Measure, faults
 from bronze.operate.view import TableView
+from bronze.printable import count
 from bronze.verify import verify
 from bronze.verify.results import VerifiedTable
 
@@ -62,13 +63,18 @@ def at_rest(
 
 def _result(table: VerifiedTable) -> CheckResult:
     texts = [f"{file.file} {file.what}" for file in table.files]
-    texts += [f"{table.altered:,} rows are not as bronze wrote them"] if table.altered else []
+    texts += (
+        [f"{count(table.altered, 'row is', 'rows are')} not as bronze wrote them"]
+        if table.altered
+        else []
+    )
     texts += [*table.columns, *table.foreign]
     return faults(
         "schema",
         "stored as written",
         table.target,
         texts,
-        f"{table.bronze_files:,} files with {table.bronze_rows:,} rows have their hashes",
+        f"{count(table.bronze_rows, 'row')} in {count(table.bronze_files, 'file')} with the right"
+        " hashes",
         "`bronze verify --repair` compares with the source and reloads what differs.",
     )

@@ -15,6 +15,7 @@ from bronze.governance import audit_proof
 from bronze.operate.doctor import examination, source_checks
 from bronze.operate.validation.results import CheckResult, Measure, faults
 from bronze.operate.view import TableView
+from bronze.printable import count
 
 _USERINFO = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
 _CLEAR = "is in the config in clear"
@@ -53,7 +54,8 @@ def audit_log(settings: Settings) -> CheckResult:
         return measure.unknown("lake", error)
     if not report.count and not report.problems:
         return measure.unknown("lake", "There is no audit log yet.")
-    well = f"{report.count:,} records prove each other; {report.vouching} tables know of them"
+    known = count(report.vouching, "table knows", "tables know")
+    well = f"{count(report.count, 'record')} in an unbroken chain; {known} of it"
     hint = "`bronze runbook audit_broken` has the steps."
     return faults("security", "audit log", "lake", report.problems, well, hint)
 

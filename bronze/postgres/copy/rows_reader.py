@@ -44,6 +44,7 @@ from bronze.postgres.connection.translation import (
     explain,
     unqualified_name,
 )
+from bronze.printable import count
 
 # The steps after reading need several times the memory of the rows, so they get small parts: this
 # needs a quarter less memory in all and no more time (measured).
@@ -331,7 +332,8 @@ def _decoded_rows(
 ) -> tuple[pl.DataFrame, pl.Series]:
     if raw.num_columns != len(columns) + 1:
         raise Mismatch(
-            f"Table {table} returned {raw.num_columns} columns instead of {len(columns) + 1}.",
+            f"Table {table} returned {count(raw.num_columns, 'column')} instead of"
+            f" {len(columns) + 1}.",
             table=table,
         )
     received = [pl.Series(values) for values in raw.columns]

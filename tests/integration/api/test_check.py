@@ -265,3 +265,55 @@ def test_check_lists_changes_that_are_not_seen_by_design(role: str, source: Sour
         assert len(limits[name]) == len(parts), name
         for part, limit in zip(parts, limits[name], strict=True):
             assert part in limit, name
+
+
+def test_check_reports_how_each_table_is_loaded(source: Source) -> None:
+    """Pattern, cursor and why, deletes, key and its origin, schedule and SLA; and what `bronze
+    init` would propose where the config names no pattern.
+    """
+    source.execute("""
+        CREATE TABLE timed (id int PRIMARY KEY, updated_at timestamptz);
+        CREATE TABLE plain (id int, a text);
+        CREATE TABLE kept (id int PRIMARY KEY);
+        CREATE TABLE followed (id int PRIMARY KEY);
+        CREATE TABLE large (id int PRIMARY KEY, updated_at timestamptz NOT NULL, filler text);
+        INSERT INTO large SELECT i, now(), repeat('x', 1900) FROM generate_series(1, 6000) i;
+        ANALYZE large
+    """)
+    settings = source.settings(
+        tables={
+            "timed": {
+                "pattern": "micro_batch", "cursor": "updated_at", "overlap": "90s", "sla": "30m",
+                "deletes": "1d", "priority": 1,
+            },
+            "plain": {"pattern": "batch", "key": ["id"], "schedule": "daily 02:00"},
+            "kept": {"history": True},
+            "followed": {"pattern": "streaming"},
+        }
+    )  # fmt: skip
+    found = {t.table.rpartition(".")[2]: t.load for t in check.check(settings).tables}
+    timed, plain, kept, followed, large = (
+        found[name] for name in ("timed", "plain", "kept", "followed", "large")
+    )
+    assert timed
+    assert plain
+    assert kept
+    assert followed
+    assert large
+    assert (timed.pattern, timed.cursor, timed.sla, timed.priority, timed.schedule) == (
+        "micro_batch", "updated_at", 1800, 1, "hourly",
+    )  # fmt: skip
+    assert timed.cursor_note == (
+        "of the config; by its name it changes with each update; not indexed; may be NULL; overlap"
+        " of 90 seconds"
+    )
+    assert timed.deletes == "marked as DELETED, looked for every 1 day"
+    assert timed.key_note == "unique in PostgreSQL"
+    assert plain.cursor == "xmin"
+    assert plain.cursor_note.startswith("the default")
+    assert plain.key_note == "of the config, which PostgreSQL does not enforce to be unique"
+    assert (plain.schedule, plain.sla, plain.proposal) == ("daily 02:00 UTC", None, "")
+    assert (kept.pattern, kept.cursor) == ("full_refresh", "")
+    assert kept.deletes == "their last version is closed"
+    assert (followed.schedule, followed.cursor) == ("continuous", "")
+    assert large.proposal.startswith("batch with the cursor updated_at: it shows which rows")

@@ -481,7 +481,7 @@ def test_commands_and_schema_changes_are_recorded(source: Source) -> None:
     assert details["position"] == result.position
     assert json.loads(report.records[4].details)["asked"] == ["t"]
     changes = [json.loads(r.details)["changes"] for r in opened.audit(action="schema").records]
-    assert changes == [["created with 1 columns"], ["column word was added"]]
+    assert changes == [["created with 1 column"], ["column word was added"]]
     assert len(opened.audit(table="t").records) == 2
     assert len(opened.audit(table="test.public.t").records) == 2
     assert opened.audit(since=datetime.now(UTC) + timedelta(hours=1)).records == ()

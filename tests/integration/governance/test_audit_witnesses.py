@@ -215,7 +215,7 @@ def test_a_log_of_an_earlier_release_is_valid(
     assert any("before logs had an id" in note for note in report.notes)
     assert any("were last written before" in note for note in report.notes)
     reports.audit(report)
-    assert "0 of 1 Bronze tables know of them" in capsys.readouterr().out
+    assert "known to 0 of 1 Bronze table" in capsys.readouterr().out
     assert opened.run().exit_code == 0
     assert opened.run().exit_code == 0
     after = proven(opened)

@@ -420,7 +420,7 @@ def test_the_gate_refuses_a_bad_batch(source: Source) -> None:
     assert result.status == "failed"
     assert result.error is not None
     assert result.error.kind == "QualityRefused"
-    assert "1 of 20 rows break the rule 'positive'" in result.error.message
+    assert "1 of 20 rows breaks the rule 'positive'" in result.error.message
     assert pl.read_delta(str(source.table("t"))).sort("id").equals(before)
     row = figure(source, "positive")
     assert (row["landed"], row["failed"], row["examples"]) == (False, 1, '[{"id": 7}]')

@@ -111,7 +111,7 @@ def test_a_result_counts_what_was_read(source: Source) -> None:
     fields = ("source", "target", "source_rows", "bronze_rows", "gone_rows", "bronze_files")
     assert [result[name] for name in fields] == ["test", "bronze.bz_t", 1, 1, 1, 1]
     shown = " ".join(invoke("verify", "-c", path).stdout.split())
-    assert "3 rows of test were hashed; 3 rows of Bronze and 1 inactive ones" in shown
+    assert "3 rows of test hashed; 3 rows of Bronze and 1 inactive" in shown
     shown = " ".join(invoke("verify", "-c", path, "--at-rest").stdout.split())
-    assert "The source was not asked; 3 rows of Bronze and 1 inactive ones" in shown
-    assert "in 2 files of 2 tables were read, and hashed again." in shown
+    assert "The source was not asked; 3 rows of Bronze and 1 inactive" in shown
+    assert "in 2 files of 2 tables read and hashed again." in shown

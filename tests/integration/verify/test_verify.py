@@ -649,7 +649,7 @@ def test_versions_lost_from_a_history_are_reported(source: Source, at_rest: bool
         frames[0] = frames[0].with_columns(value(7, "other"))
     repaired = verify(settings, at_rest=at_rest, repair=True)
     assert (repaired.status, repaired.repaired) == ("equal", 2)
-    assert any("1 altered versions are lost" in note for note in repaired.notes)
+    assert any("1 altered version is lost" in note for note in repaired.notes)
     assert differences(settings) == {}
     lost = max(files(source), key=size)
     lost.unlink()
@@ -679,7 +679,8 @@ def test_altered_rows_deleted_in_the_source_are_removed_and_reported(source: Sou
     repaired = verify(settings, at_rest=True, repair=True)
     assert (repaired.status, repaired.repaired) == ("equal", 1)
     assert any(
-        "1 altered rows that are deleted in the source are lost" in note for note in repaired.notes
+        "1 altered row, deleted in the source, cannot be loaded again" in note
+        for note in repaired.notes
     )
     left = pl.read_delta(str(source.table("t")))
     assert 7 not in left["id"]
@@ -871,7 +872,7 @@ def test_a_failed_repair_reports_what_it_did(
     assert found.error
     assert found.error.kind == kind
     (summary,) = [note for note in found.notes if note.startswith("repaired: ")]
-    assert "1 files removed" in summary
+    assert "1 file removed" in summary
     lands = fail is failing_removal
     assert ("10 inserted" in summary) is lands
     assert any("not loaded again" in note for note in found.notes) is not lands

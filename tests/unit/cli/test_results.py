@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from bronze.cli import output
 from bronze.cli.screens import erasures, results
@@ -42,7 +43,9 @@ def test_a_terminal_shows_the_tables_with_most_changes(terminal: io.StringIO) ->
     assert lines[1].startswith("bz_c20")
     assert "\x1b[32mlanded\x1b[0m" in lines[1]
     assert "and 306 more: 300 unchanged, 5 landed, 1 failed" in lines[16]
-    assert "321 tables: 300 unchanged, 20 landed, 1 failed. 1,680 rows read in 2.0 s" in lines[17]
+    total = Text.from_ansi(lines[17])
+    assert "321 tables: 300 unchanged, 20 landed, 1 failed. 1,680 rows read in 2.0 s" in total.plain
+    assert "\x1b[1;31m1 failed\x1b[0m" in lines[17]
 
 
 def test_quiet_results_are_errors_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,5 +93,34 @@ def test_a_dry_run_of_forget_says_what_would_be_erased(capsys: pytest.CaptureFix
     done = ErasureResult("b.bz_t", 5, before=before)
     erasures.erasure_result(done, dry_run=True)
     out = capsys.readouterr().out
-    assert "would erase 3 rows and 1 records" in out
+    assert "would erase 3 rows and 1 record" in out
     assert "can be read now" not in out
+
+
+def test_a_narrow_terminal_has_the_figures_that_matter(
+    terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version and files go first; of many tables with quarantined rows those with most."""
+    monkeypatch.setattr(output._out, "_width", 60)
+    tables = tuple(
+        TableResult(
+            f"s.t{n}", f"b.bz_t{n}", "landed", 29_700, 297, 5, version=4, files=2, bytes=1_500_000,
+            seconds=0.1, score=99.0, quarantined=n,
+        )
+        for n in range(30)
+    )  # fmt: skip
+    results.run_result(RunResult("batch", 1, 2.0, tables))
+    lines = [Text.from_ansi(line).plain for line in terminal.getvalue().splitlines()]
+    assert lines[0].split() == [
+        "Bronze",
+        "table",
+        "status",
+        "read",
+        "inserted",
+        "updated",
+        "size",
+        "s",
+    ]
+    assert all(len(line) <= 60 for line in lines)
+    assert "quarantined: 29 of s.t29, 28 of s.t28" in " ".join(map(str.strip, lines))
+    assert any("and 19 more" in line for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -9,12 +10,34 @@ import pytest
 import bronze
 from bronze import errors
 from bronze.api.check import CheckReport, ColumnReport, TableReport
+from bronze.api.drift import DriftReport, RunningConfig
+from bronze.backup.purges import OutstandingErasure
+from bronze.backup.recovery.drill import DrillResult
+from bronze.backup.recovery.metadata import Metadata, MetadataReport, TableMetadata
+from bronze.backup.recovery.restore import RestoredTable, RestoreResult
+from bronze.backup.results import BackedUpTable, BackupResult, VerifiedCopy
 from bronze.errors import BronzeError
 from bronze.governance.audit_proof import AuditReport
 from bronze.governance.tables.audit_log import AuditRecord
-from bronze.model.results import EXIT_CODES, Failure, RunResult, Shown, TableResult, exit_code
+from bronze.governance.tables.drills import DrillRecord
+from bronze.model.results import (
+    EXIT_CODES,
+    Failure,
+    MaintainedTable,
+    MaintainResult,
+    RunResult,
+    Shown,
+    StreamResult,
+    TableResult,
+    exit_code,
+)
+from bronze.operate.doctor.diagnosis import Diagnosis
+from bronze.operate.doctor.examination import Finding
+from bronze.operate.validation.results import CheckResult, ValidationResult
 from bronze.protection.erasure_result import ErasureResult, Evidence
 from bronze.quality.report import QualityReport, Run, TableQuality
+from bronze.unity.results import RegisteredTable, RegisterResult
+from bronze.verify.results import VerifiedTable, VerifyResult
 
 BAD = Failure("TableRefused", "It <b>cannot</b> be read.", "")
 AWAY = Failure("SourceUnreachable", "It is away.", "")
@@ -68,7 +91,7 @@ def test_a_check_shows_columns_and_problems() -> None:
     columns = (ColumnReport("Id", "integer", "id", "int", ""),)
     tables = (TableReport("public.a", "bronze.bz_a", "table", 1, 8192, ("id",), columns),)
     report = CheckReport(tables, (BAD,), ("A note.",))
-    assert repr(report) == "<CheckReport: 1 tables, exit code 1>"
+    assert repr(report) == "<CheckReport: 1 table, exit code 1>"
     html = report._repr_html_()
     assert ">id int</td>" in html
     assert ">It &lt;b&gt;cannot&lt;/b&gt; be read.</p>" in html
@@ -80,7 +103,7 @@ def test_an_audit_shows_its_records_up_to_a_limit() -> None:
     """A notebook gets a hundred records; the line says how many there are."""
     record = AuditRecord(1, datetime(2026, 1, 1, tzinfo=UTC), "", "", "", "run", "", "", "", "", "")
     report = AuditReport((record,) * 103, 103, "ab", problems=("Record 7 was changed",))
-    assert repr(report) == "<AuditReport: 103 records, exit code 1>"
+    assert repr(report) == "<AuditReport: 103 of 103 records, not verified, exit code 1>"
     html = report._repr_html_()
     assert html.count(">run</td>") == 100
     assert ">and 3 more records</p>" in html
@@ -93,7 +116,7 @@ def test_quality_shows_the_latest_run_of_each_table() -> None:
         Run("b", datetime(2026, 1, d, tzinfo=UTC), "", True, d, 99, 0, 0, 0) for d in (2, 1)
     )
     report = QualityReport((TableQuality("a", "bronze.bz_a", runs, (), 1.0, 10),))
-    assert repr(report) == "<QualityReport: 1 tables, exit code 0>"
+    assert repr(report) == "<QualityReport: 1 table, exit code 0>"
     html = report._repr_html_()
     assert "2026-01-02" in html
     assert "2026-01-01" not in html
@@ -113,13 +136,117 @@ def test_an_erasure_shows_itself_as_a_row() -> None:
     assert html.count("A note.") == 1
 
 
-def test_a_result_without_items_shows_its_facts() -> None:
-    """Without a summary of its own too: its line has the exit code, its table the figures."""
-    copy = bronze.VerifiedCopy(3, 4, 5_500, 6, ("A fault.",), 1.25)
-    assert repr(copy) == "<VerifiedCopy: exit code 1>"
-    html = copy._repr_html_()
-    assert ">5.5 kB</td>" in html
-    assert ">A fault.</td>" in html
+MOMENT = datetime(2026, 5, 1, 8, 30, tzinfo=UTC)
+DRILL = DrillRecord(
+    drill_id="d", began=MOMENT, ended=MOMENT, result="too slow", message="It took too long.",
+    generation=3, made=MOMENT, recovery_seconds=1.25, lost_seconds=30.0, rto_seconds=1,
+    rpo_seconds=900, tables=1, objects=4, bytes=5_500, rows=20, decrypted="public.a.email",
+    actor="", host="", bronze_version="",
+)  # fmt: skip
+METADATA = Metadata(
+    "2026-05-01", "1.0", "s3://lake", 3, {"b.bz_a": TableMetadata(version=7)}, {}, {"lake.root": ""}
+)
+RUNNING = RunningConfig(9, MOMENT, "run", "ada", "bronze.toml", "cd" * 32, "", "", {"a": "secret"})
+TABLE = TableResult("public.a", "b.bz_a", "landed", rows_read=5)
+RESULTS: list[tuple[Shown, str, list[str]]] = [
+    (
+        RunResult("r", 1, 1.0, (TABLE,), unrecorded=BAD, copy_error=AWAY),
+        "<RunResult: 1 table, 1 landed, exit code 1>",
+        ["Not recorded: It &lt;b&gt;cannot", "The lake was not copied: It is away."],
+    ),
+    (
+        StreamResult("bronze_s", 1, 1.0, 1, 1, 5, (TABLE,)),
+        "<StreamResult: stream bronze_s, 1 table, 1 landed, 5 changes in 1 transaction,"
+        " exit code 0>",
+        [">public.a</td>"],
+    ),
+    (
+        MaintainResult(1.0, (MaintainedTable("b.bz_a", 3, 9, 1, 5_500),)),
+        "<MaintainResult: 1 table, exit code 0>",
+        [">5.5 kB</td>"],
+    ),
+    (
+        VerifyResult(False, 1.0, (VerifiedTable("public.a", "b.bz_a", "differs", missing=2),)),
+        "<VerifyResult: 1 table, 1 differs, exit code 1>",
+        [">differs</td>", ">missing</th>"],
+    ),
+    (
+        QualityReport((), ("b.bz_a",), "lake"),
+        "<QualityReport: exit code 1>",
+        ["b.bz_a: there are no figures yet"],
+    ),
+    (
+        BackupResult(
+            3, MOMENT, (BackedUpTable("b.bz_a", "copied", 7, 4, 5_500),), 1, 2_000, 9, 4, 5_500,
+            None, 0, (OutstandingErasure("b.bz_a", MOMENT, "it is locked"),), {"b.bz_c": "no log"},
+        ),
+        "<BackupResult: generation 3, 1 table, 1 copied, 1 object (2.0 kB) copied, 4 objects"
+        " (5.5 kB) in all, exit code 1>",
+        ["b.bz_a, 2026-05-01 08:30:00 UTC: it is locked", "b.bz_c is not in it: no log"],
+    ),
+    (
+        VerifiedCopy(1, 4, 5_500, 6, ("A fault.",), 1.25),
+        "<VerifiedCopy: 1 generation, 4 of 6 objects read, 1 fault, exit code 1>",
+        [">5.5 kB</td>", ">A fault.</p>"],
+    ),
+    (
+        RestoreResult(3, MOMENT, "s3://new", (RestoredTable("b.bz_a", 7, 4, 5_500, 4),), 1.0),
+        "<RestoreResult: generation 3 of 2026-05-01 08:30:00 UTC, restored into s3://new, 1 table,"
+        " 5.5 kB, exit code 0>",
+        [">b.bz_a</td>"],
+    ),
+    (
+        DrillResult(DRILL, (("restore", 0.5), ("verify", 0.25)), "scratch", notes=("A note.",)),
+        "<DrillResult: generation 3, too slow, exit code 1>",
+        ["restore in 0.5 s, verify in 0.2 s", "1.2 s (rto 1 s)", "It took too long.", "A note."],
+    ),
+    (
+        MetadataReport(METADATA, "s3://lake", ("2026-05-01",), ("b.bz_c is gone",), ("b.bz_d",)),
+        "<MetadataReport: 2026-05-01, generation 3, 1 table, 0 keys, 1 lacking, 1 changed,"
+        " exit code 1>",
+        [">b.bz_a v7</td>", "lacking: b.bz_c is gone", "1 day since 2026-05-01"],
+    ),
+    (
+        DriftReport("bronze.toml", "ab" * 32, "", "", RUNNING, ("It differs.",)),
+        "<DriftReport: bronze.toml, 1 problem, exit code 1>",
+        [">abababababab</td>", ">run of ada</td>", ">It differs.</p>"],
+    ),
+    (
+        RegisterResult(
+            1.0, (RegisteredTable("b.bz_a", "main.b.bz_a", "https://w", "created"),),
+            changes=("schema main.b was created",), problems=(AWAY,), reads=1, writes=2,
+        ),
+        "<RegisterResult: 1 table, 1 created, 1 read, 2 writes, exit code 1>",
+        [">main.b.bz_a</td>", "schema main.b was created", ">It is away.</p>"],
+    ),
+    (
+        ValidationResult(
+            "lake", 1.0,
+            (CheckResult("quality", "NULLs", "b.bz_a", "pass", 0.0, "at most", 0.1, "share", ""),),
+        ),
+        "<ValidationResult: 1 pass, 0 fail, 0 unknown, exit code 0>",
+        [">NULLs</td>"],
+    ),
+    (
+        Diagnosis((Finding("source", "problem", "It is <away>.", "Wait."),)),
+        "<Diagnosis: 1 finding, 1 problem, exit code 1>",
+        [">It is &lt;away&gt;.</td>"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("result", "line", "parts"), RESULTS, ids=[type(one[0]).__name__ for one in RESULTS]
+)
+def test_each_result_shows_itself(result: Shown, line: str, parts: list[str]) -> None:
+    """In a line what it is about; in a notebook its figures, and what went wrong; no value is a
+    dataclass or a dictionary as Python writes it.
+    """
+    assert repr(result) == line
+    html = result._repr_html_()
+    assert [part for part in parts if part not in html] == []
+    assert f"<b>{type(result).__name__}</b>" in html
+    assert not re.search(r"[{}]|&#x27;|datetime|secret", html)
 
 
 def test_a_notebook_gets_figures_with_units_and_notes_once() -> None:
@@ -173,8 +300,6 @@ def test_a_result_raises_the_error_of_its_failures() -> None:
 
 def test_rows_that_differ_raise_a_mismatch() -> None:
     """Where no table has failed."""
-    from bronze.verify.results import VerifiedTable, VerifyResult
-
     table = VerifiedTable("s.a", "b.a", "differs")
     with pytest.raises(errors.Mismatch):
         VerifyResult(False, 1.0, (table,)).raise_for_status()

@@ -9,6 +9,7 @@ import typer
 
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.options import AsJson, Config
+from bronze.printable import count, size
 
 if TYPE_CHECKING:
     from bronze.backup.manifest import Manifest
@@ -53,20 +54,20 @@ def backup(
 
 
 def _print_backup(result: BackupResult) -> None:
-    from bronze.cli.output import print_error, print_line, size
+    from bronze.cli.output import print_error, print_line
 
     print_line(
         f"Generation {result.generation} of {result.made:%Y-%m-%d %H:%M:%S} UTC:"
-        f" {len(result.tables)} tables, {result.total_objects:,} objects,"
+        f" {count(len(result.tables), 'table')}, {count(result.total_objects, 'object')},"
         f" {size(result.total_bytes)}"
     )
     print_line(
-        f"{result.objects:,} objects copied, {size(result.bytes)}, in {result.seconds:.1f} s"
+        f"{count(result.objects, 'object')} copied, {size(result.bytes)}, in {result.seconds:.1f} s"
     )
     if result.behind is not None:
         print_line(f"The copy was {_duration(result.behind)} behind.")
     if result.expired:
-        print_line(f"{result.expired} generations have expired and were deleted.")
+        print_line(f"{count(result.expired, 'generation')} past the retention deleted.")
     for name, reason in result.excluded.items():
         print_line(f"{name} is not in it: {reason}")
     for table in result.tables:
@@ -75,7 +76,9 @@ def _print_backup(result: BackupResult) -> None:
             print_error(f"{table.target} {state} in the copy: {table.error.message}",
                         table.error.hint)  # fmt: skip
     if result.erasures:
-        print_error(f"{len(result.erasures)} erasures have not reached the copy:")
+        print_error(
+            f"{count(len(result.erasures), 'erasure has', 'erasures have')} not reached the copy:"
+        )
     for erasure in result.erasures:
         print_error(f"{erasure.table}, of {erasure.at:%Y-%m-%d %H:%M:%S} UTC: {erasure.reason}")
     if result.unrecorded:
@@ -86,19 +89,20 @@ def _print_backup(result: BackupResult) -> None:
 
 
 def _print_proof(proof: VerifiedCopy) -> None:
-    from bronze.cli.output import print_error, print_line, size
+    from bronze.cli.output import print_error, print_line
 
     for fault in proof.faults:
         print_error(fault)
-    found = f"{len(proof.faults)} faults" if proof.faults else "no fault"
+    found = count(len(proof.faults), "fault") if proof.faults else "no fault"
     print_line(
-        f"{proof.generations} generations, {proof.objects:,} of {proof.total_objects:,} objects"
+        f"{count(proof.generations, 'generation')}, {proof.objects:,} of"
+        f" {count(proof.total_objects, 'object')}"
         f" read ({size(proof.bytes)}) in {proof.seconds:.1f} s: {found}"
     )
 
 
 def _print_generations(generations: tuple[Manifest, ...], as_json: bool) -> None:
-    from bronze.cli.output import print_figures, print_json, print_line, size
+    from bronze.cli.output import print_figures, print_json, print_line
 
     if as_json:
         print_json(

@@ -9,6 +9,7 @@ import typer
 
 from bronze.cli.failures import exit_codes, stop_on_signals
 from bronze.cli.options import AsJson, Config
+from bronze.printable import count, size
 
 if TYPE_CHECKING:
     from bronze.api.drift import DriftReport
@@ -70,7 +71,8 @@ def _print_metadata(report: MetadataReport) -> None:
     output.print_figures(("Bronze table", "version", "columns", "properties"), rows)
     output.print_line(
         f"The lake at {snapshot.root}, {snapshot.taken}, generation {snapshot.generation}:"
-        f" {len(snapshot.tables)} tables, {len(snapshot.keys)} keys, {len(snapshot.config)} values"
+        f" {count(len(snapshot.tables), 'table')}, {count(len(snapshot.keys), 'key')},"
+        f" {count(len(snapshot.config), 'value')}"
         f" of the config; the copy has {_days(len(report.days))} since {report.days[0]}"
     )
     for text in report.changes:
@@ -81,8 +83,8 @@ def _print_metadata(report: MetadataReport) -> None:
         output.print_line(f"The lake at {report.root} has all of it.")
 
 
-def _days(count: int) -> str:
-    return f"snapshots of {count:,} days" if count > 1 else "the snapshot of one day"
+def _days(number: int) -> str:
+    return f"snapshots of {number:,} days" if number > 1 else "the snapshot of one day"
 
 
 def _print_restored(result: RestoreResult) -> None:
@@ -93,7 +95,7 @@ def _print_restored(result: RestoreResult) -> None:
             table.target,
             str(table.version),
             f"{table.objects:,}",
-            output.size(table.bytes),
+            size(table.bytes),
             "not restored" if table.error else "" if result.is_dry else f"{table.copied:,}",
         ]
         for table in result.tables
@@ -108,7 +110,7 @@ def _print_restored(result: RestoreResult) -> None:
     done = "would be restored into" if result.is_dry else "is restored into"
     output.print_line(
         f"Generation {result.generation}, made {made}, {done} {result.root}:"
-        f" {result.objects:,} objects, {output.size(result.bytes)}, {result.seconds:.1f} s"
+        f" {count(result.objects, 'object')}, {size(result.bytes)}, {result.seconds:.1f} s"
     )
     if not result.is_dry and not result.exit_code:
         output.print_line("To go on from it, name it as root under [lake].")
@@ -136,7 +138,7 @@ def drill(
     config: Config = _DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Restore the newest copy to a scratch root, verify, read and decrypt it, and delete it."""
+    """Rehearse a recovery: restore the newest copy, verify, read, decrypt and delete it."""
     import bronze
     from bronze.cli import output
 
@@ -153,14 +155,15 @@ def _print_drill(result: DrillResult) -> None:
     record = result.record
     stages = ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in result.stages)
     output.print_line(
-        f"Generation {record.generation}: {record.tables} tables, {record.rows:,} rows,"
-        f" {record.objects:,} objects, {output.size(record.bytes)}"
+        f"Generation {record.generation}: {count(record.tables, 'table')},"
+        f" {count(record.rows, 'row')}, {count(record.objects, 'object')}, {size(record.bytes)}"
     )
     output.print_line(f"{stages}")
     output.print_line(f"decrypted: {record.decrypted or 'the lake has no encrypted value'}")
     output.print_line(
         f"{record.recovery_seconds:.1f} s to recover (rto {record.rto_seconds:,} s),"
-        f" {record.lost_seconds:.0f} s lost (rpo {record.rpo_seconds:,} s): {record.result}"
+        f" {record.lost_seconds:.0f} s lost (rpo {record.rpo_seconds:,} s): {record.result}",
+        "green" if record.result == "passed" else "red",
     )
     for note in result.notes:
         output.print_error(note)

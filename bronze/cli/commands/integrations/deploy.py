@@ -9,6 +9,7 @@ import typer
 
 from bronze.cli.failures import exit_codes
 from bronze.cli.options import AsJson, Config
+from bronze.printable import count
 
 
 def deploy(
@@ -36,6 +37,6 @@ def deploy(
         if as_json:
             output.print_result(written)
             return
-        output.print_line(f"Wrote {len(written.files)} files into {written.folder}. Next:")
+        output.print_line(f"Wrote {count(len(written.files), 'file')} into {written.folder}. Next:")
         for number, step in enumerate(written.next, 1):
             output.print_line(f"  {number}. {step}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from bronze.operate.facts.wording import count
 from bronze.operate.report import charts, times
 from bronze.operate.report.charts import Chart, Column
 from bronze.operate.report.material import Material
@@ -15,6 +14,7 @@ from bronze.operate.report.sections.parts import MOST_TABLES, Section, more_tabl
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import grid
 from bronze.operate.web.markup.tags import Safe, tag
+from bronze.printable import count
 
 _KINDS = ("inserted", "updated", "deleted")
 _CHANGED = pl.sum_horizontal(_KINDS)
@@ -54,7 +54,7 @@ def _sentence(material: Material) -> str:
     landings, runs = material.records.landings, material.records.runs
     changed = [int(landings[name].sum()) for name in _KINDS]
     batches = landings["batch_id"].n_unique()
-    many = "1 batch" if batches == 1 else f"{batches:,} batches"
+    many = count(batches, "batch", "batches")
     text = (
         f"{count(sum(changed), 'row')} landed in {many}:"
         f" {changed[0]:,} inserted, {changed[1]:,} updated, {changed[2]:,} deleted."
@@ -147,7 +147,9 @@ def _tables(material: Material) -> Safe:
             material.name(one.target),
             words.number(one.rows),
             charts.trend(
-                one.last_rows, _rows_text, f"Rows of the last {len(one.last_rows)} batches"
+                one.last_rows,
+                _rows_text,
+                f"Rows of the last {count(len(one.last_rows), 'batch', 'batches')}",
             ),
             [
                 words.number(one.runs) if one.runs else "–",
@@ -157,7 +159,9 @@ def _tables(material: Material) -> Safe:
             ],
             "–" if one.longest is None else words.span(one.longest),
             charts.trend(
-                one.last_seconds, words.span, f"Durations of the last {len(one.last_seconds)} runs"
+                one.last_seconds,
+                words.span,
+                f"Durations of the last {count(len(one.last_seconds), 'run')}",
             ),
         ]
         for one in found[:MOST_TABLES]

@@ -9,6 +9,7 @@ from bronze.operate.view import TableView
 from bronze.operate.web.markup import charts, words
 from bronze.operate.web.markup.layout import TONES, badge, grid, slack
 from bronze.operate.web.markup.tags import Safe, tag
+from bronze.printable import count
 
 
 def section(material: Material) -> Section:
@@ -20,7 +21,7 @@ def section(material: Material) -> Section:
     late = sum(table.late is not None for table in tables)
     limit = sum(table.sla is not None and table.slack is not None for table in tables)
     text = (
-        f"{late:,} of {len(tables):,} tables {'is' if late == 1 else 'are'} late."
+        f"{late:,} of {count(len(tables), 'table')} {'is' if late == 1 else 'are'} late."
         if late
         else f"No table is later than its SLA allows; {limit:,} of {len(tables):,} have one."
     )

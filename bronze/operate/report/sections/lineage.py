@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from bronze.delta.properties import TableProperties
 from bronze.errors import BronzeError
-from bronze.operate.facts.wording import count
 from bronze.operate.report.charts import details
 from bronze.operate.report.material import Material
 from bronze.operate.report.sections.parts import Section, more
 from bronze.operate.view import TableView
 from bronze.operate.web.markup.layout import TONES, grid
 from bronze.operate.web.markup.tags import Safe, join, tag
+from bronze.printable import count
 from bronze.tables.lake import LakeTable
 
 _MOST = 40

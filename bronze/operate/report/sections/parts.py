@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bronze.operate.web.markup.tags import Safe, tag
+from bronze.printable import count
 
 MOST_TABLES = 60
 """How many tables a section lists: the page stays small with a thousand of them."""
@@ -31,7 +32,7 @@ def more(total: int, shown: int, noun: str, which: str = "") -> Safe | None:
     left = total - shown
     if left <= 0:
         return None
-    rest = f"{left:,} more {noun}{'' if left == 1 else 's'}"
+    rest = count(left, f"more {noun}")
     return tag("p", f"Left out: {rest}{', ' + which if which else ''}.", class_="muted left-out")
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from bronze.operate.facts.wording import count
 from bronze.operate.report import charts
 from bronze.operate.report.material import Material
 from bronze.operate.report.sections.parts import MOST_TABLES, Section, more, more_tables
@@ -15,6 +14,7 @@ from bronze.operate.report.sections.summary import score_text
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import badge, grid
 from bronze.operate.web.markup.tags import Safe, tag
+from bronze.printable import count
 from bronze.quality import checks
 
 _MOST_RULES = 40
@@ -121,7 +121,7 @@ def _table(material: Material, trends: Sequence[_Trend]) -> Safe | None:
             charts.trend(
                 one.shares,
                 lambda value: words.share(value, 1),
-                f"Share of rows that broke {one.rule} in the last {len(one.shares)} runs",
+                f"Share of rows that broke {one.rule} in the last {count(len(one.shares), 'run')}",
             ),
         ]
         for one in trends[:_MOST_RULES]
@@ -165,7 +165,7 @@ def _scores(material: Material) -> Safe | None:
             charts.trend(
                 [100 - value for value in values],
                 lambda value: f"{value:.2g}",
-                f"Points below 100 of the last {len(values)} runs",
+                f"Points below 100 of the last {count(len(values), 'run')}",
             ),
         ]
         for target, values, low in scored.head(MOST_TABLES).iter_rows()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from bronze.operate.facts.wording import count
 from bronze.operate.report.material import Material
 from bronze.operate.report.sections.parts import Section, more
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import grid
 from bronze.operate.web.markup.tags import tag
+from bronze.printable import count
 
 _MOST = 50
 

@@ -17,13 +17,13 @@ from bronze.delta.log import State
 from bronze.delta.properties import TableProperties
 from bronze.errors import BronzeError
 from bronze.model.files import StoredFile
-from bronze.operate.facts.wording import count
 from bronze.operate.report.charts import Chart, Column, round_top
 from bronze.operate.report.material import Material
 from bronze.operate.report.sections.parts import MOST_TABLES, Section, more_tables
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import grid
 from bronze.operate.web.markup.tags import Safe, tag
+from bronze.printable import count
 
 _MB = 2**20
 _BOUNDS = (_MB // 4, _MB, 4 * _MB, 16 * _MB, 64 * _MB, 128 * _MB, 256 * _MB)

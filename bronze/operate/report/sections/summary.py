@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from bronze.operate.facts.wording import count
 from bronze.operate.report.material import Material
 from bronze.operate.report.sections.parts import more
 from bronze.operate.view import TableState, TableView
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import TONES, badge
 from bronze.operate.web.markup.tags import Safe, tag
+from bronze.printable import count
 
 _MOST_ALERTS = 10
 _ALL_FRESH: tuple[TableState, ...] = ("fresh", "quiet", "running", "waiting")

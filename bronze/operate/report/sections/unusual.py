@@ -10,13 +10,13 @@ from typing import Any
 import polars as pl
 
 from bronze.governance.tables.anomaly.anomalies import ROW, RUN
-from bronze.operate.facts.wording import count
 from bronze.operate.report import charts
 from bronze.operate.report.material import Material
 from bronze.operate.report.sections.parts import MOST_TABLES, Section, more, more_tables
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import grid
 from bronze.operate.web.markup.tags import Safe, tag
+from bronze.printable import count
 
 _MOST_MEASURES = 30
 _MOST_COLUMNS = 3
@@ -76,7 +76,7 @@ def _by_table(material: Material) -> Safe | None:
             charts.trend(
                 shares,
                 lambda value: words.share(value, 1),
-                f"Share of anomalies in the last {len(shares)} batches",
+                f"Share of anomalies in the last {count(len(shares), 'batch', 'batches')}",
             ),
         ]
         for target, scored, anomalies, shares in tables.head(MOST_TABLES).iter_rows()

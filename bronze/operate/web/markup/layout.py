@@ -9,11 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from bronze.operate.alerts.life import Alert
-from bronze.operate.facts import wording
 from bronze.operate.view import TableView
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.tags import Safe, document, join, tag, url
 from bronze.operate.web.site import Visit
+from bronze.printable import count
 from bronze.version import VERSION
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -272,7 +272,7 @@ def _alert(visit: Visit, alert: Alert) -> Safe:
     if alert.state != "resolved" and alert.is_open:
         facts.append(tag("span", f"told: {', '.join(told)}" if told else "nobody was told"))
     if alert.effects:
-        facts.append(tag("span", f"explains {wording.count(alert.effects, 'other')}"))
+        facts.append(tag("span", f"explains {count(alert.effects, 'other')}"))
     if alert.recurring:
         facts.append(tag("span", "comes and goes"))
     if alert.acknowledged and alert.state == "acknowledged":

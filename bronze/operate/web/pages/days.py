@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from bronze.operate.facts import wording
 from bronze.operate.view import Day
 from bronze.operate.web.markup import charts, words
 from bronze.operate.web.markup.charts import Bar
 from bronze.operate.web.markup.tags import Safe, tag
+from bronze.printable import count
 
 DAYS = 90
 
@@ -110,7 +110,7 @@ def _bar(chart: _Chart, day: Day) -> Bar:
     value = chart.value(day)
     says = "" if value is None else f"{_short(day.day)}: {chart.written(value)}"
     if day.failed:
-        says += f", {day.failed} of {wording.count(day.runs, 'run')} failed"
+        says += f", {day.failed} of {count(day.runs, 'run')} failed"
     return Bar(value, says, chart.is_bad(day))
 
 

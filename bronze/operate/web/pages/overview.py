@@ -22,6 +22,7 @@ from bronze.operate.web.markup.layout import (
 )
 from bronze.operate.web.markup.tags import Safe, join, tag, url
 from bronze.operate.web.site import Visit
+from bronze.printable import count
 
 PAGE = 50
 STATES: tuple[TableState, ...] = get_args(TableState)
@@ -254,7 +255,7 @@ def last_run(visit: Visit, table: TableView) -> Safe:
         return tag("span", "–")
     took = words.span(record.seconds) if record.seconds is not None else ""
     rows = record.inserted + record.updated + record.deleted
-    detail = f"{words.number(rows)} rows" if record.status == "landed" else record.status
+    detail = count(rows, "row") if record.status == "landed" else record.status
     return tag(
         "span",
         words.time(record.ended or record.began, visit.zone, visit.now),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bronze.governance.tables.quality import Figure
-from bronze.operate.facts import wording
 from bronze.operate.view import TableView
 from bronze.operate.web.lake.facts import Reading
 from bronze.operate.web.markup import words
 from bronze.operate.web.markup.layout import badge, grid
 from bronze.operate.web.markup.tags import Safe, join, tag
 from bronze.operate.web.site import Visit
+from bronze.printable import count
 from bronze.quality.latest import LatestFigures
 
 _KEYS = 5
@@ -33,7 +33,7 @@ def content(visit: Visit, table: TableView, reading: Reading[LatestFigures | Non
     failing = known.failing
     if not failing:
         rules = sum(figure.kind != "check" for figure in known.figures)
-        return join([tag("p", f"No row fails any of {wording.count(rules, 'rule')}."), foot])
+        return join([tag("p", f"No row fails any of {count(rules, 'rule')}."), foot])
     heads = ("Rule", "State", "Rows", "Share", "Keys of some rows")
     return join([grid("Rules that rows fail", heads, _rows(failing), broad="Rule"), foot])
 

@@ -8,13 +8,13 @@ from itertools import islice
 
 from bronze.governance.tables.runs import RunRecord
 from bronze.model.schedule import Window
-from bronze.operate.facts import wording
 from bronze.operate.view import TableView
 from bronze.operate.web.markup import charts, words
 from bronze.operate.web.markup.charts import Span
 from bronze.operate.web.markup.layout import Page, section, table_link
 from bronze.operate.web.markup.tags import Safe, join, tag, url
 from bronze.operate.web.site import Visit
+from bronze.printable import count
 
 PAGE = 50
 _SIDE = timedelta(hours=24)
@@ -108,8 +108,8 @@ def _row(visit: Visit, table: TableView, windows: Iterable[Span]) -> Safe:
         Span(due, due + took, "due", f"due {words.clock(due, visit.zone, now)}") for due in dues
     ]
     failed = sum(run.status == "failed" for run in runs)
-    says = f"{wording.count(len(runs), 'run')} in the last 24 hours, {failed} failed; "
-    says += f"due {wording.count(len(dues), 'time')} in the next 24"
+    says = f"{count(len(runs), 'run')} in the last 24 hours, {failed} failed; "
+    says += f"due {count(len(dues), 'time')} in the next 24"
     if table.pattern == "streaming":
         says = "streamed all the time"
         since = table.as_of or now

@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 
 from bronze.operate.breaker import Breaker
-from bronze.operate.facts import wording
 from bronze.operate.view import Live, PermitFacts, Resources
 from bronze.operate.web.markup import charts, words
 from bronze.operate.web.markup.layout import Page, badge, facts_list, grid, section
 from bronze.operate.web.markup.tags import Safe, join, tag
 from bronze.operate.web.site import Visit
+from bronze.printable import count
 
 
 def page(visit: Visit) -> Page:
@@ -39,8 +39,8 @@ def _service(visit: Visit, live: Live) -> Safe:
             ("Host", f"{live.host}, process {live.pid}"),
             ("Began", words.time(live.began, zone, now)),
             ("Heard", words.age(live.at, now)),
-            ("Runs", wording.count(len(live.running), "table") if live.running else "nothing"),
-            ("Waits", wording.count(len(live.waiting), "table") if live.waiting else "nothing"),
+            ("Runs", count(len(live.running), "table") if live.running else "nothing"),
+            ("Waits", count(len(live.waiting), "table") if live.waiting else "nothing"),
             ("Lake", visit.site.settings.lake.root),
             ("Config", visit.site.settings.path or "of a program"),
         ]

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 
 from bronze.governance.tables.runs import RunRecord
-from bronze.operate.facts import wording
 from bronze.operate.view import TableView
 from bronze.operate.web.lake.facts import Facts, Reading, Version
 from bronze.operate.web.markup import words
@@ -25,6 +24,7 @@ from bronze.operate.web.markup.tags import Safe, join, tag
 from bronze.operate.web.pages import days, rules
 from bronze.operate.web.pages.overview import next_run
 from bronze.operate.web.site import Visit, table_of
+from bronze.printable import count
 
 _RUNS = 100
 _FIRST = 15
@@ -84,7 +84,7 @@ def _facts(visit: Visit, table: TableView) -> Safe:
     running = None
     if table.running:
         began = words.time(table.running.began, zone, now)
-        running = tag("span", "since ", began, f", {words.number(table.running.rows)} rows")
+        running = tag("span", "since ", began, f", {count(table.running.rows, 'row')}")
     breaker = table.breaker
     state = breaker.state(now) if breaker else "closed"
     pause = table.pause
@@ -119,7 +119,7 @@ def _facts(visit: Visit, table: TableView) -> Safe:
 
 def _score(table: TableView) -> str | None:
     if table.score is not None:
-        return f"{table.score:.1f} of {wording.count(table.scored_rows or 0, 'row')}"
+        return f"{table.score:.1f} of {count(table.scored_rows or 0, 'row')}"
     if table.pattern == "streaming":
         return "unknown: no quality of its rows is recorded yet"
     return None
@@ -129,9 +129,9 @@ def _rest(visit: Visit, table: TableView) -> Safe | None:
     breaker = table.breaker
     if breaker is None or not breaker.failures:
         return None
-    text = f" after {wording.count(breaker.failures, 'failure')}"
+    text = f" after {count(breaker.failures, 'failure')}"
     if breaker.until is None:
-        return tag("span", f" {wording.count(breaker.failures, 'failure')} in a row")
+        return tag("span", f" {count(breaker.failures, 'failure')} in a row")
     return tag("span", text, ", tried ", words.age(breaker.until, visit.now))
 
 
@@ -199,7 +199,7 @@ def _runs(visit: Visit, runs: Sequence[RunRecord]) -> Safe:
     if len(rows) <= _FIRST:
         return newest
     earlier = grid("Earlier runs", heads, rows[_FIRST:], broad="Result")
-    summary = tag("summary", f"{len(rows) - _FIRST} earlier runs")
+    summary = tag("summary", count(len(rows) - _FIRST, "earlier run"))
     return join([newest, tag("details", summary, earlier, class_="more")])
 
 
@@ -278,7 +278,7 @@ def _lineage(visit: Visit, table: TableView, versions: Reading[tuple[Version, ..
             tag("strong", f"v{version.number}"),
             " ",
             version.operation.lower(),
-            f", {words.number(version.rows)} rows" if version.rows else "",
+            f", {count(version.rows, 'row')}" if version.rows else "",
             " ",
             words.time(version.at, visit.zone, visit.now),
         )
@@ -294,8 +294,8 @@ def _changes(visit: Visit, versions: Reading[tuple[Version, ...]]) -> Safe:
     if versions.error:
         return tag("p", versions.error, class_="muted")
     if not changed:
-        count = len(versions.value)
-        among = f" in the last {count} versions" if count else ""
+        looked = len(versions.value)
+        among = f" in the last {count(looked, 'version')}" if looked else ""
         return tag("p", f"None{among}.", class_="muted")
     heads = ("Version", "When", "Change")
     rows = [
