@@ -164,8 +164,9 @@ class Stage:
         peaks = {}
         for name, process in self.cluster.processes.items():
             status = Path(f"/proc/{process.pid}/status").read_text()
-            (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
-            peaks[name] = int(peak) * 1024
+            # A worker that was cut off for long has ended.
+            if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
+                peaks[name] = int(peak[1]) * 1024
         return peaks
 
 
