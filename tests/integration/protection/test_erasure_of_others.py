@@ -165,7 +165,7 @@ def test_unfinished_files_do_not_stop_an_erasure(source: Source) -> None:
     assert (done.rows, done.left, done.exit_code) == (1, 0, 0)
     assert done.after is not None
     assert done.after.unreadable == 2
-    assert any("2 files that no version names are not Parquet" in note for note in done.notes)
+    assert any("2 files of no version are not Parquet" in note for note in done.notes)
     for path in broken:
         path.unlink()
     assert files_with(source.lake, "infinity") == []

@@ -222,10 +222,14 @@ def counted() -> Iterator[dict[str, int]]:
 
 
 @since("scans of page ranges")
-def test_more_tables_ask_no_more_of_the_catalog(source: Source) -> None:
+def test_more_tables_ask_no_more_of_the_catalog(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of each table a command asks for its rows, and of its snapshot for everything else; a worker
     needs one connection.
     """
+    # Once a second a snapshot asks who waits for its locks.
+    monkeypatch.setattr(pipeline, "_RELIEF_INTERVAL", 3600)
     asked: dict[int, dict[str, int]] = {}
     for count in (2, 12):
         for number in range(count):
