@@ -53,11 +53,16 @@ def test_little_is_rewritten_at_once_and_more_once_an_hour(
     for rows in (*[30_000] * 8, *[500] * 8):
         append(place, rows)
     document = {"source": {"dsn": "postgresql://h/d"}, "lake": {"root": str(tmp_path / "lake")}}
-    own = TableSettings(cluster_by=["noise"]) if clustered else TableSettings()
+    own = TableSettings(cluster_by=("noise",)) if clustered else TableSettings()
     monkeypatch.setattr(background, "_INTERVAL", 0.01)
     monkeypatch.setattr(background, "_SMALL_REWRITE", 200_000)
     vacuumed: list[Place] = []
-    monkeypatch.setattr(vacuum, "expire", lambda of, *_: vacuumed.append(of) or hour.set())
+
+    def expire(of: Place, *_: object) -> None:
+        vacuumed.append(of)
+        hour.set()
+
+    monkeypatch.setattr(vacuum, "expire", expire)
     checkpoints = Place(str(tmp_path / "lake/governance/streams"))
     with (
         ThreadPoolExecutor(1) as pool,
