@@ -121,8 +121,8 @@ def test_the_command_shows_what_was_written(
     )
     failed = replace(DONE, status="failed", error=DENIED.failure(), notes=("a note",))
     result = RegisterResult(0.5, (DONE, failed), ("schema main.shop created",), reads=4, writes=2)
-    shown = "2 tables, 1 created, 1 failed, 4 reads, 2 writes, exit code 1"
-    assert repr(result) == f"<RegisterResult: {shown}>"
+    counts = "2 tables, 1 created, 1 failed, 4 reads, 2 writes"
+    assert repr(result) == f"<RegisterResult: {counts}, exit code 1>"
     answer(monkeypatch, result)
     shown = CliRunner().invoke(app, ["register", "-c", str(config)])
     assert shown.exit_code == 1
