@@ -68,10 +68,11 @@ def test_each_mistake_is_one_sentence(tmp_path: Path) -> None:
                 check=False,
             )
             assert (text, done.returncode) == (text, 2)
-            first, *hint = done.stderr.strip().splitlines()
+            first, *hint, explained = done.stderr.strip().splitlines()
             assert sentence in first, first
             assert first.startswith("Error: ")
             assert len(hint) <= 1
+            assert explained.strip().startswith("bronze explain ")
             assert "short" not in done.stderr
             assert "s3cret" not in done.stderr
     assert not (tmp_path / "lake").exists()
