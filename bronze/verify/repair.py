@@ -392,10 +392,12 @@ def _losses(repair: RepairResult) -> list[str]:
             " its other rows"
         )
     if repair.removed_deleted and not repair.has_history:
-        losses.append(
-            f"{count(repair.removed_deleted, 'altered row')}, deleted in the source, cannot be"
-            " loaded again; earlier versions of the table keep the values until vacuum"
+        lost = count(
+            repair.removed_deleted,
+            "altered row that is deleted in the source is lost",
+            "altered rows that are deleted in the source are lost",
         )
+        losses.append(f"{lost}; earlier versions of the table keep the values until vacuum")
     if repair.removed and repair.has_history:
         losses.append(
             f"{count(repair.removed, 'altered version is', 'altered versions are')} lost from the"
