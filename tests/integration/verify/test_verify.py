@@ -679,8 +679,7 @@ def test_altered_rows_deleted_in_the_source_are_removed_and_reported(source: Sou
     repaired = verify(settings, at_rest=True, repair=True)
     assert (repaired.status, repaired.repaired) == ("equal", 1)
     assert any(
-        "1 altered row that is deleted in the source is lost" in note
-        for note in repaired.notes
+        "1 altered row that is deleted in the source is lost" in note for note in repaired.notes
     )
     left = pl.read_delta(str(source.table("t")))
     assert 7 not in left["id"]
