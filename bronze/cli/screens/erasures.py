@@ -31,7 +31,7 @@ def erasure_result(done: ErasureResult, dry_run: bool = False) -> None:
         return
     if dry_run and done.before:
         print_line(
-            f"{done.target}: would erase {_found(done.before)},"
+            f"{done.target}: would erase {_evidence_text(done.before)},"
             f" found among {_evidence_counts(done.before)}; all older versions would be deleted."
         )
         return
@@ -52,12 +52,12 @@ def erasure_result(done: ErasureResult, dry_run: bool = False) -> None:
             " run may be about to commit: repeat this when the run has ended."
         )
     elif done.before and done.after and not done.doubtful:
-        print_line(f"Found before: {_found(done.before)}, among {_evidence_counts(done.before)}.")
+        print_line(f"Found before: {_evidence_text(done.before)}, among {_evidence_counts(done.before)}.")
         print_line(f"Proof: {_evidence_counts(done.after)} read afterwards, no such row in them.")
     print_record_failure(done)
 
 
-def _found(evidence: Evidence) -> str:
+def _evidence_text(evidence: Evidence) -> str:
     return f"{count(evidence.found, 'row')} and {count(evidence.told, 'record')}"
 
 
