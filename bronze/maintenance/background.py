@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 _INTERVAL = 5.0
 _LARGE_INTERVAL = 3600.0
-# The most bytes of Parquet that are rewritten at once, and once an hour; then at least so many times
-# the size that files should have.
+# The most bytes of Parquet that are rewritten at once, and once an hour; then at least so many
+# times the size that files should have.
 _SMALL_REWRITE = 32 * 2**20
 _LARGE_REWRITE = 256 * 2**20
 _LARGE_FILES = 2

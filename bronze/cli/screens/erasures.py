@@ -52,7 +52,9 @@ def erasure_result(done: ErasureResult, dry_run: bool = False) -> None:
             " run may be about to commit: repeat this when the run has ended."
         )
     elif done.before and done.after and not done.doubtful:
-        print_line(f"Found before: {_evidence_text(done.before)}, among {_evidence_counts(done.before)}.")
+        print_line(
+            f"Found before: {_evidence_text(done.before)}, among {_evidence_counts(done.before)}."
+        )
         print_line(f"Proof: {_evidence_counts(done.after)} read afterwards, no such row in them.")
     print_record_failure(done)
 
