@@ -9,7 +9,6 @@ other for ever.
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
 import weakref
@@ -55,7 +54,7 @@ class Allowance:
 
     def take(self, most: int, lasting: bool) -> bool:
         """Takes a connection, if there is one."""
-        self._forget_ended()
+        self.forget_ended()
         if self.used >= most or (lasting and self.lasting >= most - READ):
             return False
         self.used += 1
@@ -68,7 +67,8 @@ class Allowance:
         self.lasting -= lasting
         self.changed.notify_all()
 
-    def _forget_ended(self) -> None:
+    def forget_ended(self) -> None:
+        """Gives back the connections whose sessions have ended since they were closed."""
         now, ending = time.monotonic(), self.ending
         self.ending = []
         for entry in ending:
@@ -83,12 +83,14 @@ class Allowance:
 def _has_ended(rest: int) -> bool:
     """Whether the server has closed a socket; what it sent before is of no interest."""
     try:
-        while select.select([rest], [], [], 0)[0]:
-            if not os.read(rest, 65536):
-                return True
+        # libpq's sockets do not block.
+        while os.read(rest, 65536):
+            pass
+    except BlockingIOError:
+        return False
     except OSError:
-        return True
-    return False
+        pass
+    return True
 
 
 _allowances: dict[_Key, Allowance] = {}
@@ -109,6 +111,16 @@ def _key(origin: Origin) -> _Key:
 def _of(origin: Origin) -> Allowance:
     with _lock:
         return _allowances.setdefault(_key(origin), Allowance())
+
+
+def _forget_all_ended() -> None:
+    """Closes the sockets of all sources whose sessions have ended: one may not be used again."""
+    with _lock:
+        known = list(_allowances.values())
+    for allowance in known:
+        if allowance.ending:
+            with allowance.changed:
+                allowance.forget_ended()
 
 
 @dataclass(eq=False)
@@ -141,6 +153,7 @@ def lease(origin: Origin, lasting: bool = False) -> Lease:
         SourceBusy: there is none.
         Stopped: the work is asked to stop meanwhile.
     """
+    _forget_all_ended()
     allowance, most = _of(origin), origin.connections[1]
     timeout = origin.connect_timeout or _TIMEOUT
     until = time.monotonic() + timeout

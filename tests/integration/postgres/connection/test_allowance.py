@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -49,6 +50,7 @@ def sampled(source: Source) -> Iterator[list[int]]:
         thread.join()
 
 
+@pytest.mark.soak
 def test_commands_of_a_process_share_the_connections_of_a_source(source: Source) -> None:
     """Two runs, a stream and a verification at once: never more sessions than pool.max, and each
     of them ends well.
@@ -127,6 +129,43 @@ def test_a_connection_counts_until_its_session_has_ended(source: Source) -> None
         finally:
             os.kill(pid, signal.SIGCONT)
         connect.connect(origin).close()
+
+
+def test_the_end_of_a_session_is_seen_with_many_open_files(source: Source) -> None:
+    """`select` knows no file descriptor above 1023; a process may have more of them."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
+    many = list[int]()
+    try:
+        many += [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+        origin = source.settings(source={"pool": {"max": 3}}).origin("test")
+        for _ in range(9):
+            connect.connect(origin).close()
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="sockets are counted in /proc")
+def test_no_sockets_of_other_sources_stay_open(source: Source) -> None:
+    """Sessions end after their connections, and their source may not be connected to again."""
+
+    def sockets() -> int:
+        kinds = [link.readlink().name for link in Path("/proc/self/fd").iterdir() if link.exists()]
+        return sum(kind.startswith("socket:") for kind in kinds)
+
+    origin = source.settings().origin("test")
+    before = sockets()
+    for number in range(20):
+        connect.connect(replace(origin, name=f"source {number}")).close()
+
+    def are_closed() -> bool:
+        connect.connect(origin).close()
+        return sockets() <= before + 2
+
+    until(are_closed)
 
 
 def test_a_connection_that_was_lost_does_not_count(source: Source) -> None:
