@@ -134,7 +134,7 @@ def of_maintained(table: MaintainedTable) -> Outcome:
 
 def plan_event(table_runs: Sequence[TableRun]) -> RunPlanned:
     """The event of a run that has planned its tables."""
-    relations = [table.target.relation for table in table_runs]
+    relations = [table.plan.target.relation for table in table_runs if table.plan]
     return RunPlanned(
         table_runs[0].stamp.batch_id if table_runs else "",
         tuple(table.target.label for table in table_runs),

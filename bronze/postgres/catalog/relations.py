@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 from bronze.model.locations import TableName
@@ -116,6 +115,19 @@ class Relation:
         return alone and any(set(key) <= set(names) for key in keys if key)
 
 
+_READABLE = """has_schema_privilege(n.oid, 'USAGE')
+           AND has_any_column_privilege(c.oid, 'SELECT')"""
+
+_NAMES = f"""
+SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, {_READABLE},
+       has_table_privilege(c.oid, 'SELECT')
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = ANY(%(schemas)s) AND c.relkind IN ('r', 'p', 'm', 'v', 'f')
+    AND NOT c.relispartition AND c.relpersistence <> 't'
+ORDER BY n.nspname, c.relname
+"""  # noqa: S608 - made of constants
+
 # Measured: a range of the parent takes 0.1 ms longer for each heap, and 40 ms to read.
 _MANY_HEAPS = 16
 
@@ -160,8 +172,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
        coalesce(CASE WHEN s.ranged THEN s.heaps END, '{{}}') AS heaps,
        coalesce(s.toast, 0), coalesce(s.rows, -1),
        current_setting('block_size')::int4 AS page,
-       has_schema_privilege(n.oid, 'USAGE')
-           AND has_any_column_privilege(c.oid, 'SELECT') AS readable,
+       {_READABLE} AS readable,
        {valid_text("obj_description(c.oid, 'pg_class')")},
        coalesce(s.rewritten, true) AS rewritten, s.parts,
        has_table_privilege(c.oid, 'SELECT'),
@@ -249,13 +260,18 @@ class _Unique:
 
 
 def list_relations(connection: Connection, schemas: Sequence[str]) -> tuple[Relation, ...]:
-    """The relations as of `relations`, without their columns, keys and definitions.
+    """The relations as of `relations`, with their name, kind and privileges alone: without columns,
+    keys, sizes and definitions.
 
     Raises:
         psycopg.Error
     """
-    rows = _rows(connection, _RELATIONS, {"schemas": list(schemas), "locked": []})
-    return tuple(_relation(row) for row in rows)
+    return tuple(
+        Relation(oid, schema, name, _KINDS[kind], (), (), (), 0, 0, -1, readable, whole=whole)
+        for oid, schema, name, kind, readable, whole in _rows(
+            connection, _NAMES, {"schemas": list(schemas)}
+        )
+    )
 
 
 def relations(
@@ -303,9 +319,9 @@ def _relations(
 
 def _relation(
     row: Any,
-    attributes: Sequence[Attribute] = (),
-    unique: Sequence[_Unique] = (),
-    definition: Definition = MappingProxyType({}),
+    attributes: Sequence[Attribute],
+    unique: Sequence[_Unique],
+    definition: Definition,
 ) -> Relation:
     oid, schema, name, kind, heaps, toast, rows, page, readable, comment, *rest = row
     rewritten, parts, whole, system, secured, encoding, leaves = rest
