@@ -91,6 +91,7 @@ def expected_bytes(raw: Source) -> dict[str, set[str]]:
     return {name: {text.decode()} for name, text in zip(NAMES, row, strict=True)}
 
 
+@pytest.mark.soak
 def test_a_run_records_invalid_text_as_rejected_values(raw: Source) -> None:
     """Such values of any type are NULL in the table, and rejected_values has their bytes; other
     values land, and PostgreSQL and bronze compute the same hashes.

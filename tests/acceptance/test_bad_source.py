@@ -339,6 +339,7 @@ def taken(dsn: str, count: int) -> Iterator[Callable[[int], None]]:
         give_back(len(kept))
 
 
+@pytest.mark.soak
 def test_a_run_waits_for_free_connections(fresh: Source) -> None:
     """Without free connections a run waits, and continues with fewer readers."""
     fresh.execute(GATED)
@@ -423,6 +424,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
         yield primary, standby
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("consistency", ["run", "per-table"])
 def test_a_standby_is_read_as_a_primary_is(
     pair: tuple[Server, Server], tmp_path: Path, consistency: str

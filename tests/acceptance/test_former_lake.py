@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import polars as pl
+import pytest
 
 import bronze
 from tests.conftest import Source
@@ -39,6 +40,7 @@ def names(source: Source, table: str) -> set[str]:
     return set(frame["target_table"].to_list())
 
 
+@pytest.mark.soak
 def test_a_lake_of_an_earlier_version_stays_usable(source: Source) -> None:
     """Runs, streams, verify, quality and erasure find what earlier versions wrote."""
     source.execute(TABLES)

@@ -66,6 +66,7 @@ def columns(source: Source, table: str) -> list[str]:
     return names[: names.index("load_timestamp")]
 
 
+@pytest.mark.soak
 def test_granted_columns_are_loaded_without_the_others(role: str, source: Source) -> None:
     """Of each kind of table, by each pattern, with privileges on these columns only."""
     fill = f"SELECT g, 'p' || g, '{SECRET.decode()}', now() FROM generate_series(1, 3000) g"

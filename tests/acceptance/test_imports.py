@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Source
 
 _COMMANDS = """
@@ -41,6 +43,7 @@ _RARE = {
 }
 
 
+@pytest.mark.soak
 def test_commands_load_only_what_they_use(source: Source, tmp_path: Path) -> None:
     """Help and errors of the config need no library of data, commands on the lake none of the
     source, and a run of plain tables none of the libraries for what is rare. No command loads

@@ -245,6 +245,7 @@ def test_a_model_is_retrained_when_it_no_longer_fits(source: Source) -> None:
     ]
 
 
+@pytest.mark.soak
 def test_a_model_is_retrained_after_its_time(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +403,7 @@ def test_protected_columns_are_in_no_model(source: Source, monkeypatch: pytest.M
     assert "mean price" not in json.loads(measures)
 
 
+@pytest.mark.soak
 def test_unusual_measures_of_a_run_are_anomalies(source: Source) -> None:
     """Numbers of rows, NULLs, means and distinct values that differ from earlier runs."""
     settings = with_table(source)

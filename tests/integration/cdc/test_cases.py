@@ -161,6 +161,7 @@ def test_generated_columns(streams: Streams) -> None:
     assert (result.inserted, result.updated, result.notes) == (1, 1, ())
 
 
+@pytest.mark.soak
 def test_partitions_exchanged_while_a_stream_runs_are_resynced(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,7 @@ def test_a_source_restored_from_a_backup_is_resynced(source: Source, cases: Sequ
     proven(source, given)
 
 
+@pytest.mark.soak
 def test_a_table_that_was_not_streamed_for_a_while_is_resynced(source: Source) -> None:
     """A table that the last stream did not follow, or that a run has loaded, is resynced first."""
     source.execute(TABLE)

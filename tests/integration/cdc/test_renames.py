@@ -55,9 +55,8 @@ MOVES: dict[str, tuple[str, str, dict[str, dict[str, str]]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "move", ["another name", pytest.param("another schema", marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("move", ["another name", "another schema"])
 def test_changes_before_a_moved_table_joins_again_are_applied(
     source: Source, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, move: str
 ) -> None:

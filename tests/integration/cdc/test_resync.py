@@ -194,7 +194,8 @@ def test_new_tables_wait_while_the_others_follow(
     proven(source, given, "t", "u", "w")
 
 
-@pytest.mark.parametrize("stopped", [True, pytest.param(False, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("stopped", [True, False])
 def test_changes_received_before_the_slot_is_ready_are_applied(
     source: Source, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:

@@ -166,13 +166,14 @@ def test_unseen_changes_reach_a_stream(source: Source, running: bool) -> None:
     assert quiet == []
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("watchful")
 @pytest.mark.parametrize(
     ("running", "step"),
     [
         (False, 3),
-        pytest.param(False, 1, marks=pytest.mark.soak),
-        pytest.param(True, 1, marks=pytest.mark.soak),
+        (False, 1),
+        (True, 1),
     ],
 )
 def test_changes_while_the_publication_was_different_are_resynced(

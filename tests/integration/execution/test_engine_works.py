@@ -113,6 +113,7 @@ def lived(
     return rows.select("id", "v", "n", "record_status", "row_hash", "checksum").rows()
 
 
+@pytest.mark.soak
 def test_each_work_travels_as_bytes_without_secrets(source: Source) -> None:
     """The tasks of all commands can be sent; no secret is among the bytes. The modules of these
     tasks are known to import neither governance nor the API.

@@ -384,6 +384,7 @@ for number in range(12):
 """
 
 
+@pytest.mark.soak
 def test_concurrent_writers_write_one_chain(settings: Settings) -> None:
     """Two processes that record at the same time lose no record."""
     document = settings.model_dump_json(by_alias=True, exclude_unset=True)

@@ -104,7 +104,8 @@ def test_a_deleted_log_is_never_valid(opened: Bronze, tmp_path: Path) -> None:
         shutil.copytree(kept, folder(opened))
 
 
-@pytest.mark.parametrize("damage", ["deleted", pytest.param("cut off", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("damage", ["deleted", "cut off"])
 def test_a_damaged_log_that_grows_again_stays_contradicted(
     source: Source, opened: Bronze, damage: str
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_damaged_log_that_grows_again_stays_contradicted(
         ]
 
 
+@pytest.mark.soak
 def test_a_log_of_another_lake_is_not_valid(
     source: Source, opened: Bronze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_a_new_column_is_recorded_once(shop: Source) -> None:
     ]
 
 
+@pytest.mark.soak
 def test_the_next_run_records_a_run_that_died_after_its_commit(shop: Source) -> None:
     """Killed between the commit and its record: the next run writes the record, once."""
     settings = shop.settings(maintain={"auto": False})

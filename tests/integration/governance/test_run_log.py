@@ -112,6 +112,7 @@ def test_a_source_that_is_down_leaves_a_record(shop: Source) -> None:
     assert row["error_hint"]
 
 
+@pytest.mark.soak
 def test_a_run_whose_process_died_stays_begun(shop: Source) -> None:
     """Its records say which tables were in flight, and on which machine."""
     settings = shop.settings()

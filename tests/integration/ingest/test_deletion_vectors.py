@@ -82,6 +82,7 @@ def test_a_table_gets_the_feature_by_its_next_run(source: Source) -> None:
         assert opened.verify().exit_code == 0
 
 
+@pytest.mark.soak
 def test_streams_delete_by_vectors(source: Source) -> None:
     """A batch of a stream marks rows in the files that are there; unchanged TOAST, keys that move
     and a TRUNCATE are applied all the same.

@@ -39,9 +39,10 @@ def large(source: Source) -> Source:
     return source
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("own", "operations"),
-    [({}, 1), pytest.param({"partition_by": "at"}, 2, marks=pytest.mark.soak)],
+    [({}, 1), ({"partition_by": "at"}, 2)],
 )
 def test_a_load_writes_its_bytes_once(large: Source, own: dict[str, Any], operations: int) -> None:
     """One file for each reader. Only where a table with partitions is to be clustered, its files

@@ -64,6 +64,7 @@ def relation_of(connection: connect.Connection, name: str = "t") -> Relation:
     return next(r for r in relations(connection, ["public"]) if r.name == name)
 
 
+@pytest.mark.soak
 def test_rows_of_many_partitions_land_once(parts: Source) -> None:
     """All rows of all partitions land, changes are found by comparison, and both sides are proven
     equal; no statement reads the parent's rows.

@@ -289,9 +289,8 @@ def test_finding_nothing_is_not_a_proof(source: Source, tmp_path: Path) -> None:
         erasure.forget(given, "t", {"id": "2"})
 
 
-@pytest.mark.parametrize(
-    "own", [{"history": True, "pattern": "batch"}, pytest.param({}, marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("own", [{"history": True, "pattern": "batch"}, {}])
 def test_erasure_by_a_renamed_key_covers_its_former_names(
     source: Source, own: dict[str, Any]
 ) -> None:
@@ -357,6 +356,7 @@ WATCHED: dict[str, Any] = {
 }
 
 
+@pytest.mark.soak
 def test_models_and_profiles_with_a_value_of_one_person_are_erased(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,6 +215,7 @@ def lived_all(server: Server, examples: int, *, alike: bool) -> None:
     each()
 
 
+@pytest.mark.soak
 def test_nothing_of_an_erased_person_is_left(server: Server) -> None:
     """After an erasure no byte and no decoded value in the lake comes from the person's row, and
     the rows and records of everybody else are unchanged.

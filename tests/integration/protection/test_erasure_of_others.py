@@ -36,7 +36,8 @@ def recorded(source: Source) -> list[str]:
     return sorted([*keys, *records(source, "quality")["examples"].to_list()])
 
 
-@pytest.mark.parametrize("kind", ["text", pytest.param("int", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["text", "int"])
 def test_a_token_that_is_the_value_of_another_row_does_not_match_it(
     source: Source, kind: str
 ) -> None:

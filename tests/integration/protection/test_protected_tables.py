@@ -158,6 +158,7 @@ def test_no_method_leaves_a_value_in_clear(source: Source) -> None:
     assert differences(given) == {}
 
 
+@pytest.mark.soak
 @together(("full_refresh", "hash"), ("batch", "tokenize"), ("batch", "encrypt_deterministic"))
 def test_only_differences_are_committed_by_a_protected_key(
     source: Case, pattern: str, method: str

@@ -61,6 +61,7 @@ def kinds(chance: np.random.Generator, height: int, width: int) -> Any:
     return np.column_stack(made[:width]).astype(np.float32)
 
 
+@pytest.mark.soak
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 6),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -175,6 +176,7 @@ def opened(views: Sequence[tuple[datetime, list[Condition]]]) -> dict[Key, Alert
     return {key: alert for key, alert in alerts.items() if alert.is_open}
 
 
+@pytest.mark.soak
 def test_one_outage_of_a_source_with_1000_tables_is_one_alert() -> None:
     """All tables fail and are late, the stream is down: the source explains it."""
     tables = [table(f"t{number}") for number in range(1000)]

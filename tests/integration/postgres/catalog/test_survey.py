@@ -176,6 +176,7 @@ CHANGING = [
 ]
 
 
+@pytest.mark.soak
 def test_the_pattern_of_a_big_table_follows_its_changes(source: Source) -> None:
     """Many updates: streaming; a cursor is used where it shows the changes that there are."""
     tables = {f"t{i}": case for i, case in enumerate(CHANGING)}

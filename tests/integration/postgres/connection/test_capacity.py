@@ -73,7 +73,8 @@ def test_errors_name_the_limit_that_is_reached(source: Source, login: str, limit
     set_limit(source, limited, login, -1)
 
 
-@pytest.mark.parametrize("limited", ["role", pytest.param("database", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("limited", ["role", "database"])
 def test_check_reports_a_limit_that_is_too_low(source: Source, login: str, limited: str) -> None:
     """A limit below the connections that the config needs is a problem; a sufficient one works."""
     cases = (("full_refresh", pipeline.run, 4), ("streaming", stream_once, 5))

@@ -221,6 +221,7 @@ def counted() -> Iterator[dict[str, int]]:
         yield counts
 
 
+@pytest.mark.soak
 @since("scans of page ranges")
 def test_more_tables_ask_no_more_of_the_catalog(
     source: Source, monkeypatch: pytest.MonkeyPatch

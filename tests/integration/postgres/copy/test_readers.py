@@ -164,6 +164,7 @@ def test_many_random_rows_are_equal(typed: Source, sample: Sample) -> None:
     prove(typed, where=["id < 3", "id = 3", "id = 0", "id > 3"])
 
 
+@pytest.mark.soak
 def test_special_values_of_every_type_are_equal(source: Source) -> None:
     """All columns together, and each one alone: a rejected value in one does not change others."""
     source.execute(TYPES)
@@ -200,6 +201,7 @@ def test_all_types_have_any_pattern_of_nulls(
     prove(typed, where=["id <= 10", "id BETWEEN 11 AND 20", "id BETWEEN 21 AND 50", "id > 50"])
 
 
+@pytest.mark.soak
 def test_texts_may_contain_the_separator(source: Source) -> None:
     """Also beside NULL and empty texts, and as the only text."""
     cells = [
@@ -251,9 +253,10 @@ def test_configured_decimals_are_not_rounded(source: Source) -> None:
         assert [text is not None for text in rejected] == [False, True, True, False]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "kinds",
-    [("text", "bytea", "date", "text[]"), pytest.param(("int",), marks=pytest.mark.soak)],
+    [("text", "bytea", "date", "text[]"), ("int",)],
 )
 def test_tables_of_1600_columns_are_equal(source: Source, kinds: tuple[str, ...]) -> None:
     """As many columns as a table can have, whose values come in more than a SELECT can return."""

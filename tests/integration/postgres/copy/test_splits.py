@@ -252,6 +252,7 @@ KEYS = {
 }
 
 
+@pytest.mark.soak
 def test_views_are_split_by_key(source: Source, connection: connect.Connection) -> None:
     """A view is split by ranges of its key, whatever the type, with duplicates and NULLs."""
     for i, (case, key) in enumerate(KEYS.items()):
@@ -314,6 +315,7 @@ def test_a_renamed_key_is_split_by_its_source_name(source: Source) -> None:
     assert result.tables[0].files > 1
 
 
+@pytest.mark.soak
 def test_many_small_splits_load_every_row_once(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -390,6 +390,7 @@ def test_every_type_of_the_catalog_is_parsed(source: Source) -> None:
     assert columns > 500
 
 
+@pytest.mark.soak
 def test_a_row_of_hundreds_of_rejected_values_is_parsed(source: Source) -> None:
     """They are in the order of the columns."""
     kinds = ("date", "numeric(3,1)", "int[]")

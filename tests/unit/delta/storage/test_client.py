@@ -113,6 +113,7 @@ def test_of_a_large_file_only_what_is_asked_for_is_read(s3: Store) -> None:
         assert gateway.sent < sent
 
 
+@pytest.mark.soak
 def test_a_large_object_is_read_from_any_offset(s3: Store) -> None:
     """What is read ahead is what comes next, wherever reads begin and end."""
     draw = np.random.default_rng(1)

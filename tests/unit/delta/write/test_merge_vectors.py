@@ -65,6 +65,7 @@ def read(bench: Bench) -> Counter[str]:
     return found
 
 
+@pytest.mark.soak
 @settings(max_examples=examples(20), deadline=None)
 @given(
     rounds=st.lists(_rounds, min_size=1, max_size=4),

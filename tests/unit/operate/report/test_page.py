@@ -74,6 +74,7 @@ def test_each_picture_has_a_text_and_a_table() -> None:
     assert text.count("<h1") == 1
 
 
+@pytest.mark.soak
 def test_a_thousand_tables_fit_into_a_megabyte() -> None:
     """Of many tables those that matter are listed, and the page says how many are left out."""
     text = page.html(reports.material(views.well(NOW, count=1_000), days=2))

@@ -180,7 +180,8 @@ def _chunks(stream: list[bytes], large: int, data: st.DataObject) -> Iterator[li
     yield chunk
 
 
-@pytest.mark.parametrize("at_once", [1, pytest.param(10, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("at_once", [1, 10])
 def test_the_size_of_a_batch_is_its_memory_however_its_changes_arrive(at_once: int) -> None:
     """Also if they trickle in, so that each portion has a few changes of each table."""
     row = struct.pack(">chcI", b"N", 1, b"t", 4) + b"text"
