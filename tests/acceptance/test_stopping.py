@@ -168,6 +168,7 @@ def large(source: Source) -> Path:
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_a_large_table_is_stopped_at_any_time(source: Source) -> None:
     """While it is read, written, clustered, verified or maintained: nothing half-written is left,
     and the data is equal after the next run.

@@ -110,6 +110,7 @@ def balance(lake: Path) -> int:
     return int(left) + int(pl.read_delta(str(folder / "bz_stock_levels"))[COLUMN].sum())
 
 
+@pytest.mark.slow
 def test_transfers_between_tables_balance_in_every_run(shop: str, tmp_path: Path) -> None:
     """Twenty runs beside transfers: no run ever shows one half of a transfer."""
     settings = settings_for(shop, tmp_path)
@@ -190,7 +191,7 @@ def lines(shop: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("memory", ["512MB", pytest.param("1GB", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("pattern", ["full_refresh", "batch"])
+@pytest.mark.parametrize("pattern", [pytest.param("full_refresh", marks=pytest.mark.slow), "batch"])
 def test_runs_stay_within_their_memory(
     lines: str, tmp_path: Path, memory: str, pattern: str
 ) -> None:

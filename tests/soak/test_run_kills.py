@@ -175,6 +175,7 @@ def test_runs_that_race_each_other(shop: str, tmp_path: Path) -> None:
     proven(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_runs_beside_maintenance_and_a_foreign_writer(shop: str, tmp_path: Path) -> None:
     """Others rewrite and append all the time: none of their rows counts, all of ours are there."""
     own = document(shop, tmp_path)

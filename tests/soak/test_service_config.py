@@ -49,6 +49,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 def test_each_mistake_is_one_sentence(tmp_path: Path) -> None:
     """With exit 2, nothing of a secret in it, and before a lake is made."""
     file = tmp_path / "bronze.toml"

@@ -182,7 +182,11 @@ def test_a_promotion_does_not_end_a_run(followed: Followed) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["TRUNCATE t", "DELETE FROM t WHERE id < 50; VACUUM t"], ids=["lock", "rows"]
+    "what",
+    [
+        pytest.param("TRUNCATE t", id="lock"),
+        pytest.param("DELETE FROM t WHERE id < 50; VACUUM t", id="rows", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_holds_up_replay_begins_again(folder: Path, tmp_path: Path, what: str) -> None:
     """The standby ends the session that holds the snapshot. The run says what to set, and takes

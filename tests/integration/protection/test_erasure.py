@@ -124,6 +124,7 @@ def test_any_text_of_a_value_selects_its_row(source: Source) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_any_text_of_a_key_selects_its_row(source: Source) -> None:
     """The same for keys, also those that Delta cannot hold or compare."""
     source.execute(SETUP)

@@ -224,6 +224,7 @@ def test_nothing_of_an_erased_person_is_left(server: Server) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 def test_nothing_of_an_erased_person_is_left_at_length(server: Server) -> None:
     """The same, with many more tables."""
     lived_all(server, 40, alike=False)
