@@ -113,12 +113,24 @@ def docs(session):
     session.run("pytest", "-n", "2", "-m", "docs", "tests/docs", *session.posargs, env=KEPT)
 
 
+# Sail's server does not start in a worker of xdist: these tests run in one process.
+SAIL = (
+    "tests/interop/test_clustered.py",
+    "tests/interop/test_interop.py",
+    "tests/interop/test_vectors.py",
+)
+
+
 @nox.session
 def interop(session):
     """The tables read back by independent engines."""
     session.install("-e", ".[interop]")
-    # In one process: Sail's server does not start in a worker of xdist.
-    session.run("pytest", "-m", "interop", *session.posargs, env=KEPT)
+    if session.posargs:
+        session.run("pytest", "-m", "interop", *session.posargs, env=KEPT)
+        return
+    session.run("pytest", *SAIL, env=KEPT)
+    others = [f"--ignore={path}" for path in SAIL]
+    session.run("pytest", "-n", "2", "--dist", "worksteal", *others, "tests/interop", env=KEPT)
 
 
 @nox.session
