@@ -340,6 +340,7 @@ def _driven(source: Source, folder: Path, examples: int, steps: int) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_random_histories_keep_bronze_equal_at_length(source: Source, tmp_path: Path) -> None:
     """Many long random histories of a table keep Bronze equal to the source."""

@@ -493,7 +493,8 @@ def test_a_stream_survives_a_server_crash(tmp_path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("how", ["cut", pytest.param("stall", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["cut", "stall"])
 def test_a_stream_survives_repeated_connection_losses(
     source: Source, server: Server, how: str
 ) -> None:
@@ -515,6 +516,7 @@ def test_a_stream_survives_repeated_connection_losses(
         balanced(given, source.lake)
 
 
+@pytest.mark.slow
 def test_a_stream_survives_a_full_lake(source: Source, tmp_path: Path) -> None:
     """The stream waits, says so, and lands all of it once there is room; no table is given up."""
     folder = tmp_path / "small"

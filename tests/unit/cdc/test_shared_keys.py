@@ -178,7 +178,9 @@ def applied(rows: dict[str, Any], given: Any, place: Place) -> dict[str, Any]:
     return after | {row[0]: row for row in came}
 
 
-@pytest.mark.parametrize("examples", [3, pytest.param(500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "examples", [3, pytest.param(500, marks=(pytest.mark.soak, pytest.mark.slow))]
+)
 @pytest.mark.parametrize(
     ("identity", "deferred"),
     [
