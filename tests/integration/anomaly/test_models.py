@@ -263,6 +263,7 @@ def test_a_model_is_retrained_after_its_time(
     assert versions.n_unique() == len(versions)
 
 
+@pytest.mark.soak
 def test_a_damaged_model_is_retrained(source: Source) -> None:
     """A new model is trained, with a note; also when a file of ``governance.models`` is missing."""
     settings = with_table(source)

@@ -132,6 +132,7 @@ def test_other_tables_go_on_while_one_waits(
     proven(source, given, "t", "u")
 
 
+@pytest.mark.soak
 def test_a_stream_stops_while_a_table_waits(source: Source, server: Server) -> None:
     """It ends at once and leaves no slot. The next stream resyncs the table, as its changes that
     were left out are not sent again.

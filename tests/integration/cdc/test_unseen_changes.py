@@ -526,6 +526,7 @@ BEFORE = {
 }
 
 
+@pytest.mark.soak
 def test_unseen_changes_reach_a_batch_run(source: Source) -> None:
     """The next run compares all rows and says why; the one after it reads only changes."""
     changes = each(BEFORE)

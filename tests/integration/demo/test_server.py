@@ -134,6 +134,7 @@ def test_a_port_in_use_is_replaced_unless_it_was_requested(
             assert running.port != port
 
 
+@pytest.mark.soak
 def test_a_failed_start_is_reported_with_the_servers_log(tmp_path: Path) -> None:
     """The error has the lines of this start, the hint the path of the log."""
     data = tmp_path / "data"

@@ -167,6 +167,7 @@ def test_a_rewritten_record_is_contradicted(opened: Bronze) -> None:
     assert not audit_mark.knows_more(state, replace(other, hash=known.digits))
 
 
+@pytest.mark.soak
 def test_a_run_that_dies_gives_no_false_alarm(
     source: Source, opened: Bronze, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_runs_delete_by_vectors(source: Source, more: dict[str, Any]) -> None:
     assert opened.verify().exit_code == 0
 
 
+@pytest.mark.soak
 def test_a_table_gets_the_feature_by_its_next_run(source: Source) -> None:
     """A table that was made without the option has the feature after a run with it, and then uses
     it; without the option its files are rewritten again.

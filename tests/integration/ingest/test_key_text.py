@@ -275,6 +275,7 @@ def test_a_row_with_an_infinite_key_is_erased_alone(source: Source) -> None:
     assert rows.filter(pl.col(KEY_TEXT) == OPEN).height == 39
 
 
+@pytest.mark.soak
 def test_rows_without_key_text_get_it_with_their_key(source: Source) -> None:
     """Rows that landed without a key get their key text when the table gets a key."""
     source.execute(

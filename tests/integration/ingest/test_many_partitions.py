@@ -88,6 +88,7 @@ def test_rows_of_many_partitions_land_once(parts: Source) -> None:
     assert keys == ['{"id": -7}', '{"id": 1000000}', '{"id": 5}']
 
 
+@pytest.mark.soak
 def test_large_and_rejected_values_are_found_in_each_partition(parts: Source) -> None:
     """Sizes of rows are measured in the partition, and a value that Delta cannot hold is recorded,
     also by a load that clusters its rows.

@@ -834,6 +834,7 @@ KEYS = {
 }
 
 
+@pytest.mark.soak
 def test_keys_of_any_type_identify_rows(source: Source) -> None:
     """Keys of every usual type work, alone and as one of two columns."""
     single, double = ([f"{count} {kind}" for kind in KEYS] for count in ("one", "two"))

@@ -457,6 +457,7 @@ def _entered(given: Settings, frame: pl.DataFrame) -> None:
     writer.append_rows(place, book.COLUMNS, rows, "b")
 
 
+@pytest.mark.soak
 def test_records_of_two_schemas_with_one_table_name_are_kept_apart(source: Source) -> None:
     """Governance tables have the full name of the table; records of earlier releases, which have
     the name without the schema, are told apart by the batches in the lineage.

@@ -91,6 +91,7 @@ def test_a_clear_value_that_may_be_a_token_is_doubtful(source: Source) -> None:
     assert (done.is_found, done.doubtful) == (False, 0)
 
 
+@pytest.mark.soak
 def test_rows_under_a_reused_column_name_are_distinguished_by_time(source: Source) -> None:
     """Rows from before a rename of the key have it under the old name, which another column has
     now: they are erased, and no row whose new column has that value.

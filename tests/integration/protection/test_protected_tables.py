@@ -331,6 +331,7 @@ def test_a_change_of_protection_reloads_the_table(source: Source) -> None:
     landed(given)
 
 
+@pytest.mark.soak
 def test_records_from_before_protection_are_deleted_with_old_versions(source: Source) -> None:
     """They name rows, or have values, in clear; records of the current rows stay."""
     source.execute("CREATE TABLE t (mail text PRIMARY KEY, kind text, day date, n int)")

@@ -162,6 +162,7 @@ def token(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.soak
 def test_a_command_makes_the_passwords(
     server: Server, source: Source, vault: dict[str, Any], token: Path, tmp_path: Path
 ) -> None:

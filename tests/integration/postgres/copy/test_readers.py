@@ -143,6 +143,7 @@ def test_random_rows_are_equal(typed: Source, sample: Sample) -> None:
     assert rows.height == len(sample.rows)
 
 
+@pytest.mark.soak
 @settings(IN_DATABASE, max_examples=4)
 @given(sample=samples())
 def test_random_rows_are_equal_by_the_type_options(typed: Source, sample: Sample) -> None:

@@ -302,6 +302,7 @@ def test_a_table_without_access_to_ctid_is_split_by_key(
     assert len({first for _, first in counts}) == len(parts)
 
 
+@pytest.mark.soak
 def test_a_renamed_key_is_split_by_its_source_name(source: Source) -> None:
     """A view is split by ranges of its key, whatever the name of the key in Bronze."""
     source.execute("""

@@ -548,6 +548,7 @@ def server_problems(connection: Connection, name: str = "s") -> tuple[MissingPre
     return prerequisites.missing_prerequisites(connection, [], {}, "p", name)
 
 
+@pytest.mark.soak
 def test_wal_level_and_limits_of_the_server_are_checked(tmp_path: Path) -> None:
     """The remedies give a server with enough slots and WAL senders."""
     few = {"wal_level": "replica", "max_replication_slots": "1", "max_wal_senders": "1"}

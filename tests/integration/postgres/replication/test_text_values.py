@@ -119,6 +119,7 @@ def test_random_rows_are_parsed(own: Source, sample: Sample) -> None:
     prove(own)
 
 
+@pytest.mark.soak
 @settings(IN_DATABASE, max_examples=6)
 @given(sample=samples())
 def test_random_rows_follow_the_type_options(own: Source, sample: Sample) -> None:

@@ -65,6 +65,7 @@ def test_what_arrives_in_order_is_left_in_order() -> None:
     assert decided(Queries({"id": 50}), frame=shuffled).by == ("id",)
 
 
+@pytest.mark.soak
 def test_a_choice_does_not_flap() -> None:
     """What was chosen is chosen again, also where another column is a little better now."""
     queries = Queries({"customer": 90, "shop": 60})

@@ -135,7 +135,8 @@ def test_files_that_bronze_clusters_name_it(place: Place) -> None:
     assert {*theirs} <= {file.path for file in state_of(place).files}
 
 
-@pytest.mark.parametrize("appends", [20, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("appends", [20, 100])
 def test_clustering_costs_no_more_than_without(tmp_path: Path, appends: int) -> None:
     """Many appends rewrite as many bytes with liquid clustering as without it."""
     written = {}
