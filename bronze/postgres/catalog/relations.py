@@ -118,13 +118,15 @@ class Relation:
 _READABLE = """has_schema_privilege(n.oid, 'USAGE')
            AND has_any_column_privilege(c.oid, 'SELECT')"""
 
+_LISTED = "n.nspname = ANY(%(schemas)s) AND c.relkind IN ('r', 'p', 'm', 'v', 'f')"
+_ALONE = "NOT c.relispartition AND c.relpersistence <> 't'"
+
 _NAMES = f"""
 SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, {_READABLE},
        has_table_privilege(c.oid, 'SELECT')
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = ANY(%(schemas)s) AND c.relkind IN ('r', 'p', 'm', 'v', 'f')
-    AND NOT c.relispartition AND c.relpersistence <> 't'
+WHERE {_LISTED} AND {_ALONE}
 ORDER BY n.nspname, c.relname
 """  # noqa: S608 - made of constants
 
@@ -135,7 +137,7 @@ _RELATIONS = f"""
 WITH RECURSIVE tree(root, oid) AS (
     SELECT c.oid, c.oid FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = ANY(%(schemas)s) AND c.relkind IN ('r', 'p', 'm', 'v', 'f')
+    WHERE {_LISTED}
   UNION
     SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
 ), sizes AS (
@@ -184,7 +186,7 @@ SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text,
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN sizes s ON s.root = c.oid
-WHERE NOT c.relispartition AND c.relpersistence <> 't'
+WHERE {_ALONE}
 ORDER BY n.nspname, c.relname
 """  # noqa: S608 - made of constants
 

@@ -36,3 +36,33 @@ def test_a_type_that_comes_while_the_catalog_is_read_is_no_error(
         (after,) = catalog.relations(connection, ["public"])
     assert altered == ["inet", "done"]
     assert [relation.attributes[1].type.name for relation in (before, after)] == ["cidr", "inet"]
+
+
+def test_relations_that_are_listed_are_those_of_the_catalog(source: Source) -> None:
+    """With the same names, kinds and privileges."""
+    source.execute(
+        "CREATE TABLE t (id int, v int); CREATE TABLE p (id int) PARTITION BY LIST (id);"
+        " CREATE TABLE one PARTITION OF p FOR VALUES IN (1); CREATE VIEW w AS SELECT * FROM t;"
+        " CREATE MATERIALIZED VIEW m AS SELECT * FROM t; CREATE TABLE hidden (id int);"
+        " CREATE SEQUENCE s"
+    )
+    role = f"lister_{source.dsn.rpartition('_')[2]}"
+    source.execute(
+        f"CREATE ROLE {role}; GRANT SELECT ON t, w TO {role}; GRANT SELECT (id) ON p TO {role}"
+    )
+    try:
+        with connect.connect(Origin("test", source.dsn)) as connection:
+            connection.execute(f"SET ROLE {role}")
+            listed = catalog.list_relations(connection, ["public"])
+            whole = catalog.relations(connection, ["public"])
+    finally:
+        source.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    known = [[(r.oid, r.label, r.kind, r.readable, r.whole) for r in rs] for rs in (listed, whole)]
+    assert known[0] == known[1]
+    assert [(r.name, r.readable, r.whole) for r in listed] == [
+        ("hidden", False, False),
+        ("m", False, False),
+        ("p", True, False),
+        ("t", True, True),
+        ("w", True, True),
+    ]
